@@ -1,0 +1,1 @@
+//! The penstock node agent and command line.

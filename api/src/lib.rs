@@ -1,0 +1,1 @@
+//! The admin HTTP API: routes over a trait.

@@ -1,0 +1,1 @@
+//! Benchmarks: micro, path, start.

@@ -1,0 +1,1 @@
+//! Sources for tests: blobs in memory, and wrappers that fail on purpose.

@@ -1,0 +1,65 @@
+//! The one seam: anything that can be asked for bytes of blobs.
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+
+use crate::{ByteRange, Digest, Located, ReadError};
+
+/// A blob as a manifest describes it: its name and its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Blob {
+    /// sha256 of the bytes as served.
+    pub digest: Digest,
+    /// How many bytes there are.
+    pub size_bytes: u64,
+}
+
+impl Blob {
+    /// Refuses a range that does not lie inside the blob: the first line of every `read`.
+    ///
+    /// # Errors
+    /// [`ReadError::OutOfBounds`].
+    pub const fn check(&self, range: ByteRange) -> Result<(), ReadError> {
+        if range.end() <= self.size_bytes {
+            return Ok(());
+        }
+        Err(ReadError::OutOfBounds { blob: self.digest, range, size_bytes: self.size_bytes })
+    }
+
+    /// All bytes of the blob; `None` when it is empty.
+    #[must_use]
+    pub fn all(&self) -> Option<ByteRange> {
+        ByteRange::new(0, self.size_bytes).ok()
+    }
+}
+
+/// What [`BlobSource::read`] returns: boxed, because it is the miss path, where a network is waited for.
+pub type ReadFuture<'a> = Pin<Box<dyn Future<Output = Result<Bytes, ReadError>> + Send + 'a>>;
+
+/// Anything that can be asked for bytes of blobs. The crate's documentation states the contract.
+pub trait BlobSource: fmt::Debug + Send + Sync + 'static {
+    /// Where the bytes of `range` already are, all of them, or `None`. Never blocks.
+    fn locate(&self, blob: &Blob, range: ByteRange) -> Option<Located>;
+
+    /// The bytes of `range`, from wherever they can be had, within the source's deadline.
+    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_>;
+
+    /// The reader found that bytes it was given fail a check of the format that holds them. A source that keeps bytes drops
+    /// its copy, so that the next read asks the one below; others pass it on. Never blocks.
+    fn reject(&self, blob: &Blob, range: ByteRange);
+}
+
+impl<S: BlobSource + ?Sized> BlobSource for Arc<S> {
+    fn locate(&self, blob: &Blob, range: ByteRange) -> Option<Located> {
+        (**self).locate(blob, range)
+    }
+
+    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+        (**self).read(blob, range)
+    }
+
+    fn reject(&self, blob: &Blob, range: ByteRange) {
+        (**self).reject(blob, range);
+    }
+}

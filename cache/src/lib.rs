@@ -1,0 +1,1 @@
+//! Keeping chunks of blobs on this node.

@@ -1,0 +1,1 @@
+//! Turning wanted byte ranges into few HTTP requests to registries.

@@ -1,0 +1,1 @@
+//! Mapping a device's bytes to bytes of blobs.

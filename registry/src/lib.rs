@@ -1,0 +1,1 @@
+//! An OCI registry on loopback, in process, with set latency, bandwidth and faults.

@@ -1,0 +1,1 @@
+//! Whole-system, fault, crash and VM tests.
