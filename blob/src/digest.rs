@@ -140,7 +140,8 @@ mod tests {
         let sha512 = "sha512:00".parse::<Digest>();
         assert_eq!(sha512, Err(DigestError::Algorithm { algorithm: "sha512".into() }));
         let upper = EMPTY.to_uppercase().replace("SHA256", "sha256");
-        for bad in ["", "sha256", "sha256:", &EMPTY[..70], &upper, &format!("{EMPTY}0"), &format!("{}/", &EMPTY[..70])] {
+        for bad in ["", "sha256", "sha256:", &EMPTY[..70], &upper, &format!("{EMPTY}0"), &format!("{}/", &EMPTY[..70])]
+        {
             assert_eq!(bad.parse::<Digest>(), Err(DigestError::Malformed), "{bad:?}");
         }
     }

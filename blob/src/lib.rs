@@ -24,7 +24,6 @@ mod located;
 mod range;
 mod source;
 
-
 #[cfg(feature = "test-util")]
 pub mod conformance;
 #[cfg(feature = "test-util")]

@@ -118,8 +118,7 @@ mod tests {
 
     #[test]
     fn set_operations_agree_with_counting_bytes() {
-        let all: Vec<ByteRange> =
-            (0..7).flat_map(|s| (s + 1..8).map(move |e| ByteRange::new(s, e).unwrap())).collect();
+        let all: Vec<ByteRange> = (0..7).flat_map(|s| (s + 1..8).map(move |e| ByteRange::new(s, e).unwrap())).collect();
         for &a in &all {
             for &b in &all {
                 let holds = |r: ByteRange, x: u64| r.start() <= x && x < r.end();
