@@ -1,1 +1,59 @@
-//! The admin HTTP API: routes over a trait.
+//! HTTP for operators: what a node's agent is asked, and how it answers.
+//!
+//! # Contract
+//!
+//! One request is one call on [`Node`] and one answer. The crate holds no state: the agent implements [`Node`] over its own
+//! table of attachments, serves [`router`] on a unix socket (or on TCP, when configured), and bounds how long a request may take.
+//! The same types are what the `penstock` command sends and reads.
+//!
+//! # Layout
+//!
+//! - `node`: the calls that the routes need, and [`NodeError`].
+//! - `device`, `cache`, `event`, `version`: what is sent and answered.
+//! - `problem`: errors as RFC 9457 problem details, and the one table from error to status.
+//! - `extract`: reading a request, each failure a problem.
+//! - `routes`: the routes and their OpenAPI description, declared together so that they cannot drift.
+//!
+//! # Invariants
+//!
+//! - Every answer outside 2xx is `application/problem+json`, whoever made it: a route, an unknown path, a wrong method, a body
+//!   that is malformed or too large, or a panic in a route.
+//! - Requests are strict: an unknown field or query parameter is refused by its name. Answers may gain fields; a client ignores
+//!   those it does not know.
+//! - A request body is at most [`BODY_BYTES`], an event list at most [`EVENTS_LISTED`], a list of cached blobs at most
+//!   [`BLOBS_LISTED`].
+//! - `openapi.json` beside this crate is [`openapi`], checked by a test.
+//!
+//! # Concurrency
+//!
+//! Routes run concurrently on whatever runtime serves the router; no lock is held here. A client that goes away drops the future of
+//! its call: see [`Node`].
+
+mod cache;
+mod device;
+mod event;
+mod extract;
+mod node;
+mod problem;
+mod routes;
+mod version;
+
+pub use cache::{BlobUsage, CacheUsage, Index, IndexState, Verification};
+pub use device::{Attach, Detached, Device, DeviceState, NotDetached, Presence, Stats, Transport, Wanted};
+pub use event::{Event, Events, EventsQuery};
+pub use extract::DetachQuery;
+pub use jiff::Timestamp;
+pub use node::{Answer, Node, NodeError, Readiness};
+pub use problem::{PROBLEM_JSON, Problem, ProblemKind};
+pub use routes::{openapi, router};
+pub use version::Version;
+
+/// The most bytes read of a request body. An attach request with the longest reference and path that any registry and Linux allow
+/// stays far below; what is longer is refused with 413.
+pub const BODY_BYTES: usize = 64 << 10;
+
+/// The most events in one answer; a client that is further behind asks again from the last sequence it saw.
+pub const EVENTS_LISTED: usize = 1_000;
+
+/// The most cached blobs in one answer, the most present first: about 1 MiB of JSON. `blobs_total` always counts them all.
+pub const BLOBS_LISTED: usize = 4_096;

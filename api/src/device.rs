@@ -1,0 +1,177 @@
+//! Devices: what is asked for, and what is answered about each.
+
+use std::path::PathBuf;
+
+use penstock_blob::Digest;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{Problem, Timestamp};
+
+/// How a device reaches the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// A `/dev/ublkbN` block device.
+    Ublk,
+    /// A read-only file in a FUSE mount.
+    Fuse,
+}
+
+/// Which transport the caller wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Wanted {
+    /// ublk where the kernel has it, FUSE where not.
+    #[default]
+    Auto,
+    /// ublk or an error.
+    Ublk,
+    /// FUSE or an error.
+    Fuse,
+}
+
+/// Asks for an image to be attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Attach {
+    /// The image, as for `docker pull`: `registry/repository:tag`, `...@sha256:...`; docker.io and `latest` by default.
+    #[schema(example = "registry.example.com/team/app:1.4")]
+    pub reference: String,
+    /// Mount the file system found on the device here, read-only. An absolute path of a directory on the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "/mnt/app")]
+    pub mount: Option<PathBuf>,
+    /// How the device is to reach the kernel.
+    #[serde(default)]
+    pub transport: Wanted,
+    /// Which image of a multi-platform index: `os/architecture[/variant]`. The node's own by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "linux/arm64")]
+    pub platform: Option<String>,
+}
+
+/// Where a device is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceState {
+    /// Being resolved, opened, started or mounted.
+    Attaching,
+    /// Serving reads.
+    Attached,
+    /// Being unmounted and removed.
+    Detaching,
+    /// Recorded but not serving: `state_reason` says why. Detach it, or restart the agent to try again.
+    Failed,
+}
+
+/// One attached image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Device {
+    /// The device's name on this node, as used in `/v1/devices/{id}`.
+    #[schema(example = "d1")]
+    pub id: String,
+    /// Where it is in its life.
+    pub state: DeviceState,
+    /// Why it is in that state, when there is something to say.
+    pub state_reason: Option<String>,
+    /// The image as it was asked for.
+    pub reference: String,
+    /// The digest of the image's manifest that the reference meant when it was attached.
+    #[schema(value_type = String, example = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")]
+    pub digest: Digest,
+    /// The platform chosen.
+    #[schema(example = "linux/amd64")]
+    pub platform: String,
+    /// What the image is made of, in words.
+    #[schema(example = "OverlayBD, 3 layers")]
+    pub image: String,
+    /// Size of the device in bytes.
+    pub size_bytes: u64,
+    /// How it reaches the kernel.
+    pub transport: Transport,
+    /// Why that transport was chosen.
+    pub transport_reason: String,
+    /// The block device or file that holds the image's bytes; absent until there is one.
+    #[schema(value_type = Option<String>, example = "/dev/ublkb0")]
+    pub device_path: Option<PathBuf>,
+    /// Where its file system is mounted, if it is.
+    #[schema(value_type = Option<String>, example = "/mnt/app")]
+    pub mount_point: Option<PathBuf>,
+    /// The file system found on it.
+    #[schema(example = "erofs")]
+    pub file_system: Option<String>,
+    /// How bytes are checked before they are served, in words.
+    #[schema(example = "CRC of each frame; digest of each blob once it is whole")]
+    pub verified_by: String,
+    /// When it was attached.
+    pub attached_at: Timestamp,
+    /// What it has served.
+    pub stats: Stats,
+    /// How much of each of its blobs is on this node.
+    pub blobs: Vec<Presence>,
+}
+
+/// What a device has served since it was started in this agent's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Stats {
+    /// Requests taken from the kernel and answered.
+    pub requests: u64,
+    /// Bytes given to the kernel.
+    pub bytes_served: u64,
+    /// Requests answered from this node alone.
+    pub hits: u64,
+    /// Requests that waited for a fetch.
+    pub misses: u64,
+    /// Requests answered with an I/O error.
+    pub errors: u64,
+    /// Requests taken and not yet answered.
+    pub in_flight: u64,
+    /// Bytes fetched from registries for this device's blobs. A blob shared by devices counts for each.
+    pub bytes_fetched: u64,
+}
+
+/// How much of one blob is on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Presence {
+    /// The blob.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+    /// Its size in the registry.
+    pub size_bytes: u64,
+    /// Its bytes on this node.
+    pub present_bytes: u64,
+    /// The share of it on this node, from 0 to 1.
+    pub present_share: f64,
+}
+
+impl Presence {
+    /// The presence of a blob of `size_bytes`, with `present_bytes` of them on this node.
+    #[must_use]
+    pub fn new(digest: Digest, size_bytes: u64, present_bytes: u64) -> Self {
+        Self { digest, size_bytes, present_bytes, present_share: share(present_bytes, size_bytes) }
+    }
+}
+
+/// `part` of `whole` from 0 to 1; nothing of nothing is all of it.
+pub(crate) fn share(part: u64, whole: u64) -> f64 {
+    if part >= whole { 1.0 } else { part as f64 / whole as f64 }
+}
+
+/// What happened when all devices were asked to go.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Detached {
+    /// The devices that are gone.
+    pub detached: Vec<String>,
+    /// Those that are not.
+    pub failed: Vec<NotDetached>,
+}
+
+/// A device that could not be detached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NotDetached {
+    /// The device.
+    pub id: String,
+    /// Why it is still there.
+    pub problem: Problem,
+}

@@ -1,0 +1,98 @@
+//! The few calls that the routes need.
+
+use std::pin::Pin;
+
+use crate::{Attach, CacheUsage, Detached, Device, Events, Version};
+
+/// What a call on a [`Node`] answers, later.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send + 'a>>;
+
+/// A node that can be asked: the agent, or a fake in tests.
+///
+/// Any number of calls may be under way at once. A client that goes away drops the future of its call, at any await: an
+/// implementation that changes something finishes or undoes it in a task of its own.
+pub trait Node: Send + Sync + 'static {
+    /// Whether the node takes work. Never waits.
+    fn readiness(&self) -> Readiness;
+
+    /// All metrics in the OpenMetrics text format, `# EOF` included.
+    fn metrics(&self) -> Answer<'_, String>;
+
+    /// All devices, in the order in which they were attached.
+    fn devices(&self) -> Answer<'_, Vec<Device>>;
+
+    /// The device `id`, else [`NodeError::NotFound`].
+    fn device<'a>(&'a self, id: &'a str) -> Answer<'a, Device>;
+
+    /// Attaches an image; answers once it can be read.
+    fn attach(&self, request: Attach) -> Answer<'_, Device>;
+
+    /// Detaches the device `id`. When it is in use the answer is [`NodeError::Conflict`], unless `force` is set: then it goes
+    /// all the same, and its readers get I/O errors.
+    fn detach<'a>(&'a self, id: &'a str, force: bool) -> Answer<'a, ()>;
+
+    /// Detaches every device; one that stays does not keep the others.
+    fn detach_all(&self, force: bool) -> Answer<'_, Detached>;
+
+    /// What the cache holds, every blob included.
+    fn cache(&self) -> Answer<'_, CacheUsage>;
+
+    /// The kept events with a sequence beyond `since`, oldest first, the first `limit` of them.
+    fn events(&self, since: u64, limit: usize) -> Answer<'_, Events>;
+
+    /// Which agent this is. Never waits.
+    fn version(&self) -> Version;
+}
+
+/// Whether a node takes work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// It does.
+    Ready,
+    /// It does not, for this reason.
+    NotReady(String),
+}
+
+/// Why a node did not do what it was asked. The text says what to do next; it never holds a credential.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    /// There is no such device on the node.
+    #[error("{0}")]
+    NotFound(String),
+    /// The registry has no such image, tag or platform.
+    #[error("{0}")]
+    ImageNotFound(String),
+    /// It cannot be done in the present state: the device is in use, the mount point is taken.
+    #[error("{0}")]
+    Conflict(String),
+    /// The request cannot be meant: a reference that is none, a mount point that is no directory.
+    #[error("{0}")]
+    Invalid(String),
+    /// The registry refused the agent's credentials, or asks for some.
+    #[error("{0}")]
+    Denied(String),
+    /// The registry gave no usable answer; another try may help.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The registry's bytes are not those of their digest, or not what they claim to be.
+    #[error("{0}")]
+    WrongBytes(String),
+    /// The image is not of a kind that can be attached lazily; the text says what it is.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The node lacks what the device needs: no ublk, no FUSE, no file system driver, no privilege.
+    #[error("{0}")]
+    Incapable(String),
+    /// The node's disk or a limit of the agent leaves no room.
+    #[error("{0}")]
+    NoRoom(String),
+    /// The request took longer than the agent lets one take.
+    #[error("{0}")]
+    Deadline(String),
+    /// The agent is starting or stopping and takes no work.
+    #[error("{0}")]
+    Stopping(String),
+    /// A failure that the caller can do nothing about.
+    #[error("{0}")]
+    Internal(String),
+}
