@@ -3,7 +3,7 @@
 //! # Contract
 //!
 //! One request is one call on [`Node`] and one answer. The crate holds no state: the agent implements [`Node`] over its own
-//! table of attachments, serves [`router`] on a unix socket (or on TCP, when configured), and bounds how long a request may take.
+//! table of attachments, serves [`router`] on a unix socket and, when configured, [`read_only_router`] on TCP, and bounds how long a request may take.
 //! The same types are what the `penstock` command sends and reads.
 //!
 //! # Layout
@@ -36,6 +36,8 @@ mod extract;
 mod node;
 mod problem;
 mod routes;
+#[cfg(test)]
+mod tests;
 mod version;
 
 pub use cache::{BlobUsage, CacheUsage, Index, IndexState, Verification};
@@ -45,7 +47,7 @@ pub use extract::DetachQuery;
 pub use jiff::Timestamp;
 pub use node::{Answer, Node, NodeError, Readiness};
 pub use problem::{PROBLEM_JSON, Problem, ProblemKind};
-pub use routes::{openapi, router};
+pub use routes::{openapi, read_only_router, router};
 pub use version::Version;
 
 /// The most bytes read of a request body. An attach request with the longest reference and path that any registry and Linux allow

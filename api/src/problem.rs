@@ -79,11 +79,13 @@ pub enum ProblemKind {
     UnknownPath,
     /// The path does not take this method.
     MethodNotAllowed,
+    /// The listener answers reads only.
+    ReadOnly,
 }
 
 impl ProblemKind {
     /// All kinds, in the order of the documentation.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::NotFound,
         Self::ImageNotFound,
         Self::Conflict,
@@ -102,6 +104,7 @@ impl ProblemKind {
         Self::BodyTooLarge,
         Self::UnknownPath,
         Self::MethodNotAllowed,
+        Self::ReadOnly,
     ];
 
     /// The table: name in the type URI, title, status, and whether another try may help.
@@ -132,6 +135,7 @@ impl ProblemKind {
             Self::MethodNotAllowed => {
                 ("method-not-allowed", "The path does not take this method", S::METHOD_NOT_ALLOWED, false)
             }
+            Self::ReadOnly => ("read-only", "This listener only answers reads", S::FORBIDDEN, false),
         }
     }
 

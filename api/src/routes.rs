@@ -35,14 +35,21 @@ type Result<T, E = Problem> = std::result::Result<T, E>;
 struct Description;
 
 /// All routes over `node`, ready to be served. See the crate's invariants.
-#[must_use]
 pub fn router(node: Arc<dyn Node>) -> Router {
+    unsealed(node).layer(from_fn(seal))
+}
+
+/// The same routes, of which only those that change nothing are served: for a listener that cannot tell who asks.
+pub fn read_only_router(node: Arc<dyn Node>) -> Router {
+    unsealed(node).layer(from_fn(refuse_changes)).layer(from_fn(seal))
+}
+
+fn unsealed(node: Arc<dyn Node>) -> Router {
     let (router, _) = described().split_for_parts();
     router
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES))
-        .layer(from_fn(seal))
         .with_state(node)
 }
 
@@ -190,6 +197,18 @@ async fn unknown_path() -> Problem {
 async fn wrong_method(request: Request) -> Problem {
     let detail = format!("this path does not take {}; the Allow header lists what it takes", request.method());
     Problem::new(ProblemKind::MethodNotAllowed, detail)
+}
+
+/// Lets through only what HTTP defines as safe (RFC 9110, section 9.2.1).
+async fn refuse_changes(request: Request, next: Next) -> Response {
+    if request.method().is_safe() {
+        return next.run(request).await;
+    }
+    let detail = format!(
+        "{} changes something; this listener only answers reads: use the agent's unix socket",
+        request.method()
+    );
+    Problem::new(ProblemKind::ReadOnly, detail).into_response()
 }
 
 /// Puts the request's path into a problem's `instance`, and turns a panic in a route into a problem.

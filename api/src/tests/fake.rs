@@ -1,0 +1,224 @@
+//! A fake node, and a way to ask it over the real router.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    Answer, Attach, BlobUsage, CacheUsage, Detached, Device, DeviceState, Event, Events, Index, IndexState, Node,
+    NodeError, NotDetached, Presence, Problem, Readiness, Stats, Timestamp, Transport, Verification, Version, router,
+};
+use axum::{
+    body::Body,
+    http::{Request, Response, header},
+};
+use http_body_util::BodyExt as _;
+use penstock_blob::Digest;
+use tower::ServiceExt as _;
+
+/// Answers from memory, in the manner that a test sets.
+pub(super) struct Fake {
+    pub(super) devices: Vec<Device>,
+    pub(super) ready: Readiness,
+    /// What every call that can fail answers.
+    pub(super) failure: Option<NodeError>,
+    /// How many blobs the cache lists.
+    pub(super) blobs: u32,
+    pub(super) panics: bool,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self { devices: vec![device("d1")], ready: Readiness::Ready, failure: None, blobs: 2, panics: false }
+    }
+}
+
+pub(super) fn time(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+pub(super) fn device(id: &str) -> Device {
+    Device {
+        id: id.to_owned(),
+        state: DeviceState::Attached,
+        state_reason: None,
+        reference: "registry.example/app:1".to_owned(),
+        digest: Digest::of(b"manifest"),
+        platform: "linux/amd64".to_owned(),
+        image: "OverlayBD, 1 layer".to_owned(),
+        size_bytes: 1 << 30,
+        transport: Transport::Ublk,
+        transport_reason: "/dev/ublk-control can be used".to_owned(),
+        device_path: Some("/dev/ublkb0".into()),
+        mount_point: None,
+        file_system: Some("ext4".to_owned()),
+        verified_by: "CRC of each frame".to_owned(),
+        attached_at: time(1_800_000_000),
+        stats: Stats { requests: 7, bytes_served: 28_672, hits: 5, misses: 2, ..Stats::default() },
+        blobs: vec![Presence::new(Digest::of(b"layer"), 1000, 250)],
+    }
+}
+
+fn blob(number: u32) -> BlobUsage {
+    let usage = BlobUsage {
+        digest: Digest::of(&number.to_be_bytes()),
+        size_bytes: 1 << 20,
+        chunk_size_bytes: 256 << 10,
+        chunks: 4,
+        chunks_present: 1,
+        chunks_durable: 1,
+        present_bytes: u64::from(number),
+        present_share: 0.0,
+        fetched_bytes: 256 << 10,
+        verification: Verification::Partial,
+    };
+    usage.with_share()
+}
+
+impl Fake {
+    fn answer<T: Send + 'static>(&self, value: T) -> Answer<'_, T> {
+        assert!(!self.panics, "the fake panics");
+        let answer = self.failure.clone().map_or(Ok(value), Err);
+        Box::pin(async { answer })
+    }
+
+    fn find(&self, id: &str) -> Result<&Device, NodeError> {
+        let found = self.devices.iter().find(|device| device.id == id);
+        found.ok_or_else(|| NodeError::NotFound(format!("there is no device {id}")))
+    }
+}
+
+impl Node for Fake {
+    fn readiness(&self) -> Readiness {
+        self.ready.clone()
+    }
+
+    fn metrics(&self) -> Answer<'_, String> {
+        self.answer("# EOF\n".to_owned())
+    }
+
+    fn devices(&self) -> Answer<'_, Vec<Device>> {
+        self.answer(self.devices.clone())
+    }
+
+    fn device<'a>(&'a self, id: &'a str) -> Answer<'a, Device> {
+        match self.find(id) {
+            Ok(device) => self.answer(device.clone()),
+            Err(error) => Box::pin(async { Err(error) }),
+        }
+    }
+
+    fn attach(&self, request: Attach) -> Answer<'_, Device> {
+        self.answer(Device { reference: request.reference, mount_point: request.mount, ..device("d2") })
+    }
+
+    fn detach<'a>(&'a self, id: &'a str, force: bool) -> Answer<'a, ()> {
+        match self.find(id) {
+            Ok(_) if force => self.answer(()),
+            Ok(_) => Box::pin(async { Err(NodeError::Conflict("it is mounted".to_owned())) }),
+            Err(error) => Box::pin(async { Err(error) }),
+        }
+    }
+
+    fn detach_all(&self, force: bool) -> Answer<'_, Detached> {
+        let ids = self.devices.iter().map(|device| device.id.clone());
+        if force {
+            return self.answer(Detached { detached: ids.collect(), failed: Vec::new() });
+        }
+        let problem = Problem::from(NodeError::Conflict("it is mounted".to_owned()));
+        self.answer(Detached {
+            detached: Vec::new(),
+            failed: ids.map(|id| NotDetached { id, problem: problem.clone() }).collect(),
+        })
+    }
+
+    fn cache(&self) -> Answer<'_, CacheUsage> {
+        self.answer(CacheUsage {
+            dir: "/var/lib/penstock/cache".into(),
+            cap_bytes: 10 << 30,
+            used_bytes: 1 << 20,
+            chunks_present: 4,
+            chunks_durable: 3,
+            hits: 9,
+            fills: 4,
+            bypasses: 0,
+            corrupt_dropped: 0,
+            index: Index { state: IndexState::Open, detail: "the index is open".to_owned() },
+            blobs_total: u64::from(self.blobs),
+            blobs: (0..self.blobs).map(blob).collect(),
+        })
+    }
+
+    fn events(&self, since: u64, limit: usize) -> Answer<'_, Events> {
+        let event = |sequence| Event {
+            sequence,
+            time: time(1_800_000_000),
+            kind: "device.attached".to_owned(),
+            text: "attached d1".to_owned(),
+            fields: BTreeMap::from([("device".to_owned(), "d1".to_owned())]),
+        };
+        let events = (since + 1..=3).take(limit).map(event).collect();
+        self.answer(Events { started_at: time(1_700_000_000), events, newest: 3, lost: 0 })
+    }
+
+    fn version(&self) -> Version {
+        Version {
+            version: "0.1.0".to_owned(),
+            kernel: "Linux 6.12.0 x86_64".to_owned(),
+            pid: 42,
+            started_at: time(1_700_000_000),
+        }
+    }
+}
+
+/// What came back.
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) content_type: String,
+    pub(super) location: Option<String>,
+    pub(super) allow: Option<String>,
+    pub(super) body: String,
+}
+
+impl Reply {
+    pub(super) fn json<T: serde::de::DeserializeOwned>(&self) -> T {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    /// The problem, checked to be one whose members agree with the answer's head.
+    pub(super) fn problem(&self) -> Problem {
+        assert_eq!(self.content_type, crate::PROBLEM_JSON, "{}", self.body);
+        let problem: Problem = self.json();
+        assert_eq!(problem.status, self.status);
+        let kind = problem.kind().expect("a kind of ours");
+        assert_eq!((problem.title.as_str(), problem.status), (kind.title(), kind.status()));
+        problem
+    }
+}
+
+pub(super) async fn ask(node: Fake, request: Request<Body>) -> Reply {
+    read(router(Arc::new(node)).oneshot(request).await.unwrap()).await
+}
+
+pub(super) async fn read(response: Response<Body>) -> Reply {
+    let (head, body) = response.into_parts();
+    let header = |name| head.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+    Reply {
+        status: head.status.as_u16(),
+        content_type: header(header::CONTENT_TYPE).unwrap_or_default(),
+        location: header(header::LOCATION),
+        allow: header(header::ALLOW),
+        body: String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap(),
+    }
+}
+
+pub(super) fn request(method: &str, uri: &str) -> Request<Body> {
+    Request::builder().method(method).uri(uri).body(Body::empty()).unwrap()
+}
+
+pub(super) async fn get(node: Fake, uri: &str) -> Reply {
+    ask(node, request("GET", uri)).await
+}
+
+pub(super) async fn post(content_type: &str, body: impl Into<Body>) -> Reply {
+    let request = Request::post("/v1/devices").header(header::CONTENT_TYPE, content_type);
+    ask(Fake::default(), request.body(body.into()).unwrap()).await
+}
