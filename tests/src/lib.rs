@@ -1,1 +1,17 @@
-//! Whole-system, fault, crash and VM tests.
+//! Whole-system, fault, crash and VM tests, and the nouns they are written in.
+//!
+//! A test here drives what a user would: the `penstock` binary as a process, a real `docker-registry` or our own registry that fails
+//! on demand, real mounts, a real kernel in a VM. What it compares with comes from elsewhere than the code under test: digests written
+//! down when the fixtures were made, the registry's own log, `mkfs`'s input.
+//!
+//! What cannot run on a machine is skipped in words ([`skip!`]); `make test` counts it.
+
+pub mod docker_registry;
+pub mod fixture;
+pub mod http;
+pub mod process;
+pub mod push;
+pub mod skip;
+pub mod tree;
+pub mod workdir;
+pub mod workspace;
