@@ -1,0 +1,265 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint, builder::NonEmptyStringValueParser};
+use clap_complete::Shell;
+
+use crate::{
+    config::{DEFAULT_SOCKET, Flags},
+    output::Output,
+};
+
+const TOP_HELP: &str = "\
+Try it:
+  penstock demo
+
+On a node:
+  penstock agent
+  penstock attach registry.example.com/team/app:1.4 --mount /mnt/app
+  penstock list
+  penstock detach --all
+
+Exit codes:
+  0  done
+  1  failed
+  2  the command line, or a value in it, cannot be meant
+  3  no agent could be reached
+  4  no such device or image
+  5  in use, or taken by another
+  6  not now: the same command may succeed later";
+
+const AGENT_HELP: &str = "\
+Every setting is also a key of the config file and a PENSTOCK_ variable; flags win over variables, variables over the file.
+
+Examples:
+  penstock agent
+  penstock agent --config /etc/penstock/config.toml --log-format json
+  penstock agent --state-dir /tmp/p --socket /tmp/p/penstock.sock
+  penstock agent --print-config";
+
+const ATTACH_HELP: &str = "\
+The command ends once the image can be read; what is read later is fetched when it is read. A command that is interrupted
+does not undo an attach that is under way: look at `penstock list`.
+
+Examples:
+  penstock attach registry.example.com/team/app:1.4
+  penstock attach registry.example.com/team/app:1.4 --mount /mnt/app
+  penstock attach alpine@sha256:c5b1261d6d3e43071626931fc004f70149baeba2c8ec672bd4f27761f8e1ad6b --transport fuse
+  penstock attach app:1 --platform linux/arm64 --output json | jq -r .device_path";
+
+const DETACH_HELP: &str = "\
+A device whose mount is in use stays, unless --force is given: then its readers get I/O errors. What was fetched stays in
+the cache.
+
+Examples:
+  penstock detach d1
+  penstock detach d1 --force
+  penstock detach --all";
+
+const LIST_HELP: &str = "\
+Examples:
+  penstock list
+  penstock list --output json | jq -r '.[].id'";
+
+const STATS_HELP: &str = "\
+Examples:
+  penstock stats
+  penstock stats d1
+  penstock stats d1 --output json | jq .stats.bytes_fetched";
+
+const CACHE_HELP: &str = "\
+Examples:
+  penstock cache
+  penstock cache --output json | jq .used_bytes";
+
+const EVENTS_HELP: &str = "\
+Examples:
+  penstock events
+  penstock events --since 120
+  penstock events --output json | jq '.events[].fields'";
+
+const DEMO_HELP: &str = "\
+Examples:
+  penstock demo
+  penstock demo --exit";
+
+const VERSION_HELP: &str = "\
+Examples:
+  penstock version
+  penstock version --output json | jq -r .command";
+
+const COMPLETIONS_HELP: &str = "\
+Examples:
+  penstock completions bash > /etc/bash_completion.d/penstock
+  penstock completions zsh > ~/.zfunc/_penstock";
+
+/// Lazy container images: mount one before it is downloaded, and fetch only what is read.
+#[derive(Debug, Parser)]
+#[command(name = "penstock", version, after_help = TOP_HELP, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `penstock` can be told.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent of this node, until SIGTERM or Ctrl-C
+    #[command(after_help = AGENT_HELP)]
+    Agent(AgentArgs),
+    /// A command that asks an agent, or that needs nobody.
+    #[command(flatten)]
+    Client(ClientCommand),
+    /// Show what Penstock does, on this machine alone: no registry, no set-up
+    #[command(after_help = DEMO_HELP)]
+    Demo(crate::demo::Args),
+}
+
+/// What an agent can be asked, and what needs nobody.
+#[derive(Debug, Subcommand)]
+pub enum ClientCommand {
+    /// Make an image readable as a device, and mount it if asked
+    #[command(after_help = ATTACH_HELP)]
+    Attach(Attach),
+    /// Unmount and remove a device
+    #[command(after_help = DETACH_HELP)]
+    Detach(Detach),
+    /// List the devices
+    #[command(after_help = LIST_HELP, visible_alias = "ls")]
+    List(Show),
+    /// Show what devices have served and fetched
+    #[command(after_help = STATS_HELP)]
+    Stats(Stats),
+    /// Show what is kept on this node
+    #[command(after_help = CACHE_HELP)]
+    Cache(Show),
+    /// Show what happened lately
+    #[command(after_help = EVENTS_HELP)]
+    Events(Events),
+    /// Show the version of this command and of the agent
+    #[command(after_help = VERSION_HELP)]
+    Version(Show),
+    /// Print the completions of a shell
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions(Completions),
+}
+
+/// `penstock agent`.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// Print the settings in effect, each with where it comes from, and end
+    #[arg(long)]
+    pub print_config: bool,
+    /// The settings.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// Which agent is asked, and how its answer is printed.
+#[derive(Debug, Args)]
+pub struct Connection {
+    /// Socket of the agent
+    #[arg(long, value_name = "PATH", env = "PENSTOCK_SOCKET", default_value = DEFAULT_SOCKET, value_hint = ValueHint::FilePath)]
+    pub socket: PathBuf,
+    /// How to print the answer
+    #[arg(long, short, value_name = "FORMAT", env = "PENSTOCK_OUTPUT", value_enum, default_value_t)]
+    pub output: Output,
+}
+
+/// How the device is to reach the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Transport {
+    /// ublk where the kernel has it, FUSE where not
+    #[default]
+    Auto,
+    /// A block device, /dev/ublkbN
+    Ublk,
+    /// A file in a FUSE mount
+    Fuse,
+}
+
+impl From<Transport> for penstock_api::Wanted {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Auto => Self::Auto,
+            Transport::Ublk => Self::Ublk,
+            Transport::Fuse => Self::Fuse,
+        }
+    }
+}
+
+/// `penstock attach`.
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// The image, as for docker pull: [registry/]repository[:tag][@digest]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub reference: String,
+    /// Mount its file system on this directory, read-only
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub mount: Option<PathBuf>,
+    /// How the device is to reach the kernel
+    #[arg(long, value_enum, default_value_t)]
+    pub transport: Transport,
+    /// Which image of a multi-platform index, as os/architecture[/variant] [default: the agent's]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    pub platform: Option<String>,
+    /// Which agent.
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+/// `penstock detach`.
+#[derive(Debug, Args)]
+pub struct Detach {
+    /// The device, as `penstock list` names it
+    #[arg(value_parser = NonEmptyStringValueParser::new(), required_unless_present = "all", conflicts_with = "all")]
+    pub id: Option<String>,
+    /// Detach every device
+    #[arg(long)]
+    pub all: bool,
+    /// Also when it is in use: its readers get I/O errors
+    #[arg(long)]
+    pub force: bool,
+    /// Which agent.
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+/// A command that shows something and takes nothing.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// Which agent.
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+/// `penstock stats`.
+#[derive(Debug, Args)]
+pub struct Stats {
+    /// The device, as `penstock list` names it [default: all]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub id: Option<String>,
+    /// Which agent.
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+/// `penstock events`.
+#[derive(Debug, Args)]
+pub struct Events {
+    /// Only those after the event with this number
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub since: u64,
+    /// Which agent.
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+/// `penstock completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    pub shell: Shell,
+}

@@ -1,0 +1,114 @@
+//! What the commands do: one or two questions to the agent, and the answer printed.
+
+use std::path::{Path, PathBuf};
+
+use penstock_api::Detached;
+
+use super::{Attach, ClientCommand, Completions, Connection, Detach, Events, Exit, Failure, Stats, command, render};
+use crate::{
+    client::Client,
+    output::{self, with_progress},
+};
+
+/// Runs `command` to its end.
+pub(super) async fn execute(command: ClientCommand) -> Result<(), Failure> {
+    match command {
+        ClientCommand::Attach(args) => attach(args).await,
+        ClientCommand::Detach(args) => detach(args).await,
+        ClientCommand::List(args) => list(&args.connection).await,
+        ClientCommand::Stats(args) => stats(args).await,
+        ClientCommand::Cache(args) => cache(&args.connection).await,
+        ClientCommand::Events(args) => events(args).await,
+        ClientCommand::Version(args) => version(&args.connection).await,
+        ClientCommand::Completions(args) => completions(&args),
+    }
+}
+
+impl Connection {
+    fn client(&self) -> Client {
+        Client::new(self.socket.clone())
+    }
+}
+
+async fn attach(args: Attach) -> Result<(), Failure> {
+    let mount = args.mount.as_deref().map(mount_dir).transpose()?;
+    let request = penstock_api::Attach {
+        reference: args.reference,
+        mount,
+        transport: args.transport.into(),
+        platform: args.platform,
+    };
+    let client = args.connection.client();
+    let what = format!("attaching {}", request.reference);
+    let device = with_progress(&what, client.attach(&request)).await?;
+    Ok(output::answer(args.connection.output, &device, render::device)?)
+}
+
+/// The directory as the agent, which has another working directory, must be told it.
+fn mount_dir(dir: &Path) -> Result<PathBuf, Failure> {
+    let fail = |reason: String| Failure::MountDir { dir: dir.to_owned(), reason };
+    let absolute = std::path::absolute(dir).map_err(|error| fail(error.to_string()))?;
+    if absolute.to_str().is_none() {
+        return Err(fail("its path is not UTF-8".to_owned()));
+    }
+    Ok(absolute)
+}
+
+async fn detach(args: Detach) -> Result<(), Failure> {
+    let client = args.connection.client();
+    let detached = match args.id {
+        Some(id) => {
+            with_progress(&format!("detaching {id}"), client.detach(&id, args.force)).await?;
+            Detached { detached: vec![id], failed: Vec::new() }
+        }
+        None => with_progress("detaching all devices", client.detach_all(args.force)).await?,
+    };
+    output::answer(args.connection.output, &detached, render::detached)?;
+    match detached.failed.first() {
+        None => Ok(()),
+        Some(first) => Err(Failure::StillAttached { count: detached.failed.len(), exit: Exit::from(&first.problem) }),
+    }
+}
+
+async fn list(connection: &Connection) -> Result<(), Failure> {
+    let devices = with_progress("asking the agent", connection.client().devices()).await?;
+    Ok(output::answer(connection.output, &devices, |devices| render::devices(devices))?)
+}
+
+async fn stats(args: Stats) -> Result<(), Failure> {
+    let client = args.connection.client();
+    let output = args.connection.output;
+    if let Some(id) = args.id {
+        let device = with_progress("asking the agent", client.device(&id)).await?;
+        return Ok(output::answer(output, &device, render::device)?);
+    }
+    let devices = with_progress("asking the agent", client.devices()).await?;
+    Ok(output::answer(output, &devices, |devices| render::stats(devices))?)
+}
+
+async fn cache(connection: &Connection) -> Result<(), Failure> {
+    let usage = with_progress("asking the agent", connection.client().cache()).await?;
+    Ok(output::answer(connection.output, &usage, render::cache)?)
+}
+
+async fn events(args: Events) -> Result<(), Failure> {
+    let events = with_progress("asking the agent", args.connection.client().events(args.since)).await?;
+    Ok(output::answer(args.connection.output, &events, render::events)?)
+}
+
+/// The command has a version whether or not an agent runs; an agent that cannot be asked is shown as that.
+async fn version(connection: &Connection) -> Result<(), Failure> {
+    let agent = match with_progress("asking the agent", connection.client().version()).await {
+        Ok(version) => Ok(version),
+        Err(error) if error.is_unreachable() => Err(error.to_string()),
+        Err(error) => return Err(error.into()),
+    };
+    let versions = render::Versions::new(env!("CARGO_PKG_VERSION"), agent);
+    Ok(output::answer(connection.output, &versions, render::versions)?)
+}
+
+fn completions(args: &Completions) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut command(), "penstock", &mut script);
+    Ok(output::print(&String::from_utf8_lossy(&script))?)
+}

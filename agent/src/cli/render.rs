@@ -1,0 +1,260 @@
+//! Answers as tables: pure functions from an answer to text.
+
+use penstock_api::{
+    CacheUsage, Detached, Device, DeviceState, Events, IndexState, Timestamp, Transport, Verification, Version,
+};
+use penstock_blob::Digest;
+use serde::Serialize;
+
+use crate::output::{Table, percent, size};
+
+/// The most blobs in a table: a screen of them. JSON has more.
+const BLOBS_SHOWN: usize = 20;
+
+/// The version of the command and, when it could be asked, of the agent.
+#[derive(Debug, Serialize)]
+pub(super) struct Versions {
+    command: String,
+    agent: Option<Version>,
+    /// Why there is no `agent`.
+    agent_missing: Option<String>,
+}
+
+impl Versions {
+    pub(super) fn new(command: &str, agent: Result<Version, String>) -> Self {
+        let (agent, agent_missing) = match agent {
+            Ok(agent) => (Some(agent), None),
+            Err(reason) => (None, Some(reason)),
+        };
+        Self { command: command.to_owned(), agent, agent_missing }
+    }
+}
+
+/// All devices, a line for each.
+pub(super) fn devices(devices: &[Device]) -> String {
+    if devices.is_empty() {
+        return none_attached();
+    }
+    let mut table = Table::new(&["ID", "STATE", "REFERENCE", ">SIZE", ">PRESENT", "TRANSPORT", "DEVICE", "MOUNT"]);
+    for device in devices {
+        table.row([
+            device.id.clone(),
+            state(device.state).to_owned(),
+            device.reference.clone(),
+            size(device.size_bytes),
+            presence(device),
+            transport(device.transport).to_owned(),
+            path(device.device_path.as_deref()),
+            path(device.mount_point.as_deref()),
+        ]);
+    }
+    let failed = devices.iter().filter_map(|d| d.state_reason.as_ref().map(|reason| (&d.id, reason)));
+    let mut text = table.to_string();
+    for (id, reason) in failed {
+        text.push_str(&format!("{}\n", crate::output::escape(&format!("{id}: {reason}"))));
+    }
+    text
+}
+
+/// What all devices have served, a line for each.
+pub(super) fn stats(devices: &[Device]) -> String {
+    if devices.is_empty() {
+        return none_attached();
+    }
+    let titles = ["ID", "REFERENCE", ">REQUESTS", ">SERVED", ">HITS", ">MISSES", ">ERRORS", ">FETCHED", ">PRESENT"];
+    let mut table = Table::new(&titles);
+    for device in devices {
+        let stats = &device.stats;
+        table.row([
+            device.id.clone(),
+            device.reference.clone(),
+            stats.requests.to_string(),
+            size(stats.bytes_served),
+            stats.hits.to_string(),
+            stats.misses.to_string(),
+            stats.errors.to_string(),
+            size(stats.bytes_fetched),
+            presence(device),
+        ]);
+    }
+    table.to_string()
+}
+
+/// Everything about one device.
+pub(super) fn device(device: &Device) -> String {
+    let mut facts = Table::facts();
+    facts.fact("id", &device.id);
+    match &device.state_reason {
+        Some(reason) => facts.fact("state", format_args!("{}: {reason}", state(device.state))),
+        None => facts.fact("state", state(device.state)),
+    }
+    facts.fact("reference", &device.reference);
+    facts.fact("digest", device.digest);
+    facts.fact("platform", &device.platform);
+    facts.fact("image", &device.image);
+    facts.fact("size", sized(device.size_bytes));
+    facts.fact("device", path(device.device_path.as_deref()));
+    facts.fact("transport", format_args!("{}: {}", transport(device.transport), device.transport_reason));
+    facts.fact("file system", device.file_system.as_deref().unwrap_or_default());
+    facts.fact("mounted on", path(device.mount_point.as_deref()));
+    facts.fact("checked by", &device.verified_by);
+    facts.fact("attached at", moment(device.attached_at));
+    let stats = &device.stats;
+    facts.fact("requests", format_args!("{}, {} in flight", stats.requests, stats.in_flight));
+    facts.fact("hits", stats.hits);
+    facts.fact("misses", stats.misses);
+    facts.fact("errors", stats.errors);
+    facts.fact("served", sized(stats.bytes_served));
+    facts.fact("fetched", sized(stats.bytes_fetched));
+    let mut blobs = Table::new(&["BLOB", ">SIZE", ">PRESENT", ">SHARE"]);
+    for blob in &device.blobs {
+        let share = percent(blob.present_bytes, blob.size_bytes);
+        blobs.row([short(blob.digest), size(blob.size_bytes), size(blob.present_bytes), share]);
+    }
+    format!("{facts}\n{blobs}")
+}
+
+/// What became of devices that were to go.
+pub(super) fn detached(detached: &Detached) -> String {
+    let mut table = Table::facts();
+    for id in &detached.detached {
+        table.fact(id, "detached");
+    }
+    for failed in &detached.failed {
+        table.fact(&failed.id, format_args!("still attached: {}", failed.problem.detail));
+    }
+    let text = table.to_string();
+    if text.is_empty() { none_attached() } else { text }
+}
+
+/// The cache and its blobs.
+pub(super) fn cache(usage: &CacheUsage) -> String {
+    let mut facts = Table::facts();
+    facts.fact("directory", usage.dir.display());
+    let share = percent(usage.used_bytes, usage.cap_bytes);
+    facts.fact("used", format_args!("{} of {} ({share})", size(usage.used_bytes), size(usage.cap_bytes)));
+    facts.fact("chunks", format_args!("{} present, {} durable", usage.chunks_present, usage.chunks_durable));
+    let index = match usage.index.state {
+        IndexState::Open => "open",
+        IndexState::Rebuilt => "rebuilt",
+        IndexState::Lost => "lost",
+    };
+    facts.fact("index", format_args!("{index}: {}", usage.index.detail));
+    facts.fact("hits", usage.hits);
+    facts.fact("fills", usage.fills);
+    facts.fact("bypasses", usage.bypasses);
+    facts.fact("corrupt", format_args!("{} dropped", usage.corrupt_dropped));
+    facts.fact("blobs", usage.blobs_total);
+    if usage.blobs.is_empty() {
+        return facts.to_string();
+    }
+    let mut blobs = Table::new(&["BLOB", ">SIZE", ">PRESENT", ">SHARE", ">CHUNKS", ">DURABLE", ">FETCHED", "DIGEST"]);
+    for blob in usage.blobs.iter().take(BLOBS_SHOWN) {
+        blobs.row([
+            short(blob.digest),
+            size(blob.size_bytes),
+            size(blob.present_bytes),
+            percent(blob.present_bytes, blob.size_bytes),
+            format!("{} of {}", blob.chunks_present, blob.chunks),
+            blob.chunks_durable.to_string(),
+            size(blob.fetched_bytes),
+            verification(blob.verification).to_owned(),
+        ]);
+    }
+    let shown = u64::try_from(usage.blobs.len().min(BLOBS_SHOWN)).unwrap_or(u64::MAX);
+    let more = match usage.blobs_total.saturating_sub(shown) {
+        0 => String::new(),
+        more => format!("and {more} more, less present; --output json lists them\n"),
+    };
+    format!("{facts}\n{blobs}{more}")
+}
+
+/// Events, a line for each, oldest first.
+pub(super) fn events(events: &Events) -> String {
+    if events.events.is_empty() {
+        return "no events\n".to_owned();
+    }
+    let mut table = Table::new(&[">NUMBER", "TIME", "KIND", "TEXT"]);
+    for event in &events.events {
+        table.row([event.sequence.to_string(), moment(event.time), event.kind.clone(), event.text.clone()]);
+    }
+    let lost = match events.lost {
+        0 => String::new(),
+        lost => format!("{lost} earlier events are no longer kept\n"),
+    };
+    let last = events.events.last().map_or(0, |event| event.sequence);
+    let more = match events.newest.saturating_sub(last) {
+        0 => String::new(),
+        more => format!("{more} more: --since {last} shows them\n"),
+    };
+    format!("{lost}{table}{more}")
+}
+
+/// Both versions.
+pub(super) fn versions(versions: &Versions) -> String {
+    let mut facts = Table::facts();
+    facts.fact("command", &versions.command);
+    if let Some(agent) = &versions.agent {
+        facts.fact("agent", &agent.version);
+        facts.fact("process", format_args!("{}, since {}", agent.pid, moment(agent.started_at)));
+        facts.fact("kernel", &agent.kernel);
+    }
+    if let Some(missing) = &versions.agent_missing {
+        facts.fact("agent", missing);
+    }
+    facts.to_string()
+}
+
+fn none_attached() -> String {
+    "no devices are attached; `penstock attach REFERENCE` attaches one\n".to_owned()
+}
+
+/// A size with its unit, and the bytes where the unit rounds.
+fn sized(bytes: u64) -> String {
+    if bytes < 1024 { size(bytes) } else { format!("{} ({bytes} bytes)", size(bytes)) }
+}
+
+/// The present share of all blobs of a device.
+fn presence(device: &Device) -> String {
+    let present = device.blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.present_bytes));
+    let whole = device.blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size_bytes));
+    percent(present, whole)
+}
+
+/// To the second, in UTC.
+fn moment(time: Timestamp) -> String {
+    Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
+}
+
+/// Enough of a digest to tell blobs apart, as registries' tools show it.
+fn short(digest: Digest) -> String {
+    digest.to_hex().chars().take(12).collect()
+}
+
+fn path(path: Option<&std::path::Path>) -> String {
+    path.map(|path| path.display().to_string()).unwrap_or_default()
+}
+
+const fn state(state: DeviceState) -> &'static str {
+    match state {
+        DeviceState::Attaching => "attaching",
+        DeviceState::Attached => "attached",
+        DeviceState::Detaching => "detaching",
+        DeviceState::Failed => "failed",
+    }
+}
+
+const fn transport(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Ublk => "ublk",
+        Transport::Fuse => "fuse",
+    }
+}
+
+const fn verification(verification: Verification) -> &'static str {
+    match verification {
+        Verification::Partial => "when whole",
+        Verification::Running => "being checked",
+        Verification::Whole => "checked",
+    }
+}

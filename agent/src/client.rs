@@ -1,0 +1,271 @@
+//! Asking an agent over its unix socket.
+//!
+//! One connection for each request: a command asks once or twice. Every failure says in one line what to do next.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper_util::rt::TokioIo;
+use penstock_api::{Attach, CacheUsage, Detached, Device, Events, Problem, Version};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{net::UnixStream, task::JoinSet};
+
+/// How long a question may take. The agent answers from memory, so that a longer wait means that it is stuck.
+const ASK_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a change may take: attaching and mounting read from registries, each read within the agent's own deadline.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(15 * 60);
+
+/// The most bytes of an answer: many times the longest list that the API gives.
+const ANSWER_BYTES: usize = 64 << 20;
+
+/// The agent behind a socket.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// Why there is no answer, or what the agent answered instead.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// There is no socket.
+    #[error(
+        "no agent at {}: there is no such socket; start one with `penstock agent`, or name its socket with --socket or PENSTOCK_SOCKET",
+        socket.display()
+    )]
+    NoSocket {
+        /// Where it was looked for.
+        socket: PathBuf,
+    },
+    /// There is something, but nobody listens.
+    #[error("no agent at {}: nobody listens there, so it has died or is no socket; start it with `penstock agent`", socket.display())]
+    Dead {
+        /// Where it was looked for.
+        socket: PathBuf,
+    },
+    /// The socket belongs to somebody else.
+    #[error("permission denied for {}: run this as the user of the agent, which is root unless set up otherwise", socket.display())]
+    Denied {
+        /// The agent's socket.
+        socket: PathBuf,
+    },
+    /// The connection could not be made for another reason.
+    #[error("cannot connect to {}: {reason}; name the agent's socket with --socket or PENSTOCK_SOCKET", socket.display())]
+    Connect {
+        /// Where it was looked for.
+        socket: PathBuf,
+        /// The system's reason.
+        reason: io::Error,
+    },
+    /// The connection ended before the answer was whole.
+    #[error("the agent at {} ended the connection before it had answered ({reason}); look into its log", socket.display())]
+    Broken {
+        /// The agent's socket.
+        socket: PathBuf,
+        /// What was seen.
+        reason: String,
+    },
+    /// The agent took too long.
+    #[error("the agent at {} did not answer within {} s; it may still be at it: look at `penstock list` and its log", socket.display(), after.as_secs())]
+    Deadline {
+        /// The agent's socket.
+        socket: PathBuf,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// What answered is not an agent of this API.
+    #[error("what answers at {} is not an agent that this command understands ({reason}); use the command of the agent's release", socket.display())]
+    Foreign {
+        /// The socket.
+        socket: PathBuf,
+        /// What was wrong with the answer.
+        reason: String,
+    },
+    /// The agent answered that it did not do it.
+    #[error("{}", .0.detail)]
+    Problem(Problem),
+}
+
+impl ClientError {
+    /// Whether no agent could be asked, so that nothing was done.
+    #[must_use]
+    pub const fn is_unreachable(&self) -> bool {
+        matches!(self, Self::NoSocket { .. } | Self::Dead { .. } | Self::Denied { .. } | Self::Connect { .. })
+    }
+}
+
+/// A status and a whole body.
+struct Reply {
+    status: StatusCode,
+    body: Bytes,
+}
+
+impl Client {
+    /// The agent behind `socket`, which is not touched before something is asked.
+    #[must_use]
+    pub const fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// The agent's socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// All devices.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn devices(&self) -> Result<Vec<Device>, ClientError> {
+        self.ask("/v1/devices").await
+    }
+
+    /// One device.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn device(&self, id: &str) -> Result<Device, ClientError> {
+        self.ask(&device_path(id)).await
+    }
+
+    /// Attaches an image.
+    ///
+    /// # Errors
+    /// [`ClientError`]; after [`ClientError::Broken`] and [`ClientError::Deadline`] it may have been attached all the same.
+    pub async fn attach(&self, request: &Attach) -> Result<Device, ClientError> {
+        let body = self.serialized(request)?;
+        let reply = self.send(Method::POST, "/v1/devices", body, CHANGE_DEADLINE).await?;
+        self.parsed(&reply)
+    }
+
+    /// Detaches one device.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn detach(&self, id: &str, force: bool) -> Result<(), ClientError> {
+        let path = format!("{}?force={force}", device_path(id));
+        self.send(Method::DELETE, &path, Bytes::new(), CHANGE_DEADLINE).await.map(drop)
+    }
+
+    /// Detaches all devices.
+    ///
+    /// # Errors
+    /// [`ClientError`] when none could be tried; what became of each is in the answer.
+    pub async fn detach_all(&self, force: bool) -> Result<Detached, ClientError> {
+        let path = format!("/v1/devices?force={force}");
+        self.parsed(&self.send(Method::DELETE, &path, Bytes::new(), CHANGE_DEADLINE).await?)
+    }
+
+    /// What is kept on the node.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn cache(&self) -> Result<CacheUsage, ClientError> {
+        self.ask("/v1/cache").await
+    }
+
+    /// What happened after the event `since`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn events(&self, since: u64) -> Result<Events, ClientError> {
+        self.ask(&format!("/v1/events?since={since}")).await
+    }
+
+    /// Which agent answers.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn version(&self) -> Result<Version, ClientError> {
+        self.ask("/v1/version").await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.parsed(&self.send(Method::GET, path, Bytes::new(), ASK_DEADLINE).await?)
+    }
+
+    /// One request, one whole answer within `deadline`; an answer outside 2xx is an error.
+    async fn send(&self, method: Method, path: &str, body: Bytes, deadline: Duration) -> Result<Reply, ClientError> {
+        let late = |_| ClientError::Deadline { socket: self.socket.clone(), after: deadline };
+        let exchange = Box::pin(self.exchange(method, path, body));
+        let reply = tokio::time::timeout(deadline, exchange).await.map_err(late)??;
+        if reply.status.is_success() {
+            return Ok(reply);
+        }
+        let problem: Problem = self.parsed(&reply)?;
+        Err(ClientError::Problem(problem))
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Reply, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|reason| self.not_connected(reason))?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| self.broken(error))?;
+        // Drives the connection; ends with this function at the latest.
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "localhost")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| self.broken(error))?;
+        let (head, body) = sender.send_request(request).await.map_err(|error| self.broken(error))?.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES).collect().await.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                return self.foreign(format!("its answer is longer than {ANSWER_BYTES} bytes"));
+            }
+            self.broken(error)
+        })?;
+        Ok(Reply { status: head.status, body: body.to_bytes() })
+    }
+
+    fn serialized<T: Serialize>(&self, value: &T) -> Result<Bytes, ClientError> {
+        serde_json::to_vec(value).map(Bytes::from).map_err(|error| self.broken(error))
+    }
+
+    fn parsed<T: DeserializeOwned>(&self, reply: &Reply) -> Result<T, ClientError> {
+        let status = reply.status;
+        serde_json::from_slice(&reply.body).map_err(|error| self.foreign(format!("status {status}, {error}")))
+    }
+
+    fn not_connected(&self, reason: io::Error) -> ClientError {
+        let socket = self.socket.clone();
+        match reason.kind() {
+            io::ErrorKind::NotFound => ClientError::NoSocket { socket },
+            io::ErrorKind::ConnectionRefused => ClientError::Dead { socket },
+            io::ErrorKind::PermissionDenied => ClientError::Denied { socket },
+            _ => ClientError::Connect { socket, reason },
+        }
+    }
+
+    fn broken(&self, reason: impl std::fmt::Display) -> ClientError {
+        ClientError::Broken { socket: self.socket.clone(), reason: reason.to_string() }
+    }
+
+    fn foreign(&self, reason: String) -> ClientError {
+        ClientError::Foreign { socket: self.socket.clone(), reason }
+    }
+}
+
+/// The path of a device. Bytes that mean something in a URI are escaped (RFC 3986, section 2.1), so that any text names a device or none.
+fn device_path(id: &str) -> String {
+    let mut path = String::from("/v1/devices/");
+    for byte in id.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => path.push(char::from(byte)),
+            _ => path.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests;
