@@ -6,9 +6,12 @@
 //!
 //! What cannot run on a machine is skipped in words ([`skip!`]); `make test` counts it.
 
+pub mod agent;
+pub mod disk;
 pub mod docker_registry;
 pub mod fixture;
 pub mod http;
+pub mod loopback;
 pub mod process;
 pub mod push;
 pub mod skip;

@@ -10,6 +10,17 @@ use crate::{http::Request, workspace::text};
 /// The media type of an image manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
+/// The media type given to a layer that is a whole disk.
+pub const DISK: &str = "application/octet-stream";
+
+/// The config of an image whose layers have these diff IDs.
+#[must_use]
+pub fn config(diff_ids: impl IntoIterator<Item = String>) -> Vec<u8> {
+    let diff_ids: Vec<String> = diff_ids.into_iter().collect();
+    let rootfs = json!({"type": "layers", "diff_ids": diff_ids});
+    json!({"os": "linux", "architecture": "amd64", "rootfs": rootfs}).to_string().into_bytes()
+}
+
 /// A layer to be pushed.
 #[derive(Debug, Clone)]
 pub struct Layer {
@@ -43,7 +54,7 @@ impl Layer {
     /// A whole disk as one blob.
     #[must_use]
     pub fn disk(bytes: Vec<u8>) -> Self {
-        Self::new(bytes, "application/octet-stream")
+        Self::new(bytes, DISK)
     }
 }
 
@@ -96,10 +107,7 @@ impl Repository {
 
     /// Uploads an image of these layers (bottom first) under `tag`, and answers the manifest's digest.
     pub fn image(&self, tag: &str, layers: &[Layer]) -> String {
-        let platform = json!({"os": "linux", "architecture": "amd64"});
-        let config = json!({"os": platform["os"], "architecture": platform["architecture"], "rootfs": {"type": "layers",
-            "diff_ids": layers.iter().map(|layer| Digest::of(&layer.bytes).to_string()).collect::<Vec<_>>()}});
-        let config = config.to_string().into_bytes();
+        let config = config(layers.iter().map(|layer| Digest::of(&layer.bytes).to_string()));
         let descriptor = |bytes: &[u8], media_type: &str| json!({"mediaType": media_type, "digest": self.blob(bytes), "size": bytes.len()});
         let layers: Vec<Value> = layers
             .iter()

@@ -1,0 +1,278 @@
+//! The `penstock` program under test: its agent as a process of its own, and its commands.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::{
+    http::{Answer, Request},
+    process::Process,
+    workspace,
+};
+
+/// An agent is ready within a second; a machine under load takes more.
+const START: Duration = Duration::from_secs(60);
+
+/// How often readiness is asked while no log line comes.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Longest time that a drain may take: the agent's own deadline (30 s) and something for a loaded machine.
+const DRAIN: Duration = Duration::from_secs(60);
+
+/// The `penstock` program, built with the profile `ci` if it is not up to date: optimised, and without any test feature.
+///
+/// # Panics
+/// When it does not build.
+#[must_use]
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        // This executable is <target>/debug/deps/<name>.
+        let target = std::env::current_exe().ok().and_then(|path| Some(path.ancestors().nth(3)?.to_owned()));
+        let target = target.expect("a test runs from the target directory");
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--locked", "--profile=ci", "--package=penstock-agent", "--bin=penstock"])
+            .arg("--target-dir")
+            .arg(&target)
+            .current_dir(workspace::root())
+            .stdin(Stdio::null())
+            .output()
+            .expect("cargo starts");
+        assert!(built.status.success(), "penstock does not build: {}", String::from_utf8_lossy(&built.stderr));
+        target.join("ci/penstock")
+    })
+}
+
+/// How a command ended, and what it said.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// Its exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Ended {
+    /// Standard output, of a command that must have succeeded.
+    ///
+    /// # Panics
+    /// When it did not.
+    #[must_use]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
+        self.stdout
+    }
+
+    /// Standard output of a command that must have succeeded, as JSON.
+    ///
+    /// # Panics
+    /// When it did not, or printed something else.
+    #[must_use]
+    pub fn json(self) -> Value {
+        let text = self.ok();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
+    }
+
+    /// The one line on standard error of a command that must have failed; it must not be more than a line.
+    ///
+    /// # Panics
+    /// When it succeeded, or said nothing or too much.
+    #[must_use]
+    pub fn error_line(self) -> String {
+        assert!(self.code.is_some_and(|code| code != 0), "it should have failed: {self:?}");
+        let lines: Vec<&str> = self.stderr.lines().filter(|line| !line.trim().is_empty()).collect();
+        assert_eq!(lines.len(), 1, "an error is one line, not {:?}", self.stderr);
+        lines[0].to_owned()
+    }
+}
+
+/// `penstock` with these arguments, none of the caller's settings, and no terminal.
+fn command(program: &Path, home: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", home).stdin(Stdio::null());
+    command
+}
+
+/// Where an agent lives: its program, its directory and the flags it is started with. Outlives the agents started in it.
+#[derive(Debug, Clone)]
+pub struct Place {
+    program: PathBuf,
+    dir: PathBuf,
+    flags: Vec<String>,
+}
+
+impl Place {
+    /// A place in `dir`, with the state in `dir/state` and the socket `dir/penstock.sock`.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        Self::of(binary(), dir)
+    }
+
+    /// As [`Place::new`], for a program that was built elsewhere.
+    #[must_use]
+    pub fn of(program: &Path, dir: &Path) -> Self {
+        Self { program: program.to_owned(), dir: dir.to_owned(), flags: Vec::new() }
+    }
+
+    /// Adds flags of `penstock agent`.
+    #[must_use]
+    pub fn with(mut self, flags: &[&str]) -> Self {
+        self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
+        self
+    }
+
+    /// The agent's state directory.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// The agent's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("penstock.sock")
+    }
+
+    fn agent(&self) -> Command {
+        let mut agent = command(&self.program, &self.dir);
+        agent.args(["agent", "--log-level", "debug", "--state-dir"]).arg(self.state());
+        agent.arg("--socket").arg(self.socket()).args(&self.flags);
+        agent
+    }
+
+    /// Starts an agent and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it ends or is not ready in time.
+    #[must_use]
+    pub fn start(&self) -> Agent {
+        let process = Process::start("penstock agent", &mut self.agent());
+        let agent = Agent { process, place: self.clone() };
+        let ready = || agent.http(&Request::get("/readyz")).is_ok_and(|answer| answer.status == 200);
+        let up = agent.process.wait_for(START, TICK, |_| ready().then_some(()));
+        assert!(up.is_some(), "the agent is not ready");
+        agent
+    }
+
+    /// Starts an agent that must refuse to start, and returns how it ended.
+    ///
+    /// # Panics
+    /// When it stays.
+    #[must_use]
+    pub fn refused(&self) -> Ended {
+        let mut process = Process::start("penstock agent", &mut self.agent());
+        let status = process.wait(START).expect("the agent ends at once");
+        process.kill();
+        let stderr = process.lines().join("\n");
+        Ended { code: status.code(), stdout: String::new(), stderr }
+    }
+
+    /// Runs a command of `penstock` against this place's socket.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn run(&self, arguments: &[&str]) -> Ended {
+        let mut run = command(&self.program, &self.dir);
+        let out = run.env("PENSTOCK_SOCKET", self.socket()).args(arguments).output().expect("penstock starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ended { code: out.status.code(), stdout: text(&out.stdout), stderr: text(&out.stderr) }
+    }
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+    place: Place,
+}
+
+impl Agent {
+    /// Runs a command of `penstock` that asks this agent.
+    #[must_use]
+    pub fn run(&self, arguments: &[&str]) -> Ended {
+        self.place.run(arguments)
+    }
+
+    /// Attaches an image, which must succeed, and returns the device as JSON.
+    #[must_use]
+    pub fn attach(&self, reference: &str, arguments: &[&str]) -> Value {
+        let command = ["attach", reference, "--output", "json"];
+        self.run(&[&command, arguments].concat()).json()
+    }
+
+    /// One device as JSON.
+    #[must_use]
+    pub fn device(&self, id: &str) -> Value {
+        self.get(&format!("/v1/devices/{id}"))
+    }
+
+    /// What the agent answers to a GET of `path`, which must succeed.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[must_use]
+    pub fn get(&self, path: &str) -> Value {
+        let answer = self.http(&Request::get(path)).expect("the agent answers");
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        answer.json()
+    }
+
+    /// Sends a request to the agent's socket.
+    ///
+    /// # Errors
+    /// What connecting or reading says.
+    pub fn http(&self, request: &Request<'_>) -> std::io::Result<Answer> {
+        request.to_socket(&self.place.socket())
+    }
+
+    /// What the agent has printed so far.
+    #[must_use]
+    pub fn log(&self) -> Vec<String> {
+        self.process.lines()
+    }
+
+    /// Its resident memory in bytes.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.process.pid().as_raw_nonzero());
+        let status = std::fs::read_to_string(path).expect("the agent lives");
+        let kib =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<u64>().ok());
+        kib.expect("VmRSS") << 10
+    }
+
+    /// SIGKILL, as a crash.
+    pub fn kill(mut self) {
+        self.process.kill();
+    }
+
+    /// SIGTERM; waits for the drain and returns the status.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub fn stop(mut self) -> ExitStatus {
+        self.process.signal(Signal::TERM);
+        let status = self.process.wait(DRAIN);
+        status.expect("the agent drains within its deadline")
+    }
+}
+
+impl Drop for Agent {
+    /// Drains, so that mounts and devices go; [`Process`] kills what is left.
+    fn drop(&mut self) {
+        self.process.signal(Signal::TERM);
+        let _ = self.process.wait(if std::thread::panicking() { Duration::from_secs(5) } else { DRAIN });
+    }
+}
