@@ -1,1 +1,64 @@
 //! Mapping a device's bytes to bytes of blobs.
+//!
+//! An [`Image`] is opened from the layers that a manifest lists: a stack of OverlayBD layers (LSMT files, in ZFiles, in tar archives) or one raw disk.
+//! It answers one question, [`Image::plan`]: which bytes of which blobs are these bytes of the device? It stores nothing but maps, and fetches nothing
+//! but what opening needs, through a [`BlobSource`].
+//!
+//! # Contract
+//!
+//! 1. Every byte of a request lies in exactly one step of its plan, in order.
+//! 2. Planning never waits: it reads map pages, and asks `locate`. What it lacks it names as `Missing`.
+//! 3. A frame that carries a check is checked each time that it is decoded.
+//! 4. Parsers are total: any bytes give a typed error or an image, never a panic, and memory stays bounded however large the counts inside are. A count is
+//!    compared with the size of the blob before anything is sized by it.
+//! 5. Memory does not grow with the image: the merged map and the frame tables are files of checked pages in the maps directory,
+//!    read one page at a time. An open image holds a page, and a file handle per layer.
+//!
+//! # Layout
+//!
+//! | module | does |
+//! |---|---|
+//! | `recognise` | what a blob is, from annotations and first bytes |
+//! | [`tar`], [`zfile`], [`lsmt`] | the three formats, as pure functions over bytes |
+//! | [`pages`], `frames`, `map` | table files: pages, the frames of a ZFile, the extents of a stack |
+//! | `merge`, `index` | merging the layers' indexes: the pure sweep, and feeding it |
+//! | `layer`, `body` | opening a layer; reading and planning its bytes |
+//! | `image` | opening an image, planning |
+//! | `plan`, `scratch`, `read` | plans, executing them, and the loop around both |
+//! | [`write`](mod@write) | the canonical writer |
+//!
+//! # Concurrency
+//!
+//! An image is read-only and shared. Table files are immutable: built under a temporary name, synced, renamed; two processes building the same table write the
+//! same bytes. File work while opening runs on the blocking pool; page reads while planning run on the caller's thread.
+//!
+//! Formats: docs/formats/overlaybd.md, docs/formats/map.md.
+//!
+//! [`BlobSource`]: penstock_blob::BlobSource
+
+mod body;
+mod crc;
+mod frames;
+mod image;
+mod index;
+mod layer;
+pub mod lsmt;
+mod map;
+mod merge;
+pub mod pages;
+mod plan;
+mod read;
+mod recognise;
+mod scratch;
+pub mod tar;
+mod units;
+pub mod write;
+pub mod zfile;
+
+pub use image::{Image, Kind, Layer, MAX_LAYERS, OpenError};
+pub use layer::LayerError;
+pub use pages::{TableError, sweep};
+pub use plan::{PlacedStep, Plan, PlanError, Step};
+pub use read::{DeviceReadError, Held, read};
+pub use recognise::{BLOB_DIGEST, BLOB_SIZE, Content, FS_TYPE, FileSystem, VERSION, What, content};
+pub use scratch::{FrameRun, Scratch, StepError};

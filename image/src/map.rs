@@ -1,0 +1,360 @@
+//! The map of a stack: which layer holds each extent of the device, in pages.
+//!
+//! A static B+tree: leaves of 255 extents in order, then a level of first sectors over them, up to one root. The root stays in memory
+//! (4 KiB per image); a lookup reads one page per level below it: one at 130 000 extents, two at 66 million. Format: docs/formats/map.md,
+//! section 2.
+
+use std::path::{Path, PathBuf};
+
+use penstock_blob::{Blob, ByteRange, Digest};
+
+use crate::{
+    lsmt::{ENTRY_BYTES, Entry},
+    pages::{self, HEADER_FIELDS, PAGE_BYTES, PAGE_HEAD, Page, PageKind, Table, TableError, TableWriter, put},
+    units::{field, in_memory, u32_at, u64_at},
+};
+
+/// Most extents of a map: 16 Mi, a file of 256 MiB. The largest images that upstream plotted have 24 000.
+pub(crate) const MAX_EXTENTS: u64 = 1 << 24;
+/// Extents in a leaf.
+pub(crate) const EXTENTS_PER_PAGE: usize = (PAGE_BYTES - PAGE_HEAD) / ENTRY_BYTES;
+/// First sectors in a page of an upper level.
+pub(crate) const KEYS_PER_PAGE: u32 = ((PAGE_BYTES - PAGE_HEAD) / 8) as u32;
+/// Bytes of a layer's record.
+const LAYER_BYTES: usize = 64;
+/// Layers in a page.
+const LAYERS_PER_PAGE: usize = (PAGE_BYTES - PAGE_HEAD) / LAYER_BYTES;
+/// Levels that a header page has room for; [`MAX_EXTENTS`] needs 3.
+const MAX_LEVELS: usize = 4;
+
+/// One layer of the map: where its layer file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LayerRecord {
+    /// The blob.
+    pub(crate) blob: Blob,
+    /// The layer file, or the ZFile around it, inside the blob.
+    pub(crate) file: ByteRange,
+    /// Whether that is a ZFile.
+    pub(crate) zfile: bool,
+}
+
+impl LayerRecord {
+    fn to_bytes(self) -> [u8; LAYER_BYTES] {
+        let mut bytes = [0; LAYER_BYTES];
+        bytes[..32].copy_from_slice(self.blob.digest.as_bytes());
+        bytes[32..40].copy_from_slice(&self.blob.size_bytes.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.file.start().to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.file.len().to_le_bytes());
+        bytes[56] = u8::from(self.zfile);
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let blob = Blob { digest: Digest::from_bytes(field(bytes, 0)), size_bytes: u64_at(bytes, 32) };
+        let file = ByteRange::at(u64_at(bytes, 40), u64_at(bytes, 48)).ok()?;
+        (file.end() <= blob.size_bytes).then_some(Self { blob, file, zfile: bytes[56] != 0 })
+    }
+}
+
+/// One level of the tree: its pages stand together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Level {
+    first: u32,
+    pages: u32,
+}
+
+fn identity(layers: &[Blob]) -> Digest {
+    pages::identity("map", layers.iter().map(|blob| blob.digest))
+}
+
+fn path(maps_dir: &Path, identity: &Digest) -> PathBuf {
+    maps_dir.join(format!("{}.v{}.map", identity.to_hex(), pages::VERSION))
+}
+
+/// An opened map.
+#[derive(Debug)]
+pub(crate) struct Map {
+    table: Table,
+    device_bytes: u64,
+    extents: u64,
+    layers: Vec<LayerRecord>,
+    /// Leaves first, root last; none for a device of zeros.
+    levels: Vec<Level>,
+    root: Box<Page>,
+}
+
+impl Map {
+    /// The map of this stack of blobs (bottom first), if there is one and it is sound as far as it is checked now.
+    pub(crate) fn open(maps_dir: &Path, layers: &[Blob]) -> Result<Option<Self>, TableError> {
+        let identity = identity(layers);
+        let Some((table, header)) = Table::open(&path(maps_dir, &identity), identity)? else { return Ok(None) };
+        let sound = Self::load(table, &header, layers).and_then(|map| map.check_small().map(|()| map));
+        match sound {
+            Ok(map) => Ok(Some(map)),
+            Err(TableError::Damaged { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn load(table: Table, header: &Page, layers: &[Blob]) -> Result<Self, TableError> {
+        let device_bytes = u64_at(header, HEADER_FIELDS);
+        let extents = u64_at(header, HEADER_FIELDS + 8);
+        let levels = read_levels(header, extents, layers.len(), table.pages());
+        let levels = levels.ok_or("its fields disagree").map_err(|what| table.damaged(0, what))?;
+        let records = read_layers(&table, layers)?;
+        let mut root = Box::new([0; PAGE_BYTES]);
+        if let Some(level) = levels.last() {
+            let kind = if levels.len() == 1 { PageKind::Extents } else { PageKind::Keys };
+            table.read(kind, level.first, &mut root)?;
+        }
+        Ok(Self { table, device_bytes, extents, layers: records, levels, root })
+    }
+
+    fn check_small(&self) -> Result<(), TableError> {
+        if self.table.is_small() {
+            for (height, level) in self.levels.iter().enumerate() {
+                for page in level.first..level.first + level.pages {
+                    self.table.read(kind_at(height), page, &mut [0; PAGE_BYTES])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Device size in bytes.
+    pub(crate) const fn device_bytes(&self) -> u64 {
+        self.device_bytes
+    }
+
+    /// Extents in the map.
+    pub(crate) const fn extents(&self) -> u64 {
+        self.extents
+    }
+
+    pub(crate) fn layers(&self) -> &[LayerRecord] {
+        &self.layers
+    }
+
+    /// The extents from the first one that ends behind `sector` on.
+    pub(crate) fn from(&self, sector: u64) -> Result<Cursor<'_>, TableError> {
+        let mut cursor = Cursor { map: self, page: *self.root, leaf: 0, held: 0, slot: 0 };
+        let Some(root) = self.levels.last() else { return Ok(cursor) };
+        let mut number = root.first;
+        for height in (1..self.levels.len()).rev() {
+            let held = usize::from(u16::from_le_bytes(field(&cursor.page, 8)));
+            let below = self.levels[height - 1];
+            let slot = slot_of(&cursor.page, held, sector);
+            let child =
+                (number - self.levels[height].first).checked_mul(KEYS_PER_PAGE).and_then(|c| c.checked_add(slot));
+            let child = child.filter(|&child| child < below.pages);
+            let child = child.ok_or("it points outside its level").map_err(|what| self.table.damaged(number, what))?;
+            number = below.first + child;
+            self.table.read(kind_at(height - 1), number, &mut cursor.page)?;
+        }
+        cursor.leaf = number - self.levels[0].first;
+        cursor.enter(number)?;
+        cursor.slot = cursor.first_ending_behind(sector);
+        Ok(cursor)
+    }
+}
+
+const fn kind_at(height: usize) -> PageKind {
+    if height == 0 { PageKind::Extents } else { PageKind::Keys }
+}
+
+/// Which key of a page leads to `sector`: the last one that is not beyond it, or the first.
+fn slot_of(page: &Page, held: usize, sector: u64) -> u32 {
+    let key = |slot: usize| u64_at(page, PAGE_HEAD + 8 * slot);
+    let (mut low, mut high) = (0, held.min(in_memory(u64::from(KEYS_PER_PAGE))));
+    while low < high {
+        let middle = low.midpoint(high);
+        if key(middle) <= sector { low = middle + 1 } else { high = middle }
+    }
+    u32::try_from(low.saturating_sub(1)).unwrap_or(KEYS_PER_PAGE)
+}
+
+/// The levels, if the header's numbers agree with each other and with the length of the file.
+fn read_levels(header: &Page, extents: u64, layers: usize, pages: u32) -> Option<Vec<Level>> {
+    let at = HEADER_FIELDS + 16;
+    let levels = in_memory(u64::from(u32_at(header, at + 4)));
+    if extents > MAX_EXTENTS || levels > MAX_LEVELS || in_memory(u64::from(u32_at(header, at))) != layers {
+        return None;
+    }
+    let level = |i: usize| Level { first: u32_at(header, at + 8 + 8 * i), pages: u32_at(header, at + 12 + 8 * i) };
+    let levels: Vec<Level> = (0..levels).map(level).collect();
+    let mut next = 1 + u32::try_from(layers.div_ceil(LAYERS_PER_PAGE)).ok()?;
+    let mut wanted = u32::try_from(extents.div_ceil(EXTENTS_PER_PAGE as u64)).ok()?;
+    for level in &levels {
+        if *level != (Level { first: next, pages: wanted }) {
+            return None;
+        }
+        next = next.checked_add(wanted)?;
+        wanted = wanted.div_ceil(KEYS_PER_PAGE);
+    }
+    let complete = levels.last().map_or(extents == 0, |root| root.pages == 1);
+    (complete && next == pages).then_some(levels)
+}
+
+fn read_layers(table: &Table, layers: &[Blob]) -> Result<Vec<LayerRecord>, TableError> {
+    let mut page = [0; PAGE_BYTES];
+    let mut records = Vec::with_capacity(layers.len());
+    for (number, wanted) in (1..).zip(layers.chunks(LAYERS_PER_PAGE)) {
+        let held = table.read(PageKind::Layers, number, &mut page)?;
+        let found = page[PAGE_HEAD..].chunks_exact(LAYER_BYTES).take(usize::from(held));
+        let before = records.len();
+        records.extend(
+            found
+                .zip(wanted)
+                .filter_map(|(bytes, blob)| LayerRecord::from_bytes(bytes).filter(|record| record.blob == *blob)),
+        );
+        if records.len() - before != wanted.len() {
+            return Err(table.damaged(number, "it lists other layers"));
+        }
+    }
+    Ok(records)
+}
+
+/// A place in a map, moving upwards. Holds one page.
+#[derive(Debug)]
+pub(crate) struct Cursor<'a> {
+    map: &'a Map,
+    page: Page,
+    leaf: u32,
+    held: usize,
+    slot: usize,
+}
+
+impl Cursor<'_> {
+    /// The next extent.
+    pub(crate) fn next(&mut self) -> Result<Option<Entry>, TableError> {
+        let Some(leaves) = self.map.levels.first() else { return Ok(None) };
+        while self.slot == self.held {
+            self.leaf += 1;
+            if self.leaf >= leaves.pages {
+                return Ok(None);
+            }
+            let number = leaves.first + self.leaf;
+            self.map.table.read(PageKind::Extents, number, &mut self.page)?;
+            self.enter(number)?;
+        }
+        let entry = self.entry(self.slot);
+        self.slot += 1;
+        if usize::from(entry.tag) >= self.map.layers.len() || entry.sectors == 0 {
+            return Err(self.map.table.damaged(leaves.first + self.leaf, "an extent names no layer"));
+        }
+        Ok(Some(entry))
+    }
+
+    /// Begins with the leaf that is in `page`.
+    fn enter(&mut self, number: u32) -> Result<(), TableError> {
+        self.slot = 0;
+        self.held = usize::from(u16::from_le_bytes(field(&self.page, 8)));
+        if self.held == 0 || self.held > EXTENTS_PER_PAGE {
+            return Err(self.map.table.damaged(number, "it holds another number of extents"));
+        }
+        Ok(())
+    }
+
+    fn entry(&self, slot: usize) -> Entry {
+        Entry::from_bytes(&field(&self.page, PAGE_HEAD + ENTRY_BYTES * slot))
+    }
+
+    fn first_ending_behind(&self, sector: u64) -> usize {
+        let (mut low, mut high) = (0, self.held);
+        while low < high {
+            let middle = low.midpoint(high);
+            if self.entry(middle).end() <= sector { low = middle + 1 } else { high = middle }
+        }
+        low
+    }
+}
+
+/// Writes a map from its extents, in order.
+#[derive(Debug)]
+pub(crate) struct MapWriter {
+    writer: TableWriter,
+    layers: usize,
+    page: Page,
+    held: u16,
+    extents: u64,
+}
+
+impl MapWriter {
+    pub(crate) fn new(maps_dir: &Path, layers: &[LayerRecord]) -> Result<Self, TableError> {
+        let blobs: Vec<Blob> = layers.iter().map(|layer| layer.blob).collect();
+        let identity = identity(&blobs);
+        let mut writer = TableWriter::new(&path(maps_dir, &identity), identity)?;
+        for some in layers.chunks(LAYERS_PER_PAGE) {
+            let mut page = [0; PAGE_BYTES];
+            let mut held = 0;
+            for layer in some {
+                put(&mut page, PAGE_HEAD + LAYER_BYTES * usize::from(held), &layer.to_bytes());
+                held += 1;
+            }
+            writer.push(PageKind::Layers, &mut page, held)?;
+        }
+        Ok(Self { writer, layers: layers.len(), page: [0; PAGE_BYTES], held: 0, extents: 0 })
+    }
+
+    /// Adds the next extent; its tag is the layer.
+    pub(crate) fn push(&mut self, extent: Entry) -> Result<(), TableError> {
+        put(&mut self.page, PAGE_HEAD + ENTRY_BYTES * usize::from(self.held), &extent.to_bytes());
+        self.held += 1;
+        self.extents += 1;
+        if usize::from(self.held) == EXTENTS_PER_PAGE { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), TableError> {
+        self.writer.push(PageKind::Extents, &mut self.page, self.held)?;
+        (self.page, self.held) = ([0; PAGE_BYTES], 0);
+        Ok(())
+    }
+
+    /// Writes the upper levels and makes the map appear under its name.
+    pub(crate) fn finish(mut self, device_bytes: u64) -> Result<(), TableError> {
+        let leaves = 1 + u32::try_from(self.layers.div_ceil(LAYERS_PER_PAGE)).unwrap_or(u32::MAX);
+        if self.held > 0 {
+            self.flush()?;
+        }
+        let mut levels = Vec::new();
+        let mut level = Level { first: leaves, pages: self.writer.next() - leaves };
+        while level.pages > 0 {
+            levels.push(level);
+            if level.pages == 1 {
+                break;
+            }
+            level = self.level_above(level)?;
+        }
+        let mut header = [0; PAGE_BYTES];
+        put(&mut header, HEADER_FIELDS, &device_bytes.to_le_bytes());
+        put(&mut header, HEADER_FIELDS + 8, &self.extents.to_le_bytes());
+        put(&mut header, HEADER_FIELDS + 16, &u32::try_from(self.layers).unwrap_or(u32::MAX).to_le_bytes());
+        put(&mut header, HEADER_FIELDS + 20, &u32::try_from(levels.len()).unwrap_or(u32::MAX).to_le_bytes());
+        for (i, level) in levels.iter().enumerate() {
+            put(&mut header, HEADER_FIELDS + 24 + 8 * i, &level.first.to_le_bytes());
+            put(&mut header, HEADER_FIELDS + 28 + 8 * i, &level.pages.to_le_bytes());
+        }
+        self.writer.finish(&mut header)
+    }
+
+    /// Writes the first sectors of a level's pages as the level above it.
+    fn level_above(&mut self, below: Level) -> Result<Level, TableError> {
+        let first = self.writer.next();
+        let mut page = [0; PAGE_BYTES];
+        let mut held = 0_u16;
+        for number in below.first..below.first + below.pages {
+            // A leaf's first 8 bytes hold the length above the sector's 50 bits.
+            let key = self.writer.first_key(number)? & ((1 << 50) - 1);
+            put(&mut page, PAGE_HEAD + 8 * usize::from(held), &key.to_le_bytes());
+            held += 1;
+            if u32::from(held) == KEYS_PER_PAGE || number + 1 == below.first + below.pages {
+                self.writer.push(PageKind::Keys, &mut page, held)?;
+                (page, held) = ([0; PAGE_BYTES], 0);
+            }
+        }
+        Ok(Level { first, pages: self.writer.next() - first })
+    }
+}
+
+#[cfg(test)]
+mod tests;

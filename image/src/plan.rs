@@ -1,0 +1,241 @@
+//! Plans: what must be done to answer one request, without doing it.
+
+use penstock_blob::{Blob, BlobSource, ByteRange, Located};
+
+use crate::{
+    frames::Frames,
+    pages::TableError,
+    scratch::{FrameRun, Scratch, StepError},
+    units::in_memory,
+};
+
+/// Why a request cannot be planned.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The range does not lie on the device.
+    #[error("bytes {range} lie outside the device of {device_bytes} bytes")]
+    OutOfBounds {
+        /// What was asked for.
+        range: ByteRange,
+        /// The device's size.
+        device_bytes: u64,
+    },
+    /// The map cannot be read.
+    #[error(transparent)]
+    Map(#[from] TableError),
+}
+
+/// One piece of the answer.
+#[derive(Debug)]
+pub enum Step {
+    /// Zeros.
+    Zero,
+    /// Bytes of a blob as they are.
+    Plain {
+        /// The blob.
+        blob: Blob,
+        /// Its bytes.
+        range: ByteRange,
+        /// Where they are now: exactly `range`.
+        located: Located,
+    },
+    /// Frames to be decoded.
+    Frame(FrameRun),
+    /// Bytes that must be fetched; then the request is planned again.
+    Missing {
+        /// The blob.
+        blob: Blob,
+        /// Its bytes.
+        range: ByteRange,
+    },
+}
+
+impl Step {
+    /// Takes `next` in, if both are zeros or both are missing and touch.
+    fn joins(&mut self, next: &Self) -> bool {
+        match (self, next) {
+            (Self::Zero, Self::Zero) => true,
+            (Self::Missing { blob, range }, Self::Missing { blob: other, range: next })
+                if blob == other && range.start() <= next.start() && next.start() <= range.end() =>
+            {
+                *range = range.cover(*next);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A step and the bytes of the request's buffer that it answers.
+#[derive(Debug)]
+pub struct PlacedStep {
+    /// Which bytes, counted from the start of the request.
+    pub at: ByteRange,
+    /// What they are.
+    pub step: Step,
+}
+
+/// The answer to a request in steps: in order, without gaps, each byte in exactly one. While it lives, what it located stays in place.
+#[derive(Debug)]
+pub struct Plan {
+    /// The steps.
+    pub steps: Vec<PlacedStep>,
+}
+
+impl Plan {
+    /// Bytes of the request.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.steps.last().map_or(0, |last| last.at.end())
+    }
+
+    /// Whether there is nothing to answer. Never true for a plan of [`crate::Image::plan`]: a range is not empty.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// Whether everything is here: the plan can be executed.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.missing().next().is_none()
+    }
+
+    /// What must be fetched, in the order of the steps. Ranges may overlap when extents share a frame.
+    pub fn missing(&self) -> impl Iterator<Item = (Blob, ByteRange)> {
+        self.steps.iter().filter_map(|placed| match placed.step {
+            Step::Missing { blob, range } => Some((blob, range)),
+            Step::Zero | Step::Plain { .. } | Step::Frame(_) => None,
+        })
+    }
+
+    /// Executes every step into `buf`, which has the length of the request. On an error the buffer's content means nothing.
+    ///
+    /// # Errors
+    /// [`StepError`]: see its cases for what to do next.
+    pub fn read_into(&self, buf: &mut [u8], scratch: &mut Scratch) -> Result<(), StepError> {
+        if buf.len() as u64 != self.len() {
+            return Err(StepError::Buffer { buffer_bytes: buf.len(), planned_bytes: self.len() });
+        }
+        let mut rest = buf;
+        for PlacedStep { at, step } in &self.steps {
+            let (out, behind) = rest.split_at_mut(in_memory(at.len()).min(rest.len()));
+            rest = behind;
+            match step {
+                Step::Zero => out.fill(0),
+                Step::Plain { blob, range, located } => {
+                    located.read_at(out, 0).map_err(|error| StepError::Io { blob: *blob, range: *range, error })?
+                }
+                Step::Frame(run) => run.read_into(out, scratch)?,
+                Step::Missing { blob, range } => return Err(StepError::Missing { blob: *blob, range: *range }),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A plan being made. Steps are added in the order of the request.
+#[derive(Debug)]
+pub(crate) struct Planner<'a> {
+    source: &'a dyn BlobSource,
+    steps: Vec<PlacedStep>,
+    at: u64,
+}
+
+/// Frames to be placed: ends are counted from `start`, the place of the first frame of the request.
+struct Wanted<'a> {
+    frames: &'a Frames,
+    /// Number of the first one in the file.
+    first: u64,
+    start: u64,
+    /// Where the one before the first ends.
+    before: u32,
+    ends: &'a [u32],
+    /// Decoded bytes that are wanted, counted from the start of the first frame.
+    skip: u64,
+    until: u64,
+}
+
+impl<'a> Planner<'a> {
+    pub(crate) const fn new(source: &'a dyn BlobSource) -> Self {
+        Self { source, steps: Vec::new(), at: 0 }
+    }
+
+    pub(crate) fn finish(self) -> Plan {
+        Plan { steps: self.steps }
+    }
+
+    /// Adds a step of `len` bytes; nothing when there are none.
+    fn push(&mut self, len: u64, step: Step) {
+        let Ok(at) = ByteRange::at(self.at, len) else { return };
+        self.at = at.end();
+        if let Some(last) = self.steps.last_mut()
+            && last.step.joins(&step)
+        {
+            last.at = last.at.cover(at);
+        } else {
+            self.steps.push(PlacedStep { at, step });
+        }
+    }
+
+    /// Adds zeros.
+    pub(crate) fn zero(&mut self, len: u64) {
+        self.push(len, Step::Zero);
+    }
+
+    /// Adds bytes of a blob as they are.
+    pub(crate) fn plain(&mut self, blob: Blob, range: ByteRange) {
+        let step = match self.source.locate(&blob, range) {
+            Some(located) => Step::Plain { blob, range, located },
+            None => Step::Missing { blob, range },
+        };
+        self.push(range.len(), step);
+    }
+
+    /// Adds bytes `range` of the decoded file.
+    pub(crate) fn frames(&mut self, frames: &Frames, range: ByteRange) -> Result<(), TableError> {
+        let (first, count) = frames.shape().frames_of(range);
+        let stored = frames.stored(first, count)?;
+        let skip = range.start() - first * u64::from(frames.shape().format.block_bytes);
+        let until = skip + range.len();
+        self.run(&Wanted { frames, first, start: stored.start, before: 0, ends: &stored.ends, skip, until });
+        Ok(())
+    }
+
+    /// Adds a run of frames as one step if the source has all of it, else in halves down to single frames: at most two
+    /// questions per frame, and everything that is here is used.
+    fn run(&mut self, wanted: &Wanted<'_>) {
+        let shape = wanted.frames.shape();
+        let block = u64::from(shape.format.block_bytes);
+        let Some(&last_end) = wanted.ends.last() else { return };
+        let start = wanted.start + u64::from(wanted.before);
+        let Ok(range) = ByteRange::new(start, wanted.start + u64::from(last_end)) else { return };
+        let len = wanted.until - wanted.skip;
+        if let Some(located) = self.source.locate(&shape.blob, range) {
+            let run = FrameRun {
+                blob: shape.blob,
+                range,
+                located,
+                format: shape.format,
+                ends: wanted.ends.iter().map(|end| end - wanted.before).collect(),
+                skip_bytes: u32::try_from(wanted.skip).unwrap_or(u32::MAX),
+                last_bytes: shape.frame_bytes(wanted.first + wanted.ends.len() as u64 - 1),
+            };
+            return self.push(len, Step::Frame(run));
+        }
+        if wanted.ends.len() == 1 {
+            return self.push(len, Step::Missing { blob: shape.blob, range });
+        }
+        let (low, high) = wanted.ends.split_at(wanted.ends.len() / 2);
+        let middle = block * low.len() as u64;
+        self.run(&Wanted { ends: low, until: middle, ..*wanted });
+        self.run(&Wanted {
+            first: wanted.first + low.len() as u64,
+            before: low.last().copied().unwrap_or(wanted.before),
+            ends: high,
+            skip: 0,
+            until: wanted.until - middle,
+            ..*wanted
+        });
+    }
+}
