@@ -28,7 +28,7 @@ pub enum Exit {
     Done = 0,
     /// Not done, for a reason without a number of its own.
     Failed = 1,
-    /// The command line or a value in it cannot be meant.
+    /// The command line, or a value in it, is wrong.
     Usage = 2,
     /// No agent could be asked.
     Unreachable = 3,
@@ -102,7 +102,7 @@ impl Failure {
 /// The command of this process's arguments.
 ///
 /// # Errors
-/// The code to end with, when help was asked for or the arguments cannot be meant; what there is to say has been printed.
+/// The code to end with, when help was asked for or the arguments are wrong; what there is to say has been printed.
 pub fn parse() -> Result<Command, ExitCode> {
     Cli::try_parse().map(|cli| cli.command).map_err(|error| {
         output::usage(&error);

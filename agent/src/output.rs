@@ -65,7 +65,7 @@ pub fn usage(error: &clap::Error) {
 }
 
 /// `value` as indented JSON with a newline at the end.
-fn json<T: Serialize>(value: &T) -> io::Result<String> {
+pub(crate) fn json<T: Serialize>(value: &T) -> io::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 

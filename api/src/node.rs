@@ -65,7 +65,7 @@ pub enum NodeError {
     /// It cannot be done in the present state: the device is in use, the mount point is taken.
     #[error("{0}")]
     Conflict(String),
-    /// The request cannot be meant: a reference that is none, a mount point that is no directory.
+    /// The request is wrong: a reference that is none, a mount point that is no directory.
     #[error("{0}")]
     Invalid(String),
     /// The registry refused the agent's credentials, or asks for some.

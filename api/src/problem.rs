@@ -49,7 +49,7 @@ pub enum ProblemKind {
     ImageNotFound,
     /// The present state does not allow it.
     Conflict,
-    /// A value in the request cannot be meant.
+    /// A value in the request is wrong.
     Invalid,
     /// The registry refused the agent.
     RegistryDenied,

@@ -123,7 +123,7 @@ async fn device(State(node): State<Shared>, Id(id): Id) -> Result<Json<Device>> 
 /// Attaches an image, and answers once it can be read.
 #[utoipa::path(post, path = "/v1/devices", tag = "devices", request_body = Attach, responses(
     (status = 201, body = Device, description = "The device", headers(("Location" = String, description = "Its path"))),
-    (status = 400, body = Problem, content_type = "application/problem+json", description = "The request cannot be meant"),
+    (status = 400, body = Problem, content_type = "application/problem+json", description = "The request is wrong"),
     (status = 404, body = Problem, content_type = "application/problem+json", description = "The registry has no such image"),
     (status = 409, body = Problem, content_type = "application/problem+json", description = "The mount point is taken"),
     (status = 422, body = Problem, content_type = "application/problem+json", description = "The image cannot be attached lazily"),

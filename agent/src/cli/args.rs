@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint, builder::NonEmptyStringValueParser};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint, builder::NonEmptyStringValueParser};
 use clap_complete::Shell;
 
 use crate::{
@@ -23,14 +23,15 @@ On a node:
 Exit codes:
   0  done
   1  failed
-  2  the command line, or a value in it, cannot be meant
+  2  the command line, or a value in it, is wrong
   3  no agent could be reached
   4  no such device or image
   5  in use, or taken by another
   6  not now: the same command may succeed later";
 
 const AGENT_HELP: &str = "\
-Every setting is also a key of the config file and a PENSTOCK_ variable; flags win over variables, variables over the file.
+Every setting is also a key of the config file and a PENSTOCK_ variable.
+Flags win over variables, variables over the file.
 
 Examples:
   penstock agent
@@ -39,18 +40,18 @@ Examples:
   penstock agent --print-config";
 
 const ATTACH_HELP: &str = "\
-The command ends once the image can be read; what is read later is fetched when it is read. A command that is interrupted
-does not undo an attach that is under way: look at `penstock list`.
+The command ends once the image can be read; what is read later is fetched when it is read.
+Interrupting it does not undo an attach that is under way: look at `penstock list`.
 
 Examples:
   penstock attach registry.example.com/team/app:1.4
   penstock attach registry.example.com/team/app:1.4 --mount /mnt/app
-  penstock attach alpine@sha256:c5b1261d6d3e43071626931fc004f70149baeba2c8ec672bd4f27761f8e1ad6b --transport fuse
+  penstock attach localhost:5000/app:1.4 --transport fuse
   penstock attach app:1 --platform linux/arm64 --output json | jq -r .device_path";
 
 const DETACH_HELP: &str = "\
-A device whose mount is in use stays, unless --force is given: then its readers get I/O errors. What was fetched stays in
-the cache.
+A device in use stays, unless --force is given: then its readers get I/O errors.
+What was fetched stays in the cache.
 
 Examples:
   penstock detach d1
@@ -96,7 +97,7 @@ Examples:
 
 /// Lazy container images: mount one before it is downloaded, and fetch only what is read.
 #[derive(Debug, Parser)]
-#[command(name = "penstock", version, after_help = TOP_HELP, arg_required_else_help = true)]
+#[command(name = "penstock", bin_name = "penstock", version, after_help = TOP_HELP, arg_required_else_help = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -109,12 +110,12 @@ pub enum Command {
     /// Run the agent of this node, until SIGTERM or Ctrl-C
     #[command(after_help = AGENT_HELP)]
     Agent(AgentArgs),
-    /// A command that asks an agent, or that needs nobody.
-    #[command(flatten)]
-    Client(ClientCommand),
     /// Show what Penstock does, on this machine alone: no registry, no set-up
     #[command(after_help = DEMO_HELP)]
     Demo(crate::demo::Args),
+    /// A command that asks an agent, or that needs nobody.
+    #[command(flatten)]
+    Client(ClientCommand),
 }
 
 /// What an agent can be asked, and what needs nobody.
@@ -161,10 +162,18 @@ pub struct AgentArgs {
 #[derive(Debug, Args)]
 pub struct Connection {
     /// Socket of the agent
-    #[arg(long, value_name = "PATH", env = "PENSTOCK_SOCKET", default_value = DEFAULT_SOCKET, value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "PATH", env = "PENSTOCK_SOCKET", hide_env_values = true, default_value = DEFAULT_SOCKET, value_hint = ValueHint::FilePath)]
     pub socket: PathBuf,
     /// How to print the answer
-    #[arg(long, short, value_name = "FORMAT", env = "PENSTOCK_OUTPUT", value_enum, default_value_t)]
+    #[arg(
+        long,
+        short,
+        value_name = "FORMAT",
+        env = "PENSTOCK_OUTPUT",
+        hide_env_values = true,
+        value_enum,
+        default_value_t
+    )]
     pub output: Output,
 }
 
@@ -212,9 +221,10 @@ pub struct Attach {
 
 /// `penstock detach`.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("which").required(true).args(["id", "all"])))]
 pub struct Detach {
     /// The device, as `penstock list` names it
-    #[arg(value_parser = NonEmptyStringValueParser::new(), required_unless_present = "all", conflicts_with = "all")]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub id: Option<String>,
     /// Detach every device
     #[arg(long)]

@@ -45,7 +45,7 @@ async fn attach(args: Attach) -> Result<(), Failure> {
 }
 
 /// The directory as the agent, which has another working directory, must be told it.
-fn mount_dir(dir: &Path) -> Result<PathBuf, Failure> {
+pub(super) fn mount_dir(dir: &Path) -> Result<PathBuf, Failure> {
     let fail = |reason: String| Failure::MountDir { dir: dir.to_owned(), reason };
     let absolute = std::path::absolute(dir).map_err(|error| fail(error.to_string()))?;
     if absolute.to_str().is_none() {
@@ -108,7 +108,12 @@ async fn version(connection: &Connection) -> Result<(), Failure> {
 }
 
 fn completions(args: &Completions) -> Result<(), Failure> {
+    Ok(output::print(&script(args))?)
+}
+
+/// The completions of a shell, as a script for it.
+pub(super) fn script(args: &Completions) -> String {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command(), "penstock", &mut script);
-    Ok(output::print(&String::from_utf8_lossy(&script))?)
+    String::from_utf8_lossy(&script).into_owned()
 }

@@ -1,0 +1,190 @@
+//! A node that answers from constants, served on a socket in a directory of its own.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use penstock_api::{
+    Answer, Attach, BlobUsage, CacheUsage, Detached, Device, DeviceState, Event, Events, Index, IndexState, Node,
+    NodeError, NotDetached, Presence, Problem, Readiness, Stats, Timestamp, Transport, Verification, Version,
+};
+use penstock_blob::Digest;
+use tokio::{net::UnixListener, task::JoinSet};
+
+/// Answers from constants, or fails as told.
+#[derive(Default)]
+pub(super) struct Fake {
+    pub(super) failure: Option<NodeError>,
+}
+
+/// A fake that is being served.
+pub(super) struct Served {
+    dir: tempfile::TempDir,
+    _tasks: JoinSet<()>,
+}
+
+impl Served {
+    pub(super) fn new(node: Fake) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("penstock.sock")).unwrap();
+        let router = penstock_api::router(Arc::new(node));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { dir, _tasks: tasks }
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.dir.path().join("penstock.sock")
+    }
+}
+
+pub(super) fn time() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).unwrap()
+}
+
+pub(super) fn device() -> Device {
+    Device {
+        id: "d1".to_owned(),
+        state: DeviceState::Attached,
+        state_reason: None,
+        reference: "registry.example/team/app:1.4".to_owned(),
+        digest: Digest::of(b"manifest"),
+        platform: "linux/amd64".to_owned(),
+        image: "OverlayBD, 2 layers".to_owned(),
+        size_bytes: 64 << 30,
+        transport: Transport::Ublk,
+        transport_reason: "/dev/ublk-control can be used".to_owned(),
+        device_path: Some("/dev/ublkb0".into()),
+        mount_point: Some("/mnt/app".into()),
+        file_system: Some("ext4".to_owned()),
+        verified_by: "CRC of each frame".to_owned(),
+        attached_at: time(),
+        stats: Stats {
+            requests: 1234,
+            bytes_served: 9_876_543,
+            hits: 1200,
+            misses: 34,
+            bytes_fetched: 4_500_000,
+            ..Stats::default()
+        },
+        blobs: vec![
+            Presence::new(Digest::of(b"lower"), 200_000_000, 4_000_000),
+            Presence::new(Digest::of(b"upper"), 1_000_000, 500_000),
+        ],
+    }
+}
+
+/// One that could not be restored.
+pub(super) fn failed_device() -> Device {
+    Device {
+        id: "d12".to_owned(),
+        state: DeviceState::Failed,
+        state_reason: Some("the registry\x1b[31m does not answer".to_owned()),
+        reference: "alpine".to_owned(),
+        transport: Transport::Fuse,
+        device_path: None,
+        mount_point: None,
+        file_system: None,
+        size_bytes: 0,
+        stats: Stats::default(),
+        ..device()
+    }
+}
+
+pub(super) fn cache() -> CacheUsage {
+    let blob = BlobUsage {
+        digest: Digest::of(b"lower"),
+        size_bytes: 200_000_000,
+        chunk_size_bytes: 256 << 10,
+        chunks: 763,
+        chunks_present: 16,
+        chunks_durable: 15,
+        present_bytes: 4_000_000,
+        present_share: 0.0,
+        fetched_bytes: 4_194_304,
+        verification: Verification::Partial,
+    };
+    CacheUsage {
+        dir: "/var/lib/penstock/cache".into(),
+        cap_bytes: 10 << 30,
+        used_bytes: 4_500_000,
+        chunks_present: 18,
+        chunks_durable: 17,
+        hits: 1200,
+        fills: 18,
+        bypasses: 0,
+        corrupt_dropped: 0,
+        index: Index { state: IndexState::Open, detail: "1 commit waits to be flushed".to_owned() },
+        blobs_total: 2,
+        blobs: vec![blob.with_share()],
+    }
+}
+
+pub(super) fn events() -> Events {
+    let event = |sequence, kind: &str, text: &str| Event {
+        sequence,
+        time: time(),
+        kind: kind.to_owned(),
+        text: text.to_owned(),
+        fields: BTreeMap::from([("device".to_owned(), "d1".to_owned())]),
+    };
+    Events {
+        started_at: time(),
+        events: vec![event(9, "agent.started", "the agent started"), event(10, "device.attached", "attached d1")],
+        newest: 12,
+        lost: 8,
+    }
+}
+
+pub(super) fn version() -> Version {
+    Version { version: "0.1.0".to_owned(), kernel: "Linux 6.12.0 x86_64".to_owned(), pid: 42, started_at: time() }
+}
+
+impl Fake {
+    fn answer<T: Send + 'static>(&self, value: T) -> Answer<'_, T> {
+        let answer = self.failure.clone().map_or(Ok(value), Err);
+        Box::pin(async { answer })
+    }
+}
+
+impl Node for Fake {
+    fn readiness(&self) -> Readiness {
+        Readiness::Ready
+    }
+
+    fn metrics(&self) -> Answer<'_, String> {
+        self.answer("# EOF\n".to_owned())
+    }
+
+    fn devices(&self) -> Answer<'_, Vec<Device>> {
+        self.answer(vec![device(), failed_device()])
+    }
+
+    fn device<'a>(&'a self, _: &'a str) -> Answer<'a, Device> {
+        self.answer(device())
+    }
+
+    fn attach(&self, _: Attach) -> Answer<'_, Device> {
+        self.answer(device())
+    }
+
+    fn detach<'a>(&'a self, _: &'a str, _: bool) -> Answer<'a, ()> {
+        self.answer(())
+    }
+
+    fn detach_all(&self, force: bool) -> Answer<'_, Detached> {
+        let problem = Problem::from(NodeError::Conflict("/mnt/app is in use".to_owned()));
+        let stays = NotDetached { id: "d1".to_owned(), problem };
+        self.answer(Detached { detached: vec!["d12".to_owned()], failed: if force { Vec::new() } else { vec![stays] } })
+    }
+
+    fn cache(&self) -> Answer<'_, CacheUsage> {
+        self.answer(cache())
+    }
+
+    fn events(&self, _: u64, _: usize) -> Answer<'_, Events> {
+        self.answer(events())
+    }
+
+    fn version(&self) -> Version {
+        version()
+    }
+}

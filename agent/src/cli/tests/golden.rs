@@ -1,0 +1,70 @@
+//! What is shown, byte for byte. A change here is a change that users see: look at it before it is taken over.
+
+use penstock_api::{Detached, NodeError, NotDetached, Problem};
+
+use super::{super::render, fake};
+
+#[test]
+fn the_help() {
+    let help = super::command().term_width(100).render_help().to_string();
+    assert_eq!(help, include_str!("golden/help.txt"));
+}
+
+#[test]
+fn a_list_of_devices() {
+    let text = render::devices(&[fake::device(), fake::failed_device()]);
+    assert_eq!(text, include_str!("golden/list.txt"));
+}
+
+#[test]
+fn the_counts_of_devices() {
+    assert_eq!(render::stats(&[fake::device(), fake::failed_device()]), include_str!("golden/stats.txt"));
+}
+
+#[test]
+fn one_device() {
+    assert_eq!(render::device(&fake::device()), include_str!("golden/device.txt"));
+}
+
+#[test]
+fn one_device_as_json() {
+    let json = crate::output::json(&fake::device()).unwrap();
+    assert_eq!(json, include_str!("golden/device.json"));
+}
+
+#[test]
+fn the_cache() {
+    assert_eq!(render::cache(&fake::cache()), include_str!("golden/cache.txt"));
+}
+
+#[test]
+fn the_events() {
+    assert_eq!(render::events(&fake::events()), include_str!("golden/events.txt"));
+}
+
+#[test]
+fn what_was_detached() {
+    let problem = Problem::from(NodeError::Conflict("/mnt/app is in use".to_owned()));
+    let failed = vec![NotDetached { id: "d1".to_owned(), problem }];
+    let text = render::detached(&Detached { detached: vec!["d12".to_owned()], failed });
+    assert_eq!(text, "d12  detached\nd1   still attached: /mnt/app is in use\n");
+}
+
+#[test]
+fn versions_with_and_without_an_agent() {
+    let both = render::versions(&render::Versions::new("0.1.0", Ok(fake::version())));
+    assert_eq!(
+        both,
+        "command  0.1.0\nagent    0.1.0\nprocess  42, since 2027-01-15T08:00:00Z\nkernel   Linux 6.12.0 x86_64\n"
+    );
+    let alone = render::versions(&render::Versions::new("0.1.0", Err("no agent at /x".to_owned())));
+    assert_eq!(alone, "command  0.1.0\nagent    no agent at /x\n");
+}
+
+#[test]
+fn nothing_attached_says_how_to_attach() {
+    let says = "no devices are attached; `penstock attach REFERENCE` attaches one\n";
+    assert_eq!(render::devices(&[]), says);
+    assert_eq!(render::stats(&[]), says);
+    assert_eq!(render::detached(&Detached::default()), says);
+}
