@@ -28,6 +28,8 @@ pub struct CacheUsage {
     pub fills: u64,
     /// Reads served from a fetch without being stored, for want of room.
     pub bypasses: u64,
+    /// Chunks evicted to make room.
+    pub evicted: u64,
     /// Chunks dropped because their bytes no longer matched their checksum. They are fetched again when wanted.
     pub corrupt_dropped: u64,
     /// The state of the index.
@@ -56,7 +58,7 @@ pub enum IndexState {
     Open,
     /// It does, and was made anew at this start from what the data files say.
     Rebuilt,
-    /// It does not: chunks filled now are served, but forgotten at a restart.
+    /// It does not until the next start, when the chunks are found again by what is written beside them.
     Lost,
 }
 
@@ -70,6 +72,8 @@ pub enum Verification {
     Running,
     /// The blob is whole and its bytes are those of its digest.
     Whole,
+    /// The blob was whole, and its bytes were not those of its digest. They were dropped; this stays until it is whole again.
+    Mismatch,
 }
 
 /// One blob in the cache.

@@ -143,6 +143,7 @@ pub(super) fn cache(usage: &CacheUsage) -> String {
     facts.fact("hits", usage.hits);
     facts.fact("fills", usage.fills);
     facts.fact("bypasses", usage.bypasses);
+    facts.fact("evicted", usage.evicted);
     facts.fact("corrupt", format_args!("{} dropped", usage.corrupt_dropped));
     facts.fact("blobs", usage.blobs_total);
     if usage.blobs.is_empty() {
@@ -256,5 +257,6 @@ const fn verification(verification: Verification) -> &'static str {
         Verification::Partial => "when whole",
         Verification::Running => "being checked",
         Verification::Whole => "checked",
+        Verification::Mismatch => "was wrong",
     }
 }

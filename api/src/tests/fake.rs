@@ -140,6 +140,7 @@ impl Node for Fake {
             hits: 9,
             fills: 4,
             bypasses: 0,
+            evicted: 0,
             corrupt_dropped: 0,
             index: Index { state: IndexState::Open, detail: "the index is open".to_owned() },
             blobs_total: u64::from(self.blobs),

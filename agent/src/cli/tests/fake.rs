@@ -111,6 +111,7 @@ pub(super) fn cache() -> CacheUsage {
         hits: 1200,
         fills: 18,
         bypasses: 0,
+        evicted: 0,
         corrupt_dropped: 0,
         index: Index { state: IndexState::Open, detail: "1 commit waits to be flushed".to_owned() },
         blobs_total: 2,
