@@ -1,0 +1,220 @@
+//! What a device counts, and how a node's metrics show it.
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicI64},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use crate::{DeviceId, Transport};
+
+/// Upper bounds of the latency histograms: 16 buckets from 16 us (a hit) by factors of 4 to beyond any deadline.
+fn buckets() -> impl Iterator<Item = f64> {
+    exponential_buckets(16e-6, 4.0, 16)
+}
+
+/// The metrics of all devices of a node. Made once; clones share the same counters.
+#[derive(Clone)]
+pub struct Metrics {
+    requests: Family<DeviceLabels, Counter>,
+    served: Family<DeviceLabels, Counter>,
+    hits: Family<DeviceLabels, Counter>,
+    misses: Family<DeviceLabels, Counter>,
+    errors: Family<DeviceLabels, Counter>,
+    asked: Family<DeviceLabels, Counter>,
+    dropped: Family<DeviceLabels, Counter>,
+    in_flight: Family<DeviceLabels, Gauge>,
+    seconds: Family<TierLabels, Histogram>,
+}
+
+/// A node has few devices at a time, and a stopped one's series are removed: the label is bounded.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeviceLabels {
+    device: String,
+    transport: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TierLabels {
+    tier: Tier,
+}
+
+/// Where the bytes of a request came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Tier {
+    /// Everything was on this node.
+    Hit,
+    /// Something had to be asked of the source.
+    Miss,
+}
+
+impl Metrics {
+    /// Registers the metrics of devices. Call it once per registry.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            served: Family::default(),
+            hits: Family::default(),
+            misses: Family::default(),
+            errors: Family::default(),
+            asked: Family::default(),
+            dropped: Family::default(),
+            in_flight: Family::default(),
+            seconds: Family::new_with_constructor(|| Histogram::new(buckets())),
+        };
+        let m = &metrics;
+        registry.register("requests", "Requests taken from the kernel", m.requests.clone());
+        registry.register("served_bytes", "Bytes of the device given to the kernel", m.served.clone());
+        registry.register("hits", "Reads answered from bytes on this node", m.hits.clone());
+        registry.register("misses", "Reads that had to ask the source", m.misses.clone());
+        registry.register("errors", "Requests answered with an error", m.errors.clone());
+        registry.register("asked_bytes", "Bytes of blobs got from the source for misses", m.asked.clone());
+        registry.register("dropped", "Requests answered EIO because nothing else answered them", m.dropped.clone());
+        registry.register("in_flight", "Requests taken and not yet answered", m.in_flight.clone());
+        registry.register("request_seconds", "Time from taking a read to answering it, by tier", m.seconds.clone());
+        metrics
+    }
+
+    /// The counters of one device.
+    pub(crate) fn device(&self, id: &DeviceId, transport: Transport) -> Arc<Counters> {
+        let labels = DeviceLabels { device: id.to_string(), transport: transport.to_string() };
+        Arc::new(Counters {
+            requests: self.requests.get_or_create_owned(&labels),
+            served: self.served.get_or_create_owned(&labels),
+            hits: self.hits.get_or_create_owned(&labels),
+            misses: self.misses.get_or_create_owned(&labels),
+            errors: self.errors.get_or_create_owned(&labels),
+            asked: self.asked.get_or_create_owned(&labels),
+            dropped: self.dropped.get_or_create_owned(&labels),
+            in_flight: self.in_flight.get_or_create_owned(&labels),
+            hit_seconds: self.seconds.get_or_create_owned(&TierLabels { tier: Tier::Hit }),
+            miss_seconds: self.seconds.get_or_create_owned(&TierLabels { tier: Tier::Miss }),
+            last_error: Mutex::new(None),
+        })
+    }
+
+    /// Takes the series of a stopped device out.
+    pub(crate) fn forget(&self, id: &DeviceId, transport: Transport) {
+        let labels = DeviceLabels { device: id.to_string(), transport: transport.to_string() };
+        for family in
+            [&self.requests, &self.served, &self.hits, &self.misses, &self.errors, &self.asked, &self.dropped]
+        {
+            family.remove(&labels);
+        }
+        self.in_flight.remove(&labels);
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// The counters of one device, shared by its queues and its offload.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    requests: Counter,
+    served: Counter,
+    hits: Counter,
+    misses: Counter,
+    errors: Counter,
+    asked: Counter,
+    dropped: Counter,
+    in_flight: Gauge<i64, AtomicI64>,
+    hit_seconds: Histogram,
+    miss_seconds: Histogram,
+    last_error: Mutex<Option<String>>,
+}
+
+impl Counters {
+    pub(crate) fn taken(&self) {
+        self.requests.inc();
+        self.in_flight.inc();
+    }
+
+    pub(crate) fn answered(&self) {
+        self.in_flight.dec();
+    }
+
+    pub(crate) fn failed(&self) {
+        self.errors.inc();
+    }
+
+    pub(crate) fn dropped(&self) {
+        self.dropped.inc();
+    }
+
+    pub(crate) fn asked(&self, bytes: u64) {
+        self.asked.inc_by(bytes);
+    }
+
+    /// A read whose bytes the kernel took.
+    pub(crate) fn read(&self, bytes: u64, tier: Tier, took: Duration) {
+        self.served.inc_by(bytes);
+        match tier {
+            Tier::Hit => {
+                self.hits.inc();
+                self.hit_seconds.observe(took.as_secs_f64());
+            }
+            Tier::Miss => {
+                self.misses.inc();
+                self.miss_seconds.observe(took.as_secs_f64());
+            }
+        }
+    }
+
+    /// Remembers why a read failed, for [`Stats::last_error`].
+    pub(crate) fn explain(&self, error: String) {
+        *self.last_error.lock() = Some(error);
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            requests: self.requests.get(),
+            served_bytes: self.served.get(),
+            hits: self.hits.get(),
+            misses: self.misses.get(),
+            errors: self.errors.get(),
+            asked_bytes: self.asked.get(),
+            dropped: self.dropped.get(),
+            in_flight: u64::try_from(self.in_flight.get()).unwrap_or(0),
+            last_error: self.last_error.lock().clone(),
+        }
+    }
+}
+
+/// What a device did since it started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stats {
+    /// Requests taken from the kernel, of every kind.
+    pub requests: u64,
+    /// Bytes given to the kernel.
+    pub served_bytes: u64,
+    /// Reads answered from bytes on this node.
+    pub hits: u64,
+    /// Reads that had to ask the source.
+    pub misses: u64,
+    /// Requests answered with an error.
+    pub errors: u64,
+    /// Bytes of blobs got from the source for misses.
+    pub asked_bytes: u64,
+    /// Requests answered EIO because the code that had them lost them: always 0, or there is a bug to report.
+    pub dropped: u64,
+    /// Requests taken and not yet answered.
+    pub in_flight: u64,
+    /// Why the last failed read failed.
+    pub last_error: Option<String>,
+}

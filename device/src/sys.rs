@@ -1,0 +1,121 @@
+//! The only unsafe code of the crate: what the kernel offers and no crate wraps.
+#![expect(unsafe_code, reason = "loop ioctls and a borrowed descriptor have no safe wrapper; every block says why it is sound")]
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
+
+use libublk::io::UblkDev;
+use rustix::ioctl::{Ioctl, IoctlOutput, NoArg, Opcode, Setter, ioctl};
+
+/// `LOOP_CLR_FD`, `LOOP_CONFIGURE`, `LOOP_CTL_GET_FREE` of `<linux/loop.h>`: numbers from before the `_IO` encoding.
+const LOOP_CLR_FD: Opcode = 0x4C01;
+const LOOP_CONFIGURE: Opcode = 0x4C0A;
+const LOOP_CTL_GET_FREE: Opcode = 0x4C82;
+
+/// `LO_FLAGS_*` of `<linux/loop.h>`.
+pub(crate) const LO_FLAGS_READ_ONLY: u32 = 1;
+pub(crate) const LO_FLAGS_AUTOCLEAR: u32 = 4;
+pub(crate) const LO_FLAGS_DIRECT_IO: u32 = 16;
+
+/// `struct loop_info64` of `<linux/loop.h>`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LoopInfo64 {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    sizelimit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+/// `struct loop_config` of `<linux/loop.h>`, since Linux 5.8.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo64,
+    reserved: [u64; 8],
+}
+
+/// The kernel refuses a structure of another size; these are the sizes on every 64-bit Linux.
+const _: () = assert!(size_of::<LoopInfo64>() == 232 && size_of::<LoopConfig>() == 304);
+
+/// `LOOP_CTL_GET_FREE`: no argument, the answer is the returned number.
+struct GetFree;
+
+// SAFETY: the ioctl takes no argument and writes no memory; the pointer is null and never followed.
+unsafe impl Ioctl for GetFree {
+    type Output = IoctlOutput;
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        LOOP_CTL_GET_FREE
+    }
+
+    fn as_ptr(&mut self) -> *mut core::ffi::c_void {
+        core::ptr::null_mut()
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut core::ffi::c_void) -> rustix::io::Result<IoctlOutput> {
+        Ok(out)
+    }
+}
+
+/// The number of a loop device that is free now; another process may take it before us.
+pub(crate) fn loop_free(control: impl AsFd) -> io::Result<u32> {
+    // SAFETY: LOOP_CTL_GET_FREE has no argument (see `GetFree`).
+    let number = unsafe { ioctl(control, GetFree) }?;
+    u32::try_from(number).map_err(io::Error::other)
+}
+
+/// Backs the loop device `device` with `file`, shown as `name` in its status, in one step.
+pub(crate) fn loop_configure(device: impl AsFd, file: BorrowedFd<'_>, flags: u32, name: &[u8]) -> io::Result<()> {
+    let fd = u32::try_from(file.as_raw_fd()).map_err(io::Error::other)?;
+    let mut file_name = [0; 64];
+    let shown = name.len().min(file_name.len() - 1);
+    file_name[..shown].copy_from_slice(&name[..shown]);
+    let info = LoopInfo64 {
+        device: 0,
+        inode: 0,
+        rdevice: 0,
+        offset: 0,
+        sizelimit: 0,
+        number: 0,
+        encrypt_type: 0,
+        encrypt_key_size: 0,
+        flags,
+        file_name,
+        crypt_name: [0; 64],
+        encrypt_key: [0; 32],
+        init: [0; 2],
+    };
+    let config = LoopConfig { fd, block_size: 0, info, reserved: [0; 8] };
+    // SAFETY: LOOP_CONFIGURE reads one `struct loop_config`, which `LoopConfig` mirrors (size checked above), and keeps no
+    // pointer to it.
+    unsafe { ioctl(device, Setter::<LOOP_CONFIGURE, LoopConfig>::new(config)) }?;
+    Ok(())
+}
+
+/// Takes the file from a loop device: at once, or when its last opener closes it.
+pub(crate) fn loop_clear(device: impl AsFd) -> io::Result<()> {
+    // SAFETY: LOOP_CLR_FD has no argument.
+    unsafe { ioctl(device, NoArg::<LOOP_CLR_FD>::new()) }?;
+    Ok(())
+}
+
+/// The character device `/dev/ublkcN` that `dev` holds open. It cannot be opened a second time (EBUSY).
+pub(crate) fn cdev(dev: &UblkDev) -> BorrowedFd<'_> {
+    // SAFETY: `fds[0]` is the descriptor of the file that `dev` owns and closes only when dropped; the result borrows `dev`.
+    unsafe { BorrowedFd::borrow_raw(dev.tgt.fds[0]) }
+}
