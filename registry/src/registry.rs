@@ -31,15 +31,28 @@ use crate::{
 /// How many connections are served at once; beyond it new ones are reset. Every one costs a few tens of KiB.
 const CONNECTION_LIMIT: usize = 4096;
 
+/// The wait after a failed accept when no connection of ours could end and give its descriptor back: the event is in another
+/// part of the process, so there is nothing to wait for.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// The largest request head taken, and what is buffered for writing, in bytes: bearer tokens are long.
 const BUFFER_BYTES: usize = 64 << 10;
+
+/// Whether connections are let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    Open,
+    /// Connections are cut, new ones are reset.
+    Shut,
+    /// Connections are cut, and nobody listens any more.
+    Gone,
+}
 
 /// A running registry.
 #[derive(Debug)]
 pub struct Registry {
     shared: Arc<Shared>,
-    /// Whether connections are refused.
-    down: watch::Sender<bool>,
+    door: watch::Sender<Door>,
     /// The accepting tasks, which own the connections' tasks.
     tasks: JoinSet<()>,
 }
@@ -50,11 +63,11 @@ impl Registry {
     /// # Errors
     /// What binding the port says, with a redirect to another port also that one's.
     pub async fn start(config: Config) -> io::Result<Self> {
-        let door = TcpListener::bind((Ipv4Addr::LOCALHOST, config.port)).await?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, config.port)).await?;
         let other_port = config.redirect.is_some_and(|redirect| redirect.other_port);
-        let side_door = if other_port { Some(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?) } else { None };
-        let registry = door.local_addr()?;
-        let storage = side_door.as_ref().map_or(Ok(registry), TcpListener::local_addr)?;
+        let other = if other_port { Some(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?) } else { None };
+        let registry = listener.local_addr()?;
+        let storage = other.as_ref().map_or(Ok(registry), TcpListener::local_addr)?;
         let shared = Arc::new(Shared {
             addresses: Addresses { registry, storage },
             redirect: config.redirect,
@@ -68,17 +81,18 @@ impl Registry {
             link: Arc::new(Link::new(config.bandwidth_bytes_per_second)),
             signer: Signer::new(),
         });
-        let down = watch::Sender::new(false);
+        let door = watch::Sender::new(Door::Open);
         let mut tasks = JoinSet::new();
-        for listener in std::iter::once(door).chain(side_door) {
-            tasks.spawn(accept(listener, Arc::clone(&shared), down.subscribe()));
+        for listener in std::iter::once(listener).chain(other) {
+            tasks.spawn(accept(listener, Arc::clone(&shared), door.subscribe()));
         }
-        Ok(Self { shared, down, tasks })
+        Ok(Self { shared, door, tasks })
     }
 
     /// Ends all tasks and waits for them. Answers under way are cut off.
     pub async fn stop(mut self) {
-        self.tasks.shutdown().await;
+        self.door.send_replace(Door::Gone);
+        while self.tasks.join_next().await.is_some() {}
     }
 
     /// `127.0.0.1:PORT`: what stands before the repository in a reference.
@@ -192,7 +206,7 @@ impl Registry {
 
     /// Takes the registry down, or up again: down, its connections are cut and new ones are reset; its content stays.
     pub fn set_down(&self, down: bool) {
-        self.down.send_replace(down);
+        self.door.send_replace(if down { Door::Shut } else { Door::Open });
     }
 
     /// Changes the wait before every answer.
@@ -233,31 +247,40 @@ impl Registry {
     }
 }
 
-/// Accepts connections for ever; dropping the future ends them all.
-async fn accept(listener: TcpListener, shared: Arc<Shared>, down: watch::Receiver<bool>) {
+/// Accepts connections until the door is gone; then, or when the future is dropped, its connections end with it.
+async fn accept(listener: TcpListener, shared: Arc<Shared>, mut door: watch::Receiver<Door>) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            // An error means that the registry was dropped, which ends this task too.
+            _ = door.wait_for(|door| *door == Door::Gone) => break,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Out of descriptors, most likely: the next accept would fail alike until some connection ends.
                 tracing::warn!(%error, "a connection could not be accepted; waiting for another to end");
-                connections.join_next().await;
+                if connections.join_next().await.is_none() {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
                 continue;
             }
         };
-        if *down.borrow() || connections.len() >= CONNECTION_LIMIT {
+        if *door.borrow() != Door::Open || connections.len() >= CONNECTION_LIMIT {
             // The close that follows sends RST; where the option fails the peer sees an end instead.
             let _ = stream.set_zero_linger();
             continue;
         }
-        connections.spawn(connection(stream, Arc::clone(&shared), down.clone()));
+        connections.spawn(connection(stream, Arc::clone(&shared), door.clone()));
     }
+    drop(listener);
+    connections.shutdown().await;
 }
 
-/// Serves one connection until the peer, a fault or `down` ends it.
-async fn connection(stream: TcpStream, shared: Arc<Shared>, mut down: watch::Receiver<bool>) {
+/// Serves one connection until the peer, a fault or the door ends it.
+async fn connection(stream: TcpStream, shared: Arc<Shared>, mut door: watch::Receiver<Door>) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY was refused");
     }
@@ -271,6 +294,6 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>, mut down: watch::Rec
     tokio::select! {
         // An error is the peer hanging up or a fault that cut the connection: neither is news.
         end = served => if let Err(error) = end { tracing::trace!(%error, "a connection ended") },
-        _ = down.wait_for(|down| *down) => {}
+        _ = door.wait_for(|door| *door != Door::Open) => {}
     }
 }
