@@ -39,7 +39,7 @@ pub fn print(text: &str) -> io::Result<()> {
 /// Prints an answer on stdout: as JSON, or as `table` makes of it.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn answer<T: Serialize>(output: Output, value: &T, table: impl FnOnce(&T) -> String) -> io::Result<()> {
     match output {
         Output::Table => print(&table(value)),

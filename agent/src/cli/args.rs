@@ -202,8 +202,8 @@ impl From<Transport> for penstock_api::Wanted {
 /// `penstock attach`.
 #[derive(Debug, Args)]
 pub struct Attach {
-    /// The image, as for docker pull: [registry/]repository[:tag][@digest]
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    /// The image.
+    #[arg(help = "The image, as for docker pull: [registry/]repository[:tag][@digest]", value_parser = NonEmptyStringValueParser::new())]
     pub reference: String,
     /// Mount its file system on this directory, read-only
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
