@@ -105,7 +105,9 @@ fn command(program: &Path, home: &Path) -> Command {
 #[derive(Debug, Clone)]
 pub struct Place {
     program: PathBuf,
-    dir: PathBuf,
+    home: PathBuf,
+    state: PathBuf,
+    socket: PathBuf,
     flags: Vec<String>,
 }
 
@@ -119,7 +121,8 @@ impl Place {
     /// As [`Place::new`], for a program that was built elsewhere.
     #[must_use]
     pub fn of(program: &Path, dir: &Path) -> Self {
-        Self { program: program.to_owned(), dir: dir.to_owned(), flags: Vec::new() }
+        let (state, socket) = (dir.join("state"), dir.join("penstock.sock"));
+        Self { program: program.to_owned(), home: dir.to_owned(), state, socket, flags: Vec::new() }
     }
 
     /// Adds flags of `penstock agent`.
@@ -129,20 +132,32 @@ impl Place {
         self
     }
 
+    /// The same place with another state directory.
+    #[must_use]
+    pub fn with_state(self, state: &Path) -> Self {
+        Self { state: state.to_owned(), ..self }
+    }
+
+    /// The same place with another socket.
+    #[must_use]
+    pub fn with_socket(self, socket: &Path) -> Self {
+        Self { socket: socket.to_owned(), ..self }
+    }
+
     /// The agent's state directory.
     #[must_use]
-    pub fn state(&self) -> PathBuf {
-        self.dir.join("state")
+    pub fn state(&self) -> &Path {
+        &self.state
     }
 
     /// The agent's socket.
     #[must_use]
-    pub fn socket(&self) -> PathBuf {
-        self.dir.join("penstock.sock")
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     fn agent(&self) -> Command {
-        let mut agent = command(&self.program, &self.dir);
+        let mut agent = command(&self.program, &self.home);
         agent.args(["agent", "--log-level", "debug", "--state-dir"]).arg(self.state());
         agent.arg("--socket").arg(self.socket()).args(&self.flags);
         agent
@@ -181,7 +196,7 @@ impl Place {
     /// When it cannot be started.
     #[must_use]
     pub fn run(&self, arguments: &[&str]) -> Ended {
-        let mut run = command(&self.program, &self.dir);
+        let mut run = command(&self.program, &self.home);
         let out = run.env("PENSTOCK_SOCKET", self.socket()).args(arguments).output().expect("penstock starts");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ended { code: out.status.code(), stdout: text(&out.stdout), stderr: text(&out.stderr) }
@@ -231,7 +246,7 @@ impl Agent {
     /// # Errors
     /// What connecting or reading says.
     pub fn http(&self, request: &Request<'_>) -> std::io::Result<Answer> {
-        request.to_socket(&self.place.socket())
+        request.to_socket(self.place.socket())
     }
 
     /// What the agent has printed so far.
