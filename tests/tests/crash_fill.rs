@@ -73,8 +73,8 @@ impl Readers {
                 let device = File::open(device).expect("the device");
                 let truth = image.truth.try_clone().expect("the truth");
                 let random = fastrand::Rng::with_seed(seed * READERS + i);
-                let (bytes, stop, sender) = (image.bytes, stop.clone(), sender.clone());
-                thread::spawn(move || compare(&device, &truth, bytes, random, &stop, &sender))
+                let (stop, sender) = (stop.clone(), sender.clone());
+                thread::spawn(move || compare(&device, &truth, random, &stop, &sender))
             })
             .collect();
         Self { stop, threads, read }
@@ -97,14 +97,8 @@ impl Readers {
     }
 }
 
-fn compare(
-    device: &File,
-    truth: &File,
-    bytes: u64,
-    mut random: fastrand::Rng,
-    stop: &AtomicBool,
-    done: &SyncSender<()>,
-) {
+fn compare(device: &File, truth: &File, mut random: fastrand::Rng, stop: &AtomicBool, done: &SyncSender<()>) {
+    let bytes = truth.metadata().expect("the truth").len();
     let (mut found, mut expected) = (vec![0; 16 << 10], vec![0; 16 << 10]);
     while !stop.load(Ordering::Relaxed) {
         let at = random.u64(0..=bytes - found.len() as u64);
