@@ -1,0 +1,108 @@
+//! Credential helpers: `docker-credential-NAME get`, the server's name on standard input, JSON on standard output
+//! (docker-credential-helpers, README).
+
+use std::process::Stdio;
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    process::Command,
+};
+
+use super::{Credential, Credentials};
+use crate::{failure::Failure, secret::Secret};
+
+/// Largest answer of a helper, in bytes: a token of a cloud has some 4 KiB.
+const MAX_ANSWER_BYTES: u64 = 64 << 10;
+/// The user name by which a helper says that its secret is an identity token.
+const TOKEN_USER: &str = "<token>";
+/// What helpers print when they have nothing for a server.
+const NOT_FOUND: &[u8] = b"credentials not found in native keychain";
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Answer {
+    #[serde(default)]
+    username: String,
+    secret: Secret,
+}
+
+/// Asks helper `name` about `server`; `None` when it knows nothing of it.
+pub(super) async fn ask(from: &Credentials, name: &str, server: &str) -> Result<Option<Credential>, Failure> {
+    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
+        return Err(Failure::denied("the docker config names a credential helper that is not a plain word".to_owned()));
+    }
+    let program = format!("docker-credential-{name}");
+    let path = from.helpers.as_ref().map_or_else(|| program.clone().into(), |dir| dir.join(&program));
+    let run = run(&path, server);
+    let (success, output) = match tokio::time::timeout(from.patience, run).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(error)) => {
+            return Err(Failure::denied(format!("cannot run {program}: {error}; install it or fix the docker config")));
+        }
+        Err(_elapsed) => {
+            return Err(Failure::timeout(format!("{program} gave no answer within {:?}", from.patience)));
+        }
+    };
+    understand(&program, success, &output)
+}
+
+async fn run(path: &std::path::Path, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
+    let mut command = Command::new(path);
+    command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    let mut child = command.spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A helper that answers without reading has closed its end: its answer counts.
+        match stdin.write_all(server.as_bytes()).await {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error),
+            _ => drop(stdin),
+        }
+    }
+    let mut output = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        stdout.take(MAX_ANSWER_BYTES).read_to_end(&mut output).await?;
+    }
+    Ok((child.wait().await?.success(), output))
+}
+
+/// What a helper's answer means. Nothing of it is repeated in a failure.
+fn understand(program: &str, success: bool, output: &[u8]) -> Result<Option<Credential>, Failure> {
+    if !success {
+        if output.trim_ascii().starts_with(NOT_FOUND) {
+            return Ok(None);
+        }
+        return Err(Failure::denied(format!("{program} failed; run it by hand to see why")));
+    }
+    let answer: Answer = serde_json::from_slice(output)
+        .map_err(|_| Failure::denied(format!("{program} did not print the expected JSON")))?;
+    if answer.secret.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(match answer.username {
+        user if user == TOKEN_USER => Credential::Identity(answer.secret),
+        user => Credential::Basic { user, password: answer.secret },
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_of_helpers_are_understood_and_never_repeated() {
+        let basic = br#"{"ServerURL":"r","Username":"u","Secret":"hunter2"}"#;
+        let password = Secret::new("hunter2".to_owned());
+        assert_eq!(
+            understand("p", true, basic).unwrap(),
+            Some(Credential::Basic { user: "u".to_owned(), password: password.clone() })
+        );
+        let token = br#"{"ServerURL":"r","Username":"<token>","Secret":"hunter2"}"#;
+        assert_eq!(understand("p", true, token).unwrap(), Some(Credential::Identity(password)));
+        assert_eq!(understand("p", true, br#"{"Username":"","Secret":""}"#).unwrap(), None);
+        assert_eq!(understand("p", false, b"credentials not found in native keychain\n").unwrap(), None);
+        for (success, output) in [(false, &b"hunter2"[..]), (true, b"hunter2"), (true, b""), (true, b"{\"Secret\":1}")]
+        {
+            let failure = understand("p", success, output).unwrap_err();
+            assert!(!format!("{failure:?}").contains("hunter2"));
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Why one try failed, and whether another may help. Everything that can go wrong below the retry policy becomes a [`Failure`].
+
+use std::{error::Error as _, time::Duration};
+
+use penstock_blob::{Blob, ByteRange, ReadError};
+use prometheus_client::encoding::EncodeLabelValue;
+
+/// Longest reason kept, in characters.
+const MAX_REASON_CHARS: usize = 300;
+
+/// What kind of failure: the label of the metric, and what the retry policy goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Class {
+    /// No connection: name not found, refused, TLS.
+    Connect,
+    /// Nothing came for too long.
+    Timeout,
+    /// The connection broke, or the body ended early.
+    Broken,
+    /// The server says that it failed (5xx).
+    Server,
+    /// The server asks to come more slowly (429).
+    Throttled,
+    /// Credentials are missing, refused, or cannot be had.
+    Denied,
+    /// It does not exist there.
+    Missing,
+    /// It came, but is not what was asked for.
+    Wrong,
+    /// Another answer that no protocol foresees.
+    Refused,
+}
+
+/// What another try may do about a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Remedy {
+    /// Another try may help, until the deadline.
+    Patience,
+    /// Another try or two may help; then it is not going to.
+    Doubt,
+    /// No other try will help at this place.
+    None,
+}
+
+/// One try that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// The kind.
+    pub(crate) class: Class,
+    /// What happened, for a person. Never holds a secret or a URL's query.
+    pub(crate) reason: String,
+    /// How long the server asks to wait.
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl Failure {
+    pub(crate) fn new(class: Class, reason: &str) -> Self {
+        Self { class, reason: reason.chars().take(MAX_REASON_CHARS).collect(), retry_after: None }
+    }
+
+    pub(crate) fn denied(reason: String) -> Self {
+        Self::new(Class::Denied, &reason)
+    }
+
+    pub(crate) fn timeout(reason: String) -> Self {
+        Self::new(Class::Timeout, &reason)
+    }
+
+    pub(crate) fn wrong(reason: &str) -> Self {
+        Self::new(Class::Wrong, reason)
+    }
+
+    /// What `reqwest` met, without the URL: a redirected one carries a signature in its query.
+    pub(crate) fn transport(error: reqwest::Error) -> Self {
+        let class = if error.is_connect() {
+            Class::Connect
+        } else if error.is_timeout() {
+            Class::Timeout
+        } else {
+            Class::Broken
+        };
+        let error = error.without_url();
+        let mut reason = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let text = cause.to_string();
+            if !reason.contains(&text) {
+                reason = format!("{reason}: {text}");
+            }
+            source = cause.source();
+        }
+        Self::new(class, &reason)
+    }
+
+    pub(crate) const fn remedy(&self) -> Remedy {
+        match self.class {
+            Class::Connect | Class::Timeout | Class::Broken | Class::Server | Class::Throttled => Remedy::Patience,
+            Class::Wrong | Class::Refused => Remedy::Doubt,
+            Class::Denied | Class::Missing => Remedy::None,
+        }
+    }
+
+    /// The answer for a reader, once no other try is made.
+    pub(crate) fn into_read_error(self, blob: &Blob, range: ByteRange, endpoint: &str) -> ReadError {
+        let (blob, reason, endpoint) = (blob.digest, self.reason, endpoint.to_owned());
+        match self.class {
+            Class::Missing => ReadError::NotFound { blob, reason: format!("{endpoint}: {reason}") },
+            Class::Denied => ReadError::Denied { blob, endpoint, reason },
+            Class::Wrong => ReadError::WrongBytes { blob, range, endpoint, reason },
+            Class::Connect | Class::Timeout | Class::Broken | Class::Server | Class::Throttled | Class::Refused => {
+                ReadError::Unavailable { blob, endpoint, reason }
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The fetcher itself: the table of places, the reads, and what runs for them.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use parking_lot::Mutex;
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, ReadError, ReadFuture};
+use prometheus_client::registry::Registry;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    Reference,
+    assembly::split,
+    auth::Auth,
+    budget::Budget,
+    config::{Config, ConfigError},
+    credentials::Credentials,
+    endpoint::EndpointFetched,
+    flight::{Flights, nobody},
+    metrics::Metrics,
+    place::Places,
+    web::Web,
+};
+
+/// What the flights share.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) config: Config,
+    pub(crate) web: Web,
+    pub(crate) auth: Auth,
+    pub(crate) budget: Budget,
+    pub(crate) places: Places,
+    pub(crate) flights: Flights,
+    pub(crate) metrics: Metrics,
+}
+
+/// Byte ranges of blobs, from the registries that hold them.
+///
+/// Must be used inside a tokio runtime with its clock and I/O enabled.
+pub struct Fetcher {
+    pub(crate) core: Arc<Core>,
+    /// The flights in the air; `None` once the fetcher has stopped.
+    flying: Mutex<Option<JoinSet<()>>>,
+}
+
+/// What was fetched since the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// Requests sent to registries, token servers excluded.
+    pub requests: u64,
+    /// Bytes of blobs received, including those that were fetched only to join two reads.
+    pub bytes: u64,
+    /// Tries that failed.
+    pub failures: u64,
+    /// The same by endpoint, sorted by host.
+    pub endpoints: Vec<EndpointFetched>,
+}
+
+impl Fetcher {
+    /// A fetcher that counts under `metrics`'s prefix. It does no I/O but to read the CA bundle and the system's certificates.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn new(config: Config, metrics: &mut Registry) -> Result<Arc<Self>, ConfigError> {
+        config.check()?;
+        let metrics = Metrics::new(metrics);
+        let credentials = Credentials {
+            config: config.docker_config.clone(),
+            helpers: config.credential_helpers.clone(),
+            patience: config.credential_helper_timeout,
+        };
+        let core = Core {
+            web: Web::new(&config, metrics.clone())?,
+            auth: Auth::new(credentials),
+            budget: Budget::new(&config, metrics.clone()),
+            places: Places::default(),
+            flights: Flights::default(),
+            config,
+            metrics,
+        };
+        Ok(Arc::new(Self { core: Arc::new(core), flying: Mutex::new(Some(JoinSet::new())) }))
+    }
+
+    /// From now on `blob` is asked for in the repository of `from`, too. Each call is undone by one [`Self::forget`]: images that
+    /// share a layer each say so. Control plane: does no I/O.
+    pub fn serve(&self, blob: Blob, from: &Reference) {
+        match self.core.places.endpoint(from.host(), &self.core.config) {
+            Some(endpoint) => self.core.places.serve(blob.digest, &endpoint, from),
+            // No reference that was parsed leads here; a read says that nobody holds the blob.
+            None => tracing::error!(host = from.host(), "no URL can be made of this host"),
+        }
+    }
+
+    /// Undoes one [`Self::serve`]. Reads under way finish.
+    pub fn forget(&self, digest: &Digest, from: &Reference) {
+        self.core.places.forget(digest, from);
+    }
+
+    /// What was fetched since the start.
+    #[must_use]
+    pub fn fetched(&self) -> Fetched {
+        let endpoints = self.core.places.fetched();
+        let sum = |what: fn(&EndpointFetched) -> u64| endpoints.iter().map(what).sum();
+        Fetched { requests: sum(|e| e.requests), bytes: sum(|e| e.bytes), failures: sum(|e| e.failures), endpoints }
+    }
+
+    /// Stops: reads under way and later ones end in [`ReadError::Stopping`]. Returns once nothing runs any more.
+    pub async fn stop(&self) {
+        let flying = self.flying.lock().take();
+        if let Some(mut flying) = flying {
+            flying.shutdown().await;
+        }
+    }
+
+    /// One read of at most `max_request_bytes`, alone or with its neighbours.
+    async fn piece(&self, blob: Blob, range: ByteRange, deadline: Instant) -> Result<Bytes, ReadError> {
+        let config = &self.core.config;
+        let (mut seat, new) = self.core.flights.board(blob, range, config.join_gap_bytes, config.max_request_bytes);
+        match new {
+            Some(flight) => {
+                let mut flying = self.flying.lock();
+                let flying = flying.as_mut().ok_or(ReadError::Stopping)?;
+                // Those that have ended are let go.
+                while let Some(ended) = flying.try_join_next() {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a fetch ended in a panic");
+                    }
+                }
+                flying.spawn(self.core.clone().fly(flight));
+            }
+            None => {
+                self.core.metrics.joined.inc();
+            }
+        }
+        match timeout_at(deadline, seat.answer()).await {
+            Ok(Some(answer)) => {
+                answer.map_err(|grounded| grounded.failure.into_read_error(&blob, range, &grounded.endpoint))
+            }
+            Ok(None) => Err(ReadError::Stopping),
+            Err(_elapsed) => {
+                let last = seat.last().unwrap_or_else(|| "waiting for its turn or for the first answer".to_owned());
+                Err(ReadError::Deadline { blob: blob.digest, range, after: config.deadline, last })
+            }
+        }
+    }
+
+    async fn pieces(&self, blob: Blob, range: ByteRange, deadline: Instant) -> Result<Bytes, ReadError> {
+        let config = &self.core.config;
+        let pieces = split(range, config.max_request_bytes).map(|piece| self.piece(blob, piece, deadline));
+        let whole = stream::iter(pieces).buffered(config.max_requests);
+        let append = |mut whole: BytesMut, piece: Bytes| async move {
+            whole.extend_from_slice(&piece);
+            Ok(whole)
+        };
+        whole.try_fold(BytesMut::new(), append).await.map(BytesMut::freeze)
+    }
+}
+
+impl BlobSource for Fetcher {
+    fn locate(&self, _blob: &Blob, _range: ByteRange) -> Option<Located> {
+        None
+    }
+
+    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+        Box::pin(async move {
+            blob.check(range)?;
+            if self.core.places.of(&blob.digest).is_empty() {
+                let grounded = nobody();
+                return Err(grounded.failure.into_read_error(&blob, range, &grounded.endpoint));
+            }
+            let deadline = Instant::now() + self.core.config.deadline;
+            if range.len() <= self.core.config.max_request_bytes {
+                return self.piece(blob, range, deadline).await;
+            }
+            self.pieces(blob, range, deadline).await
+        })
+    }
+
+    fn reject(&self, blob: &Blob, _range: ByteRange) {
+        self.core.metrics.rejects.inc();
+        self.core.places.reject(&blob.digest);
+    }
+}
+
+impl fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let endpoints: BTreeMap<_, _> = self.core.places.fetched().into_iter().map(|e| (e.host, e.requests)).collect();
+        f.debug_struct("Fetcher").field("requests", &endpoints).finish_non_exhaustive()
+    }
+}

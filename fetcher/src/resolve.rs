@@ -1,0 +1,250 @@
+//! From a reference to a manifest whose bytes were verified.
+
+use std::{sync::Arc, time::SystemTime};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, StatusCode,
+    header::{ACCEPT, CONTENT_TYPE},
+};
+use parking_lot::Mutex;
+use penstock_blob::Digest;
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    Fetcher, Manifest, Platform, Reference, ResolveError, answer,
+    ask::{Ask, Asker, blame},
+    auth::{Action, Scope},
+    endpoint::Endpoint,
+    failure::{Class, Failure},
+    fetcher::Core,
+    manifest::{ACCEPTED, Document, ImageDocument, MAX_MANIFEST_BYTES, ManifestError, choose, offered},
+    metrics::Purpose,
+    retry::{Next, Retry},
+};
+
+/// Most indexes between a reference and its image. Real ones have one; a second appears where indexes are collected.
+const MAX_DEPTH: u32 = 3;
+
+/// What a manifest's bytes are checked against: the name and, when an index gave it, the size.
+struct Wanted {
+    reference: Reference,
+    size_bytes: Option<u64>,
+}
+
+/// Bytes that were verified, and what the registry says they are.
+struct Verified {
+    bytes: Bytes,
+    digest: Digest,
+    content_type: Option<String>,
+}
+
+/// Why one try at a manifest failed.
+enum Trouble {
+    Failure(Failure),
+    Digest { expected: Digest, actual: Digest },
+    TooLarge,
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+impl Trouble {
+    /// As the retry policy sees it: wrong bytes are asked for once more or twice.
+    fn failure(&self) -> Failure {
+        match self {
+            Self::Failure(failure) => failure.clone(),
+            Self::Digest { .. } => Failure::wrong("sent a manifest with another digest"),
+            Self::TooLarge => Failure::new(Class::Missing, "sent a manifest that is too large"),
+        }
+    }
+}
+
+impl Fetcher {
+    /// The manifest that `reference` names for `platform`, verified: against its digest when the reference is pinned, else
+    /// against what the registry says its digest is. Indexes are followed to the entry that fits the platform best.
+    ///
+    /// Within the deadline of the configuration, retries included.
+    ///
+    /// # Errors
+    /// [`ResolveError`].
+    pub async fn resolve(&self, reference: &Reference, platform: &Platform) -> Result<Manifest, ResolveError> {
+        let config = &self.core.config;
+        let endpoint = self.core.places.endpoint(reference.host(), config).ok_or_else(|| {
+            let failure = Failure::new(Class::Refused, "no URL can be made of this host");
+            ResolveError::of(failure, reference, reference.host())
+        })?;
+        let last = Mutex::new(None);
+        let resolved = self.core.resolve(reference, platform, &endpoint, &last);
+        match timeout_at(Instant::now() + config.deadline, resolved).await {
+            Ok(resolved) => resolved,
+            Err(_elapsed) => Err(ResolveError::Deadline {
+                reference: reference.clone(),
+                endpoint: endpoint.host.clone(),
+                after: config.deadline,
+                last: last.lock().take().unwrap_or_else(|| "waiting for the first answer".to_owned()),
+            }),
+        }
+    }
+}
+
+impl Core {
+    async fn resolve(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        endpoint: &Arc<Endpoint>,
+        last: &Mutex<Option<String>>,
+    ) -> Result<Manifest, ResolveError> {
+        let mut wanted = Wanted { reference: reference.clone(), size_bytes: None };
+        for _ in 0..=MAX_DEPTH {
+            let verified = self.manifest(&wanted, endpoint, last).await?;
+            let unusable = |error| ResolveError::Manifest { reference: reference.clone(), error };
+            match Document::parse(&verified.bytes, verified.content_type.as_deref()).map_err(unusable)? {
+                Document::Image(image) => return Ok(manifest(reference, verified.digest, *image)),
+                Document::Index(entries) => {
+                    let entry = choose(&entries, platform).ok_or_else(|| ResolveError::Platform {
+                        reference: reference.clone(),
+                        wanted: platform.clone(),
+                        offered: offered(&entries),
+                    })?;
+                    wanted =
+                        Wanted { reference: reference.with_digest(entry.digest), size_bytes: Some(entry.size_bytes) };
+                }
+            }
+        }
+        Err(ResolveError::Depth { reference: reference.clone(), depth: MAX_DEPTH })
+    }
+
+    /// One manifest's bytes, with all the tries that the policy allows.
+    async fn manifest(
+        &self,
+        wanted: &Wanted,
+        endpoint: &Arc<Endpoint>,
+        last: &Mutex<Option<String>>,
+    ) -> Result<Verified, ResolveError> {
+        let mut retry = Retry::new(&self.config);
+        loop {
+            // An endpoint that asked to be left alone is, whoever it told.
+            tokio::time::sleep(endpoint.quiet()).await;
+            let turn = self.budget.turn().await;
+            let room = self.budget.room(wanted.size_bytes.unwrap_or(MAX_MANIFEST_BYTES as u64), &turn).await;
+            let outcome = self.manifest_once(wanted, endpoint).await;
+            drop((room, turn));
+            let trouble = match outcome {
+                Ok(verified) => return Ok(verified),
+                Err(trouble) => trouble,
+            };
+            let failure = trouble.failure();
+            endpoint.failed(&failure);
+            self.metrics.failed(failure.class);
+            *last.lock() = Some(failure.reason.clone());
+            match retry.after(&failure) {
+                Next::GiveUp => return Err(trouble.into_error(&wanted.reference, endpoint)),
+                Next::Wait(wait) => tokio::time::sleep(wait).await,
+            }
+            self.metrics.retries.inc();
+        }
+    }
+
+    async fn manifest_once(&self, wanted: &Wanted, endpoint: &Endpoint) -> Result<Verified, Trouble> {
+        let reference = &wanted.reference;
+        let pinned = reference.digest();
+        let name = pinned.map_or_else(|| reference.tag().unwrap_or_default().to_owned(), |digest| digest.to_string());
+        let accept = HeaderValue::from_str(&ACCEPTED.join(", ")).unwrap_or(HeaderValue::from_static("*/*"));
+        let ask = Ask {
+            purpose: Purpose::Manifest,
+            url: endpoint.url(reference.repository(), "manifests", &name),
+            headers: [(ACCEPT, accept)].into_iter().collect(),
+        };
+        let repository = reference.repository().to_owned();
+        let scope = Scope { host: endpoint.host.clone(), repository, action: Action::Pull };
+        let asker = Asker { web: &self.web, auth: &self.auth, endpoint };
+        let answered = asker.ask(&scope, &ask).await?;
+        let response = answered.response;
+        if response.status() != StatusCode::OK {
+            let mut failure = answer::judge(response.status(), response.headers(), SystemTime::now());
+            if failure.class == Class::Wrong {
+                failure.class = Class::Refused;
+            }
+            self.web.discard(response).await;
+            return Err(answered.sent_to.map_or(failure.clone(), |(url, _)| blame(&url, failure)).into());
+        }
+        let headers = response.headers().clone();
+        let max = wanted.size_bytes.map_or(MAX_MANIFEST_BYTES, |size| usize::try_from(size).unwrap_or(usize::MAX));
+        let body = self.web.body(response, max.min(MAX_MANIFEST_BYTES)).await?;
+        let bytes = match (body, wanted.size_bytes) {
+            (Some(bytes), _) => bytes,
+            (None, Some(size)) if size <= MAX_MANIFEST_BYTES as u64 => {
+                return Err(
+                    Failure::wrong(&format!("sent a manifest longer than the {size} bytes its index says")).into()
+                );
+            }
+            (None, _) => return Err(Trouble::TooLarge),
+        };
+        let digest = verify(&bytes, pinned, &headers)?;
+        let content_type = answer::text(&headers, CONTENT_TYPE).map(str::to_owned);
+        Ok(Verified { bytes, digest, content_type })
+    }
+}
+
+/// The digest of a manifest's bytes, when it is the one that was asked for, or else the one that the registry says it is.
+fn verify(bytes: &[u8], pinned: Option<Digest>, headers: &HeaderMap) -> Result<Digest, Trouble> {
+    let actual = Digest::of(bytes);
+    // A digest of another algorithm cannot be checked here; it was not asked for either.
+    let said = answer::text(headers, http::HeaderName::from_static("docker-content-digest"));
+    let said = said.and_then(|text| text.parse::<Digest>().ok());
+    match pinned.or(said) {
+        Some(expected) if expected != actual => Err(Trouble::Digest { expected, actual }),
+        _ => Ok(actual),
+    }
+}
+
+impl Trouble {
+    fn into_error(self, reference: &Reference, endpoint: &Endpoint) -> ResolveError {
+        match self {
+            Self::Failure(failure) => ResolveError::of(failure, reference, &endpoint.host),
+            Self::Digest { expected, actual } => {
+                ResolveError::Digest { reference: reference.clone(), endpoint: endpoint.host.clone(), expected, actual }
+            }
+            Self::TooLarge => ResolveError::Manifest { reference: reference.clone(), error: ManifestError::TooLarge },
+        }
+    }
+}
+
+fn manifest(reference: &Reference, digest: Digest, image: ImageDocument) -> Manifest {
+    Manifest {
+        reference: reference.with_digest(digest),
+        digest,
+        media_type: image.media_type,
+        artifact_type: image.artifact_type,
+        config: image.config,
+        layers: image.layers,
+        annotations: image.annotations,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_checked_against_the_pin_and_else_against_the_registry() {
+        let bytes = b"manifest";
+        let (right, wrong) = (Digest::of(bytes), Digest::of(b"other"));
+        let says = |text: &str| -> HeaderMap {
+            [(http::HeaderName::from_static("docker-content-digest"), text.parse().unwrap())].into_iter().collect()
+        };
+        let silent = HeaderMap::new();
+        assert!(verify(bytes, Some(right), &silent).is_ok());
+        assert!(verify(bytes, Some(wrong), &says(&right.to_string())).is_err());
+        assert!(verify(bytes, Some(right), &says(&wrong.to_string())).is_ok(), "the pin decides");
+        assert!(verify(bytes, None, &says(&right.to_string())).is_ok());
+        assert!(verify(bytes, None, &says(&wrong.to_string())).is_err());
+        assert!(verify(bytes, None, &says("sha512:00")).is_ok());
+        assert!(verify(bytes, None, &silent).is_ok());
+    }
+}
