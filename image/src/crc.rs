@@ -8,7 +8,7 @@ pub(crate) const BLOCK_SEED: u32 = 100_007;
 
 /// The register after `data`, started at `init`. Chains: `raw(raw(i, a), b) == raw(i, ab)`.
 #[must_use]
-pub fn raw(init: u32, data: &[u8]) -> u32 {
+pub(crate) fn raw(init: u32, data: &[u8]) -> u32 {
     !crc32c::crc32c_append(!init, data)
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, ReadError};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest};
 
 use crate::{
     body::Body,
@@ -94,7 +94,7 @@ pub enum OpenError {
         blob: Digest,
         /// Why.
         #[source]
-        error: LayerError,
+        error: Box<LayerError>,
     },
     /// No layer says how large the device is.
     #[error("no layer of the image states a device size")]
@@ -316,16 +316,16 @@ async fn sniff(source: &Arc<dyn BlobSource>, blob: Blob) -> Result<Content, Open
         return Err(OpenError::NotADisk { blob: blob.digest, what: What::Unknown });
     };
     let bytes = Window::new(source.clone(), blob).bytes(head).await;
-    let bytes = bytes.map_err(|error| OpenError::Layer { blob: blob.digest, error })?;
+    let bytes = bytes.map_err(|error| layer_error(blob.digest, error))?;
     Ok(recognise::content(&bytes, blob.size_bytes))
 }
 
 /// Says what an image is when a layer of it is no OverlayBD layer.
-fn layer_error(blob: Digest, error: LayerError) -> OpenError {
+pub(crate) fn layer_error(blob: Digest, error: LayerError) -> OpenError {
     match error {
         LayerError::NotALayer(what) => OpenError::NotADisk { blob, what },
         LayerError::Table(error) => OpenError::Maps(error),
-        error => OpenError::Layer { blob, error },
+        error => OpenError::Layer { blob, error: Box::new(error) },
     }
 }
 
@@ -351,7 +351,10 @@ fn open_table(maps_dir: &Path, record: &LayerRecord) -> Result<Option<Body>, Tab
 impl OpenError {
     /// Whether another try may succeed without anything being changed by an operator.
     #[must_use]
-    pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Layer { error: LayerError::Fetch(error), .. } if ReadError::is_transient(error))
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Layer { error, .. } => matches!(&**error, LayerError::Fetch(error) if error.is_transient()),
+            _ => false,
+        }
     }
 }

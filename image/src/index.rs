@@ -7,7 +7,7 @@ use penstock_blob::{ByteRange, Digest};
 use tokio::sync::mpsc;
 
 use crate::{
-    image::{LAYERS_AT_ONCE, OpenError},
+    image::{LAYERS_AT_ONCE, OpenError, layer_error},
     layer::{BATCHES, Batch, LayerError, Opened, Site, blocking},
     lsmt::{ENTRY_BYTES, Entry, IndexCheck},
     map::{LayerRecord, MAX_EXTENTS, MapWriter},
@@ -74,7 +74,7 @@ pub(crate) async fn build_map(site: &Site, layers: &mut [Opened], device_bytes: 
 }
 
 async fn merge(mut indexes: Vec<Index<'_>>, batches: mpsc::Sender<Batch<Entry>>) -> Result<(), OpenError> {
-    let failed = |blob: Digest| move |error| OpenError::Layer { blob, error };
+    let failed = |blob: Digest| move |error| layer_error(blob, error);
     let mut merge = Merge::new(u8::try_from(indexes.len()).unwrap_or(u8::MAX));
     let firsts = indexes.iter_mut().map(|index| async {
         let blob = index.layer.body.record().blob.digest;

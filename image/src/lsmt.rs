@@ -153,7 +153,7 @@ pub fn parse_trailer(block: &[u8], file_bytes: u64) -> Result<Trailer, LsmtError
     if index_offset < HEADER_BYTES || end.is_none_or(|end| end > file_bytes - HEADER_BYTES) {
         return Err(LsmtError::Index { offset: index_offset, entries, file_bytes });
     }
-    if device_bytes % SECTOR_BYTES != 0 || device_bytes > MAX_DEVICE_BYTES {
+    if !device_bytes.is_multiple_of(SECTOR_BYTES) || device_bytes > MAX_DEVICE_BYTES {
         return Err(LsmtError::DeviceSize(device_bytes));
     }
     Ok(trailer)

@@ -19,7 +19,8 @@ pub(crate) const MAX_EXTENTS: u64 = 1 << 24;
 /// Extents in a leaf.
 pub(crate) const EXTENTS_PER_PAGE: usize = (PAGE_BYTES - PAGE_HEAD) / ENTRY_BYTES;
 /// First sectors in a page of an upper level.
-pub(crate) const KEYS_PER_PAGE: u32 = ((PAGE_BYTES - PAGE_HEAD) / 8) as u32;
+pub(crate) const KEYS_PER_PAGE: u32 = 510;
+const _: () = assert!(KEYS_PER_PAGE as usize == (PAGE_BYTES - PAGE_HEAD) / 8);
 /// Bytes of a layer's record.
 const LAYER_BYTES: usize = 64;
 /// Layers in a page.

@@ -188,10 +188,6 @@ impl Table {
         self.pages
     }
 
-    pub(crate) const fn identity(&self) -> &Digest {
-        &self.identity
-    }
-
     /// Whether the file is small enough to be checked whole when opened.
     pub(crate) fn is_small(&self) -> bool {
         u64::from(self.pages) * PAGE_BYTES as u64 <= CHECKED_WHOLE_BYTES

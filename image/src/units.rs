@@ -1,7 +1,7 @@
 //! Sectors and byte counts, and the one place where a 64-bit count becomes a size in memory.
 
 /// Bytes of a sector. Every OverlayBD number of sectors means these, whatever the file system inside uses.
-pub const SECTOR_BYTES: u64 = 512;
+pub(crate) const SECTOR_BYTES: u64 = 512;
 
 /// A count of bytes that is already known to be small, as a length in memory. A count that does not fit saturates, and the
 /// slice or allocation made with it fails its own bounds check.
