@@ -1,0 +1,237 @@
+//! The cache as others see it.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use parking_lot::Mutex;
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, ReadFuture};
+use prometheus_client::registry::Registry;
+use tokio::{runtime::Handle, sync::broadcast, task::JoinSet};
+
+use crate::{
+    config::{Config, Seams},
+    entry::Entry,
+    error::{OpenError, RemoveError},
+    metrics::Metrics,
+    open::{Opened, Parts, open},
+    queue::Stop,
+    read,
+    store::Store,
+    usage::{BlobUsage, Event, Usage},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// Keeps chunks of blobs on this node. See the crate's documentation for what it promises.
+#[derive(Debug)]
+pub struct Cache {
+    store: Arc<Store>,
+    committer: tokio::sync::Mutex<Option<std::thread::JoinHandle<()>>>,
+    events: Mutex<Option<broadcast::Receiver<Event>>>,
+}
+
+impl Cache {
+    /// Opens a directory, recovers what is in it, and stands in front of `upstream`. Metrics go under the prefix of `metrics`.
+    ///
+    /// Tasks run on the tokio runtime of the caller. How long it takes grows with what is cached (about 0.1 s per TiB
+    /// after an orderly close) and with what the kernel has to write out: sled calls `sync` twice.
+    ///
+    /// # Errors
+    /// [`OpenError`]; each says what to do. A lost or damaged index is none of them.
+    pub async fn open(
+        config: Config,
+        upstream: Arc<dyn BlobSource>,
+        metrics: &mut Registry,
+    ) -> Result<Arc<Self>, OpenError> {
+        let seams = Seams::real(&config);
+        Self::open_with(config, upstream, metrics, seams).await
+    }
+
+    /// As [`Cache::open`], with the joints of tests.
+    pub(crate) async fn open_with(
+        config: Config,
+        upstream: Arc<dyn BlobSource>,
+        metrics: &mut Registry,
+        seams: Seams,
+    ) -> Result<Arc<Self>, OpenError> {
+        let handle = Handle::try_current().map_err(|_| OpenError::NoRuntime)?;
+        let metrics = Metrics::register(metrics);
+        let parts = Parts { upstream, metrics, seams, handle: handle.clone() };
+        let opened = handle.spawn_blocking(move || open(config, parts)).await;
+        // An error: the runtime is stopping.
+        let Opened { store, committer, events } = opened.map_err(|_| OpenError::NoRuntime)??;
+        Ok(Arc::new(Self {
+            store,
+            committer: tokio::sync::Mutex::new(Some(committer)),
+            events: Mutex::new(Some(events)),
+        }))
+    }
+
+    /// Drains: no new fills, those under way end (after [`Config::drain`] they are abandoned), everything stored becomes durable, the
+    /// index is closed. What is cached can still be located. A second call waits for the first.
+    ///
+    /// A cache dropped without this is as one that was killed: safe, with one group of chunks at risk.
+    pub async fn close(&self) {
+        let mut committer = self.committer.lock().await;
+        let Some(thread) = committer.take() else { return };
+        let store = &self.store;
+        store.closing.store(true, Ordering::SeqCst);
+        let mut fills = store.fills.subscribe();
+        // A timeout: the fills left are told to stop. The channel cannot close, `store` owns it.
+        let _ = tokio::time::timeout(store.config.drain, fills.wait_for(|n| *n == 0)).await;
+        store.stop.cancel();
+        let _ = fills.wait_for(|n| *n == 0).await;
+        store.queue().stop(Stop::Drain);
+        if let Ok(Err(_)) = store.handle.spawn_blocking(move || thread.join()).await {
+            tracing::error!("the committer of the cache panicked; the next start reads all slot headers");
+        }
+        let mut tasks: JoinSet<()> = std::mem::take(&mut *store.tasks.lock());
+        tasks.shutdown().await;
+    }
+
+    /// Waits until the fills under way have ended and all that was stored is durable, or the committer found that it cannot be.
+    pub async fn settle(&self) {
+        let mut fills = self.store.fills.subscribe();
+        // The channel cannot close, `self` owns it.
+        let _ = fills.wait_for(|n| *n == 0).await;
+        // An error: the cache is closed, and so settled.
+        let _ = self.store.queue().flush().await;
+    }
+
+    /// How the cache stands.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let metrics = &self.store.metrics;
+        Usage {
+            cap_bytes: self.store.config.cap_bytes,
+            used_bytes: self.store.room().used(),
+            present_chunks: metrics.present_chunks.get(),
+            durable_chunks: metrics.durable_chunks.get(),
+            blobs: metrics.blobs.get(),
+            hits: metrics.hits.get(),
+            fills: metrics.fills.get(),
+            bypasses: metrics.bypasses.get(),
+            corrupt_chunks: metrics.corrupt_chunks.get(),
+            evicted_chunks: metrics.evicted_chunks.get(),
+            index: self.store.index.lock().clone(),
+        }
+    }
+
+    /// How one blob stands; `None` when nothing is known of it.
+    #[must_use]
+    pub fn blob(&self, digest: &Digest) -> Option<BlobUsage> {
+        self.blobs().into_iter().filter(|b| b.digest == *digest).max_by_key(|b| b.present_chunks)
+    }
+
+    /// Every blob that was read or is cached, by digest.
+    #[must_use]
+    pub fn blobs(&self) -> Vec<BlobUsage> {
+        let table = self.store.table.load();
+        let mut blobs: Vec<_> = table.values().map(|entry| self.blob_usage(entry)).collect();
+        blobs.sort_by_key(|blob| (blob.digest, blob.size_bytes));
+        blobs
+    }
+
+    fn blob_usage(&self, entry: &Entry) -> BlobUsage {
+        let Entry { blob, chunk_size, chunks, .. } = entry;
+        let whole = entry.lock().whole;
+        let slots = entry.slots.get();
+        let present = slots.map_or(0, |s| s.present.load(Ordering::Relaxed));
+        let last = chunk_size.range(blob, chunks - 1).map_or(0, ByteRange::len);
+        let short = slots.filter(|s| s.is_present(chunks - 1)).map_or(0, |_| u64::from(chunk_size.bytes()) - last);
+        BlobUsage {
+            digest: blob.digest,
+            size_bytes: blob.size_bytes,
+            chunk_size: *chunk_size,
+            present_bytes: (u64::from(present) * u64::from(chunk_size.bytes())).saturating_sub(short),
+            present_chunks: present,
+            durable_chunks: slots.map_or(0, |s| s.durable.load(Ordering::Relaxed)),
+            chunks: *chunks,
+            fetched_bytes: entry.fetched_bytes.load(Ordering::Relaxed),
+            whole,
+            users: self.store.users(&blob.digest),
+        }
+    }
+
+    /// What operators should hear of, from now on; the first caller also gets what happened at open. A receiver that falls more than
+    /// 64 events behind loses the oldest.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.lock().take().unwrap_or_else(|| self.store.events.subscribe())
+    }
+
+    /// One more attachment uses the blob: its chunks are evicted last, and it cannot be removed.
+    pub fn retain(&self, digest: &Digest) {
+        *self.store.retained.lock().entry(*digest).or_insert(0) += 1;
+    }
+
+    /// An attachment uses the blob no more. Without a [`Cache::retain`] before it, nothing happens.
+    pub fn release(&self, digest: &Digest) {
+        let mut retained = self.store.retained.lock();
+        if let Some(users) = retained.get_mut(digest) {
+            *users -= 1;
+            if *users == 0 {
+                retained.remove(digest);
+            }
+        }
+    }
+
+    /// Removes all of a blob from the cache; says how many bytes of disk that frees.
+    ///
+    /// # Errors
+    /// [`RemoveError`]: it is not here, attached, or being read.
+    pub async fn remove(&self, digest: &Digest) -> Result<u64, RemoveError> {
+        let blob = *digest;
+        if self.store.closing.load(Ordering::SeqCst) {
+            return Err(RemoveError::Closing);
+        }
+        let users = self.store.users(digest);
+        if users > 0 {
+            return Err(RemoveError::Retained { blob, users });
+        }
+        let table = self.store.table.load();
+        let entries: Vec<_> = table.values().filter(|e| e.blob.digest == blob).cloned().collect();
+        drop(table);
+        if entries.is_empty() {
+            return Err(RemoveError::NotFound { blob });
+        }
+        let store = self.store.clone();
+        let retired = self.store.handle.spawn_blocking(move || entries.iter().map(|e| store.retire(e)).sum());
+        // An error: the runtime is stopping.
+        retired.await.unwrap_or(Err(RemoveError::Closing))
+    }
+
+    /// Forgets the cached chunks of `range` and says how many there were.
+    fn forget(&self, blob: &Blob, range: ByteRange) -> u32 {
+        let table = self.store.table.load();
+        let Some(entry) = table.get(blob).filter(|_| range.end() <= blob.size_bytes) else { return 0 };
+        let span = entry.chunk_size.span(range);
+        self.store.discard_corrupt(entry, *span.start(), *span.end())
+    }
+}
+
+impl BlobSource for Cache {
+    fn locate(&self, blob: &Blob, range: ByteRange) -> Option<Located> {
+        self.store.locate(blob, range)
+    }
+
+    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+        Box::pin(async move { read::read(&self.store, blob, range).await })
+    }
+
+    /// Drops the chunks that hold `range`. When none is here the bytes came straight from below, which is told.
+    fn reject(&self, blob: &Blob, range: ByteRange) {
+        if self.forget(blob, range) == 0 {
+            self.store.upstream.reject(blob, range);
+        }
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.store.closing.store(true, Ordering::SeqCst);
+        self.store.stop.cancel();
+        self.store.tasks.lock().abort_all();
+        self.store.queue().stop(Stop::Abandon);
+    }
+}

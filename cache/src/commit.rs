@@ -1,0 +1,388 @@
+//! The committer: one thread that makes stored chunks durable and gives evicted ones back, in groups.
+//!
+//! For a group, in this order, so that a crash between any two steps loses chunks at most and never makes one wrong:
+//! 1. room is wanted: choose victims and clear their bits (new readers miss; pinned extents are skipped);
+//! 2. note which chunks are present in every changed segment; sync the data files and the slot headers of those;
+//! 3. one index batch and a flush;
+//! 4. the noted chunks are durable; what left and is not pinned: clear its slot header, punch its hole, give its room back.
+//!
+//! A step that fails leaves the group in the queue, to be tried again after a pause. Nothing that reads waits for any of this.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    bits::{Bits, SEGMENT_CHUNKS},
+    entry::Entry,
+    format::{BlobRecord, Clean, HEADER_BYTES, SYS_KEY, SegmentRecord, SysRecord, blob_key, segment_key},
+    index::Write,
+    keeper::{Fault, Keeper},
+    policy::{Hand, choose},
+    queue::{Dirty, Group, Leaving, Stop},
+    slots::Slots,
+    store::Store,
+    usage::{Event, IndexState, Whole},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// Failed commits in a row after which the index is given up for this process.
+const MAX_FAILURES: u32 = 3;
+/// Made free beyond what is wanted, so that a busy cache evicts once per group and not once per chunk: this many bytes ...
+const HEADROOM_BYTES: u64 = 32 << 20;
+/// ... or this share of the cap, whichever is less.
+const HEADROOM_SHARE: u64 = 32;
+
+/// Owns the index and every write to it.
+#[derive(Debug)]
+pub(crate) struct Committer {
+    store: Arc<Store>,
+    keeper: Option<Keeper>,
+    sys: SysRecord,
+    failures: u32,
+    pause: Option<Instant>,
+    backoff: Duration,
+    /// Where the hand stands among blobs that nobody retains, and among the others.
+    hands: [Hand; 2],
+}
+
+/// A segment as it is about to be recorded.
+struct Noted {
+    entry: Arc<Entry>,
+    slots: Arc<Slots>,
+    number: u32,
+    record: SegmentRecord,
+}
+
+impl Committer {
+    pub(crate) fn new(store: Arc<Store>, keeper: Option<Keeper>, sys: SysRecord, backoff: Duration) -> Self {
+        Self { store, keeper, sys, failures: 0, pause: None, backoff, hands: Default::default() }
+    }
+
+    /// Whether the index is still in use.
+    pub(crate) const fn has_index(&self) -> bool {
+        self.keeper.is_some()
+    }
+
+    /// Works until told to stop.
+    pub(crate) fn run(mut self) {
+        loop {
+            match self.store.queue().wait(self.pause) {
+                None => {
+                    self.group();
+                }
+                Some(Stop::Abandon) => return,
+                Some(Stop::Drain) => return self.drain(),
+            }
+        }
+    }
+
+    /// Commits what is queued, and once more what that queued; then closes the index.
+    fn drain(mut self) {
+        let mut clean = false;
+        // Each failed round counts towards giving the index up; after that rounds do not fail by it.
+        for _ in 0..=MAX_FAILURES {
+            clean = self.group();
+            if clean {
+                break;
+            }
+        }
+        let Some(keeper) = self.keeper.take() else { return };
+        if !keeper.close() {
+            tracing::warn!("the cache index did not close within {:?}", self.store.config.watchdog);
+            return;
+        }
+        let marker = Clean { uuid: self.sys.uuid, commits: self.sys.commits };
+        if let Err(e) = if clean { self.store.layout.leave_clean(&marker) } else { Ok(()) } {
+            tracing::warn!(
+                "no marker of an orderly close could be left, the next start will read all slot headers: {e}"
+            );
+        }
+    }
+
+    /// One group. False when something failed and is queued again.
+    pub(crate) fn group(&mut self) -> bool {
+        let short = self.make_room();
+        let mut group = self.store.queue().take();
+        let flushes = std::mem::take(&mut group.flushes);
+        if group.is_empty() {
+            return self.finish(short, Group { flushes, ..Group::default() }, true);
+        }
+        let noted = self.note(&group);
+        let unsynced = self.sync(&noted);
+        let mut again = set_apart(&mut group, &unsynced);
+        let batch = self.batch(&group, noted.iter().filter(|n| !unsynced.contains(&n.slots.no)));
+        if let Err(fault) = self.commit(batch) {
+            self.failed(&fault);
+            group.leaving.append(&mut again.leaving);
+            group.dirty.append(&mut again.dirty);
+            return self.finish(short, Group { flushes, ..group }, false);
+        }
+        for noted in noted.iter().filter(|n| !unsynced.contains(&n.slots.no)) {
+            let mut state = noted.entry.lock();
+            if let Some(segment) = noted.slots.segment(noted.number).filter(|_| !state.retired) {
+                self.store.change(&noted.entry, &noted.slots, &mut state).recorded(segment, noted.record.bits);
+            }
+        }
+        let mut good = again.is_empty();
+        let mut held = Vec::new();
+        for leaving in group.leaving {
+            match self.leave(&leaving) {
+                Left::Gone => {}
+                Left::Pinned => held.push(leaving),
+                Left::Failed => {
+                    again.leaving.push(leaving);
+                    good = false;
+                }
+            }
+        }
+        self.store.left.notify_waiters();
+        // No clock runs for what is pinned: its last unpin wakes the committer.
+        self.store.queue().put_back(Group { leaving: held, ..Group::default() }, false);
+        self.finish(short, Group { flushes, ..again }, good)
+    }
+
+    /// Ends a group: what failed is queued again with a pause, who waits is told.
+    fn finish(&mut self, short: bool, mut again: Group, good: bool) -> bool {
+        if good {
+            self.failures = 0;
+            self.pause = None;
+        } else {
+            self.store.metrics.commit_failures.inc();
+            self.failures += 1;
+            self.pause = Some(Instant::now() + self.backoff * (1 << self.failures.min(8)));
+        }
+        // A flush is answered when all is done, or when waiting longer would not help.
+        let answered = good || self.failures > MAX_FAILURES;
+        let flushes = if answered { std::mem::take(&mut again.flushes) } else { Vec::new() };
+        self.store.queue().put_back(again, true);
+        for flush in flushes {
+            // Who asked may have gone.
+            let _ = flush.send(());
+        }
+        if short {
+            self.store.room().refuse();
+        }
+        good
+    }
+
+    /// Chooses and clears victims when room is wanted. True when less can be had than is wanted.
+    fn make_room(&mut self) -> bool {
+        let store = self.store.clone();
+        let wanted = store.room().wanted();
+        if wanted == 0 {
+            return false;
+        }
+        for (entry, slots) in store.stored() {
+            let empty = slots.present.load(Ordering::Relaxed) == 0 && !slots.any_leaving(0, entry.chunks - 1);
+            if empty && store.users(&entry.blob.digest) == 0 {
+                // Busy means that it is about to be used: it stays.
+                let _ = store.retire(&entry);
+            }
+        }
+        let goal = wanted + (store.config.cap_bytes / HEADROOM_SHARE).min(HEADROOM_BYTES);
+        let retained: BTreeSet<_> = store.retained.lock().keys().copied().collect();
+        let (kept, free): (Vec<_>, Vec<_>) =
+            store.stored().into_iter().partition(|(entry, _)| retained.contains(&entry.blob.digest));
+        let mut freed = 0;
+        for (blobs, hand) in [free, kept].iter().zip(&mut self.hands) {
+            // Headroom is made from blobs that nobody retains; attached images lose what is needed and no more.
+            let goal = if freed == 0 && !blobs.is_empty() { goal } else { wanted };
+            if freed >= wanted {
+                break;
+            }
+            let slots: Vec<_> = blobs.iter().map(|(_, slots)| slots.clone()).collect();
+            for (at, extent) in choose(&slots, hand, goal.saturating_sub(freed)) {
+                if let Some((entry, slots)) = blobs.get(at) {
+                    // An extent that was pinned since it was chosen stays.
+                    freed += store.evict(entry, slots, extent).unwrap_or(0);
+                }
+            }
+        }
+        freed < wanted
+    }
+
+    /// What every changed segment holds now. Whatever is present has been written already, so a sync from here on covers it.
+    fn note(&self, group: &Group) -> Vec<Noted> {
+        let mut noted = Vec::new();
+        for dirty in group.dirty.values() {
+            let Some(slots) = dirty.entry.slots.get() else { continue };
+            let state = dirty.entry.lock();
+            if state.retired {
+                continue;
+            }
+            for &number in &dirty.segments {
+                let record = slots.segment(number).map(|s| s.record()).unwrap_or_default();
+                noted.push(Noted { entry: dirty.entry.clone(), slots: slots.clone(), number, record });
+            }
+        }
+        noted
+    }
+
+    /// Syncs the files of every blob that got new chunks; the numbers of those that failed.
+    ///
+    /// After a failed sync nobody knows what the disk holds, and the kernel may drop the pages: the chunks concerned must pass their
+    /// checksum again before they are located.
+    fn sync(&self, noted: &[Noted]) -> BTreeSet<u32> {
+        let is_new = |n: &&Noted| {
+            let durable = n.slots.segment(n.number).map(|s| s.durable.load()).unwrap_or_default();
+            !n.record.bits.without(durable).is_empty()
+        };
+        let mut synced = BTreeSet::new();
+        let mut failed = BTreeSet::new();
+        for noted in noted.iter().filter(is_new) {
+            let slots = &noted.slots;
+            if !synced.insert(slots.no) {
+                continue;
+            }
+            let done = self.store.disk.sync(&slots.data).and_then(|()| self.store.disk.sync(&slots.headers));
+            if let Err(e) = done {
+                tracing::warn!("chunks of blob {} could not be synced to disk: {e}", slots.blob.digest);
+                failed.insert(slots.no);
+            }
+        }
+        for noted in noted.iter().filter(|n| failed.contains(&n.slots.no)) {
+            let _state = noted.entry.lock();
+            if let Some(segment) = noted.slots.segment(noted.number) {
+                segment.checked.remove(noted.record.bits.without(segment.durable.load()));
+            }
+        }
+        failed
+    }
+
+    /// The records of a group.
+    fn batch<'a>(&self, group: &Group, noted: impl Iterator<Item = &'a Noted>) -> Vec<Write> {
+        let mut batch = Vec::new();
+        for noted in noted {
+            let key = segment_key(noted.slots.no, noted.number);
+            batch.push(Write { key: key.to_vec(), value: Some(noted.record.encode(key)) });
+        }
+        for (no, dirty) in group.dirty.iter().filter(|(_, dirty)| dirty.blob) {
+            let state = dirty.entry.lock();
+            if !state.retired {
+                let verified = state.whole == Whole::Verified;
+                let record = BlobRecord { blob: dirty.entry.blob, chunk_size: dirty.entry.chunk_size, verified };
+                batch.push(Write { key: blob_key(*no).to_vec(), value: Some(record.encode(*no)) });
+            }
+        }
+        for gone in &group.gone {
+            batch.push(Write { key: blob_key(gone.no).to_vec(), value: None });
+            batch.extend((0..gone.segments).map(|n| Write { key: segment_key(gone.no, n).to_vec(), value: None }));
+        }
+        batch
+    }
+
+    /// Makes a batch durable; without an index the synced slot headers are the record, and this does nothing.
+    fn commit(&mut self, mut batch: Vec<Write>) -> Result<(), Fault> {
+        let Some(keeper) = &self.keeper else { return Ok(()) };
+        let next = SysRecord {
+            commits: self.sys.commits + 1,
+            next_no: self.store.next_no.load(Ordering::Relaxed),
+            ..self.sys
+        };
+        batch.push(Write { key: SYS_KEY.to_vec(), value: Some(next.encode()) });
+        keeper.commit(batch)?;
+        self.sys = next;
+        self.store.metrics.commits.inc();
+        Ok(())
+    }
+
+    /// Gives the index up when that is the only thing left to do.
+    fn failed(&mut self, fault: &Fault) {
+        tracing::warn!("a commit to the cache index failed: {}", fault.error);
+        if !fault.lost && self.failures + 1 < MAX_FAILURES {
+            return;
+        }
+        if let Some(keeper) = self.keeper.take().filter(|_| !fault.lost) {
+            keeper.close();
+        }
+        abandon(&self.store, &fault.error.0);
+        if let Err(e) = self.store.layout.set_index_aside() {
+            // It will be found not to match at the next start all the same: there is no marker of an orderly close.
+            tracing::warn!("the failed cache index could not be renamed: {e}");
+        }
+    }
+
+    /// Gives the space of leaving chunks back.
+    fn leave(&self, leaving: &Leaving) -> Left {
+        let Leaving { entry, segment: number, bits } = leaving;
+        let Some(slots) = entry.slots.get() else { return Left::Gone };
+        if entry.lock().retired {
+            return Left::Gone;
+        }
+        if slots.is_pinned(*number, *bits) {
+            return Left::Pinned;
+        }
+        if let Err(e) = self.punch(slots, *number, *bits) {
+            tracing::warn!("the space of evicted chunks of blob {} could not be freed: {e}", slots.blob.digest);
+            return Left::Failed;
+        }
+        let bytes = slots.charge(*number, *bits);
+        {
+            let _state = entry.lock();
+            if let Some(segment) = slots.segment(*number) {
+                segment.leaving.remove(*bits);
+            }
+            slots.unmark_leaving(*number, *bits);
+        }
+        slots.charged.fetch_sub(bytes, Ordering::Relaxed);
+        self.store.room().give(bytes);
+        Left::Gone
+    }
+
+    /// Clears the headers and punches the holes of some chunks.
+    fn punch(&self, slots: &Slots, number: u32, bits: Bits) -> std::io::Result<()> {
+        let size = u64::from(slots.chunk_size.bytes());
+        for (first, last) in runs(bits) {
+            let first = u64::from(number * SEGMENT_CHUNKS + first);
+            let last = u64::from(number * SEGMENT_CHUNKS + last);
+            let zeroes = vec![0; usize::try_from(last - first + 1).unwrap_or(0) * HEADER_BYTES];
+            self.store.disk.write_at(&slots.headers, &zeroes, first * HEADER_BYTES as u64)?;
+            self.store.disk.punch(&slots.data, first * size, (last - first + 1) * size)?;
+        }
+        Ok(())
+    }
+}
+
+/// How the end of a leaving chunk went.
+enum Left {
+    Gone,
+    Pinned,
+    Failed,
+}
+
+/// Notes that there is no index any more, and says so once.
+pub(crate) fn abandon(store: &Store, reason: &str) {
+    *store.index.lock() = IndexState::Abandoned { reason: reason.to_owned() };
+    store.metrics.index_in_use.set(0);
+    store.tell(Event::IndexAbandoned { reason: reason.to_owned() });
+}
+
+/// Takes everything that belongs to these blobs out of the group.
+fn set_apart(group: &mut Group, numbers: &BTreeSet<u32>) -> Group {
+    let mut apart = Group::default();
+    for no in numbers {
+        if let Some(Dirty { entry, segments, blob }) = group.dirty.remove(no) {
+            apart.dirty.insert(*no, Dirty { entry, segments, blob });
+        }
+    }
+    let belongs = |l: &Leaving| l.entry.slots.get().is_some_and(|slots| numbers.contains(&slots.no));
+    apart.leaving = group.leaving.extract_if(.., |l| belongs(l)).collect();
+    apart
+}
+
+/// Runs of set bits, first and last.
+fn runs(bits: Bits) -> Vec<(u32, u32)> {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for slot in bits.iter() {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == slot => *last = slot,
+            _ => runs.push((slot, slot)),
+        }
+    }
+    runs
+}

@@ -1,0 +1,325 @@
+//! Getting chunks that are not locatable: fetch from the source below, or check what is on disk. One fill per chunk at a time.
+
+use std::{
+    io,
+    os::unix::fs::FileExt,
+    sync::{Arc, atomic::Ordering},
+};
+
+use bytes::Bytes;
+use penstock_blob::{ByteRange, ReadError};
+use tokio::sync::watch;
+
+use crate::{
+    bits::{Bits, SEGMENT_CHUNKS},
+    entry::Entry,
+    format::HEADER_BYTES,
+    room::{Pending, Taken},
+    slots::{Hold, Slots, by_segment, charge, overhead},
+    store::Store,
+};
+
+#[cfg(test)]
+mod tests;
+
+/// How a fill ended, for everybody who waits for it.
+#[derive(Debug, Clone)]
+pub(crate) enum Outcome {
+    /// The bytes of the fill's range.
+    Bytes(Bytes),
+    /// No bytes. The next reader starts another fill.
+    Failed(ReadError),
+    /// What was on disk changed or was wrong, and is dropped: look again.
+    Again,
+}
+
+/// What a fill does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The chunks are absent: ask the source below.
+    Fetch,
+    /// The chunks were found on disk at open: compare them with their checksums.
+    Check,
+}
+
+/// A run of chunks that somebody gets and others wait for.
+#[derive(Debug)]
+pub(crate) struct Fill {
+    pub(crate) first: u32,
+    pub(crate) last: u32,
+    /// The run's bytes in the blob.
+    pub(crate) range: ByteRange,
+    outcome: watch::Receiver<Option<Outcome>>,
+}
+
+impl Fill {
+    /// Waits for the end.
+    pub(crate) async fn outcome(&self) -> Outcome {
+        let mut outcome = self.outcome.clone();
+        // The sender goes without a word only when the cache is dropped or the fill's task panicked.
+        outcome
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|o| o.clone())
+            .unwrap_or(Outcome::Failed(ReadError::Stopping))
+    }
+}
+
+/// The duty to end a fill: however its task ends, the chunks are free for another fill and those who wait are told.
+#[derive(Debug)]
+pub(crate) struct Lead {
+    store: Arc<Store>,
+    entry: Arc<Entry>,
+    fill: Arc<Fill>,
+    tell: watch::Sender<Option<Outcome>>,
+}
+
+impl Lead {
+    /// A fill of chunks `first..=last`, not yet in the entry's table.
+    pub(crate) fn new(store: &Arc<Store>, entry: &Arc<Entry>, (first, last): (u32, u32), range: ByteRange) -> Self {
+        let (tell, outcome) = watch::channel(None);
+        store.fills.send_modify(|n| *n += 1);
+        let fill = Arc::new(Fill { first, last, range, outcome });
+        Self { store: store.clone(), entry: entry.clone(), fill, tell }
+    }
+
+    pub(crate) const fn fill(&self) -> &Arc<Fill> {
+        &self.fill
+    }
+
+    /// Starts the fill on a task that the cache owns.
+    pub(crate) fn start(self, kind: Kind) {
+        let store = self.store.clone();
+        let mut tasks = store.tasks.lock();
+        // Ended tasks are reaped as new ones come. A panic was logged by its hook, and its `Lead` told those who wait.
+        while tasks.try_join_next().is_some() {}
+        match kind {
+            Kind::Fetch => tasks.spawn_on(self.fetch(), &store.handle),
+            Kind::Check => tasks.spawn_on(self.check(), &store.handle),
+        };
+    }
+
+    /// Frees the chunks, then tells: who is told and looks again must not meet this fill.
+    fn end(&self, outcome: Outcome) {
+        self.free();
+        self.tell.send_replace(Some(outcome));
+    }
+
+    fn free(&self) {
+        let mut state = self.entry.lock();
+        for chunk in self.fill.first..=self.fill.last {
+            if state.fills.get(&chunk).is_some_and(|fill| Arc::ptr_eq(fill, &self.fill)) {
+                state.fills.remove(&chunk);
+            }
+        }
+    }
+
+    async fn fetch(self) {
+        let (store, blob, range) = (&self.store, self.entry.blob, self.fill.range);
+        let got = tokio::select! {
+            biased;
+            () = store.stop.cancelled() => Err(ReadError::Stopping),
+            got = store.upstream.read(blob, range) => got,
+        };
+        let exact = got.and_then(|bytes| match bytes.len() as u64 == range.len() {
+            true => Ok(bytes),
+            false => Err(ReadError::WrongBytes {
+                blob: blob.digest,
+                range,
+                endpoint: "the source below the cache".into(),
+                reason: format!("{} bytes for {}", bytes.len(), range.len()),
+            }),
+        });
+        match exact {
+            Ok(bytes) => {
+                store.metrics.fills.inc();
+                store.metrics.filled_bytes.inc_by(range.len());
+                self.entry.fetched_bytes.fetch_add(range.len(), Ordering::Relaxed);
+                self.tell.send_replace(Some(Outcome::Bytes(bytes.clone())));
+                if !self.keep(bytes).await {
+                    store.metrics.bypasses.inc();
+                }
+            }
+            Err(e) => {
+                store.metrics.fill_failures.inc();
+                self.end(Outcome::Failed(e));
+            }
+        }
+    }
+
+    /// Stores fetched bytes. Those who wait have them already. False when they were not stored.
+    async fn keep(&self, bytes: Bytes) -> bool {
+        let (store, entry) = (&self.store, &self.entry);
+        let limit = store.config.pending_bytes;
+        let Some(pending) = Pending::take(&store.metrics.pending_bytes, bytes.len() as u64, limit) else {
+            return false;
+        };
+        let block = store.shared.block;
+        let mut charged = charge(&entry.blob, entry.chunk_size, self.fill.first, self.fill.last, block);
+        if entry.slots.get().is_none() {
+            charged += overhead(entry.chunks, block);
+        }
+        let Some(space) = Space::take(store, charged).await else { return false };
+        if !self.until_left().await {
+            return false;
+        }
+        let (store, entry, fill) = (store.clone(), entry.clone(), self.fill.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            let written = write(&store, &entry, &fill, &bytes, space);
+            drop(pending);
+            if let Err(e) = &written {
+                store.metrics.write_failures.inc();
+                tracing::warn!("a chunk of blob {} could not be stored: {e}", entry.blob.digest);
+            }
+            written.is_ok()
+        });
+        // An error: the runtime is stopping.
+        written.await.unwrap_or(false)
+    }
+
+    /// Waits until the old contents of these chunks, if any, are gone. False when the cache stops first.
+    async fn until_left(&self) -> bool {
+        loop {
+            let left = self.store.left.notified();
+            let Some(slots) = self.entry.slots.get() else { return true };
+            if !slots.any_leaving(self.fill.first, self.fill.last) {
+                return true;
+            }
+            tokio::select! {
+                () = left => {}
+                () = self.store.stop.cancelled() => return false,
+            }
+        }
+    }
+
+    /// Compares chunks on disk with their checksums; drops those that differ.
+    async fn check(self) {
+        let (store, entry, fill) = (self.store.clone(), self.entry.clone(), self.fill.clone());
+        let checked = tokio::task::spawn_blocking(move || {
+            let slots = entry.slots.get()?;
+            check_run(&store, &entry, slots, (fill.first, fill.last))
+        });
+        // An error: the runtime is stopping. Looking again says so.
+        let outcome = checked.await.ok().flatten().map_or(Outcome::Again, Outcome::Bytes);
+        self.end(outcome);
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        self.free();
+        self.store.fills.send_modify(|n| *n -= 1);
+    }
+}
+
+/// Room that is given back unless it was used.
+#[derive(Debug)]
+pub(crate) struct Space {
+    store: Arc<Store>,
+    bytes: u64,
+}
+
+impl Space {
+    /// Takes room, waiting for eviction if need be. `None`: there is none to be had, or the cache stops.
+    async fn take(store: &Arc<Store>, bytes: u64) -> Option<Self> {
+        let granted = match store.room().take(bytes) {
+            Taken::Now => true,
+            Taken::Never => false,
+            Taken::Later(told) => tokio::select! {
+                granted = told => granted.unwrap_or(false),
+                () = store.stop.cancelled() => false,
+            },
+        };
+        granted.then(|| Self { store: store.clone(), bytes })
+    }
+
+    /// `bytes` of it are used for good and belong to `slots` now; the rest goes back.
+    pub(crate) fn spend(&mut self, slots: &Slots, bytes: u64) {
+        let used = bytes.min(self.bytes);
+        slots.charged.fetch_add(used, Ordering::Relaxed);
+        self.bytes -= used;
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.store.room().give(self.bytes);
+        }
+    }
+}
+
+/// Writes a run of chunks and their slot headers, and makes them locatable.
+fn write(store: &Arc<Store>, entry: &Arc<Entry>, fill: &Fill, bytes: &Bytes, mut space: Space) -> io::Result<()> {
+    let slots = store.slots(entry, &mut space)?;
+    let crcs: Vec<u32> = bytes.chunks(entry.chunk_size.bytes() as usize).map(crc32c::crc32c).collect();
+    write_run(store, &slots, fill, bytes, &crcs)?;
+    space.spend(&slots, charge(&entry.blob, entry.chunk_size, fill.first, fill.last, store.shared.block));
+    let mut state = entry.lock();
+    for (number, first, last) in by_segment(fill.first, fill.last) {
+        let Some(segment) = slots.segment_or_new(number) else { continue };
+        let base = number * SEGMENT_CHUNKS;
+        let change = store.change(entry, &slots, &mut state);
+        for slot in first..=last {
+            let crc = crcs.get((base + slot - fill.first) as usize).copied().unwrap_or_default();
+            change.stored(segment, slot, crc);
+        }
+        let bytes = u64::from(last - first + 1) * u64::from(entry.chunk_size.bytes());
+        store.queue().dirty(slots.no, entry, number, bytes);
+    }
+    store.maybe_verify(entry, &mut state);
+    Ok(())
+}
+
+/// Writes the data, then the slot headers, of a run; undone when either fails.
+fn write_run(store: &Store, slots: &Slots, fill: &Fill, bytes: &Bytes, crcs: &[u32]) -> io::Result<()> {
+    let headers: Vec<u8> = (fill.first..).zip(crcs).flat_map(|(chunk, crc)| slots.sealer.header(chunk, *crc)).collect();
+    let at = u64::from(fill.first) * HEADER_BYTES as u64;
+    let (disk, start) = (&store.disk, fill.range.start());
+    let written = disk.write_at(&slots.data, bytes, start).and_then(|()| disk.write_at(&slots.headers, &headers, at));
+    if written.is_err() {
+        // Half a write must keep neither space nor a valid header. If undoing fails too, the checksum stands guard.
+        let whole = fill.range.len().next_multiple_of(u64::from(slots.chunk_size.bytes()));
+        let _ = disk.write_at(&slots.headers, &vec![0; headers.len()], at);
+        let _ = disk.punch(&slots.data, start, whole);
+    }
+    written
+}
+
+/// Reads chunks `first..=last` from disk and compares each that was not checked yet with its checksum. The bytes when all
+/// are right; `None` when some were not (they are dropped) or are not there any more.
+pub(crate) fn check_run(
+    store: &Store,
+    entry: &Arc<Entry>,
+    slots: &Arc<Slots>,
+    (first, last): (u32, u32),
+) -> Option<Bytes> {
+    let start = entry.chunk_size.range(&entry.blob, first)?;
+    let range = start.cover(entry.chunk_size.range(&entry.blob, last)?);
+    let hold = Hold::take(slots, range)?;
+    let mut bytes = vec![0; usize::try_from(range.len()).ok()?];
+    if let Err(e) = slots.data.read_exact_at(&mut bytes, range.start()) {
+        tracing::warn!("cached chunks of blob {} cannot be read and are dropped: {e}", entry.blob.digest);
+        store.discard_corrupt(entry, first, last);
+        return None;
+    }
+    let mut bad = Vec::new();
+    let state = entry.lock();
+    for (chunk, data) in (first..).zip(bytes.chunks(entry.chunk_size.bytes() as usize)) {
+        let (number, slot) = (chunk / SEGMENT_CHUNKS, chunk % SEGMENT_CHUNKS);
+        let Some(segment) = slots.segment(number).filter(|s| !s.checked.has(slot)) else { continue };
+        if crc32c::crc32c(data) != segment.crc(slot) {
+            bad.push(chunk);
+        } else if segment.present.has(slot) {
+            segment.checked.add(Bits::span(slot, slot));
+        }
+    }
+    drop(state);
+    drop(hold);
+    let dropped: u32 = bad.iter().map(|&chunk| store.discard_corrupt(entry, chunk, chunk)).sum();
+    if dropped > 0 {
+        tracing::warn!("{dropped} cached chunk(s) of blob {} failed their checksum and are dropped", entry.blob.digest);
+    }
+    bad.is_empty().then(|| bytes.into())
+}

@@ -1,0 +1,280 @@
+//! The cache directory: names, the lock, the files of a blob. `docs/formats/cache.md` describes it.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use penstock_blob::ChunkSize;
+use rustix::fs::{FlockOperation, flock, statvfs};
+
+use crate::{
+    disk::Disk,
+    error::OpenError,
+    format::{Clean, HEADER_BYTES, LAYOUT, Meta},
+    slots::Files,
+};
+
+/// Where everything is.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    dir: PathBuf,
+}
+
+/// One blob's files as found at open.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) meta: Meta,
+    pub(crate) files: Files,
+    /// The header file was missing or had another length: headers are written anew from the index.
+    pub(crate) headers_lost: bool,
+}
+
+/// What stands in `blobs/`.
+#[derive(Debug, Default)]
+pub(crate) struct Scan {
+    pub(crate) found: Vec<Found>,
+    /// Blobs whose files did not belong together; they have been deleted.
+    pub(crate) dropped: Vec<(u32, String)>,
+    /// Highest blob number seen, used or not.
+    pub(crate) highest: Option<u32>,
+}
+
+impl Layout {
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    fn blobs(&self) -> PathBuf {
+        self.dir.join("blobs")
+    }
+
+    fn file(&self, no: u32, kind: &str) -> PathBuf {
+        self.dir.join("blobs").join(format!("{no}.{kind}"))
+    }
+
+    fn index(&self) -> PathBuf {
+        self.dir.join("index")
+    }
+
+    fn clean(&self) -> PathBuf {
+        self.dir.join("clean")
+    }
+
+    /// Makes the directory when it is missing, takes the lock, refuses another layout. The lock lasts as long as the file.
+    pub(crate) fn prepare(&self, disk: &dyn Disk) -> Result<File, OpenError> {
+        fs::create_dir_all(&self.dir).map_err(|e| self.unusable("make", &self.dir, e))?;
+        let path = self.dir.join("lock");
+        let opened = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+        let lock = opened.map_err(|e| self.unusable("open", &path, e))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let pid = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+                return Err(OpenError::InUse { pid, dir: self.dir.clone() });
+            }
+            Err(e) => return Err(OpenError::Io { step: "lock", path, source: e.into() }),
+        }
+        let fresh = self.check_layout()?;
+        // In place and of fixed length: on a full disk the line of the last owner is overwritten without a new block.
+        let signed = lock.write_all_at(format!("{:<20}\n", std::process::id()).as_bytes(), 0);
+        if fresh {
+            signed.map_err(|e| self.unusable("write", &path, e))?;
+            self.replace(&self.dir.join("layout"), LAYOUT.as_bytes())
+                .map_err(|e| self.unusable("write", &self.dir.join("layout"), e))?;
+        }
+        fs::create_dir_all(self.blobs()).map_err(|e| self.unusable("make", &self.blobs(), e))?;
+        let beyond = 1 << 20;
+        disk.punch(&lock, beyond, 4096).map_err(|source| OpenError::NoHoles { dir: self.dir.clone(), source })?;
+        Ok(lock)
+    }
+
+    /// Whether the directory is new; refuses what another version wrote.
+    fn check_layout(&self) -> Result<bool, OpenError> {
+        let path = self.dir.join("layout");
+        match fs::read(&path) {
+            Ok(text) if text == LAYOUT.as_bytes() => Ok(false),
+            Ok(text) => Err(OpenError::Layout {
+                dir: self.dir.clone(),
+                found: String::from_utf8_lossy(&text).trim().chars().take(64).collect(),
+                known: LAYOUT.trim_ascii_end(),
+            }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(source) => Err(OpenError::Io { step: "read", path, source }),
+        }
+    }
+
+    /// Which error a failure to write the directory is.
+    fn unusable(&self, step: &'static str, path: &Path, source: io::Error) -> OpenError {
+        let dir = self.dir.clone();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => OpenError::Full { dir },
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::NotADirectory => {
+                OpenError::Unwritable { dir, source }
+            }
+            _ => OpenError::Io { step, path: path.to_owned(), source },
+        }
+    }
+
+    /// Allocation unit of the file system in bytes.
+    pub(crate) fn block(&self) -> u64 {
+        statvfs(&self.dir).map_or(4096, |fs| fs.f_frsize.clamp(4096, 64 << 10))
+    }
+
+    /// Writes a small file whole or not at all, durably.
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let temporary = path.with_extension("tmp");
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+    }
+
+    /// Makes the files of a new blob. They count from the moment that the description is durable.
+    pub(crate) fn create(&self, meta: &Meta, chunks: u32) -> io::Result<Files> {
+        let made = self.create_files(meta, chunks);
+        if made.is_err() {
+            // What was made before the failure must not keep space; what is not there need not go.
+            let _ = self.delete(meta.no);
+        }
+        made
+    }
+
+    fn create_files(&self, meta: &Meta, chunks: u32) -> io::Result<Files> {
+        let make = |kind: &str, len: u64| {
+            let path = self.file(meta.no, kind);
+            let file = File::options().create(true).truncate(true).read(true).write(true).open(path)?;
+            file.set_len(len)?;
+            Ok::<_, io::Error>(file)
+        };
+        let data = make("data", meta.blob.size_bytes)?;
+        let headers = make("slots", u64::from(chunks) * HEADER_BYTES as u64)?;
+        self.describe(meta)?;
+        Ok(Files { no: meta.no, data, headers })
+    }
+
+    /// Writes a blob's description, durably.
+    pub(crate) fn describe(&self, meta: &Meta) -> io::Result<()> {
+        self.replace(&self.file(meta.no, "meta"), &meta.encode())
+    }
+
+    /// Deletes a blob's files, the description first: what is left after a crash is deleted at the next open.
+    pub(crate) fn delete(&self, no: u32) -> io::Result<()> {
+        for kind in ["meta", "data", "slots"] {
+            match fs::remove_file(self.file(no, kind)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        File::open(self.blobs())?.sync_all()
+    }
+
+    /// Finds the blobs, and deletes what is not one.
+    pub(crate) fn scan(&self) -> io::Result<Scan> {
+        let mut scan = Scan::default();
+        let mut numbers = std::collections::BTreeSet::new();
+        for file in fs::read_dir(self.blobs())? {
+            let file = file?;
+            let name = file.file_name();
+            let number = name.to_str().and_then(|n| n.rsplit_once('.')).filter(|(_, kind)| *kind != "tmp");
+            match number.and_then(|(no, _)| no.parse::<u32>().ok()) {
+                Some(no) => {
+                    numbers.insert(no);
+                }
+                None if file.file_type()?.is_file() => fs::remove_file(file.path())?,
+                None => {}
+            }
+        }
+        scan.highest = numbers.last().copied();
+        for no in numbers {
+            match self.find(no) {
+                Ok(found) => scan.found.push(found),
+                Err(reason) => {
+                    self.delete(no)?;
+                    scan.dropped.push((no, reason));
+                }
+            }
+        }
+        Ok(scan)
+    }
+
+    /// Opens the files of a blob, or says why they are not those of one.
+    fn find(&self, no: u32) -> Result<Found, String> {
+        let text = |what: &str, e: io::Error| format!("its {what} file: {e}");
+        let bytes = fs::read(self.file(no, "meta")).map_err(|e| text("meta", e))?;
+        let meta = Meta::decode(&bytes).filter(|m| m.no == no).ok_or("its meta file is damaged")?;
+        let chunks = chunk_count(&meta).ok_or("its meta file describes a blob beyond all bounds")?;
+        let open = |kind: &str| File::options().read(true).write(true).open(self.file(no, kind));
+        let data = open("data").map_err(|e| text("data", e))?;
+        if data.metadata().map_err(|e| text("data", e))?.len() != meta.blob.size_bytes {
+            // Cut short behind our back: what is missing fails its checksum when it is read.
+            data.set_len(meta.blob.size_bytes).map_err(|e| text("data", e))?;
+        }
+        let want = u64::from(chunks) * HEADER_BYTES as u64;
+        let (headers, headers_lost) = match open("slots") {
+            Ok(file) => {
+                let lost = file.metadata().map_err(|e| text("slots", e))?.len() != want;
+                (file, lost)
+            }
+            Err(_) => {
+                let made =
+                    File::options().create(true).truncate(true).read(true).write(true).open(self.file(no, "slots"));
+                (made.map_err(|e| text("slots", e))?, true)
+            }
+        };
+        if headers_lost {
+            headers.set_len(want).map_err(|e| text("slots", e))?;
+        }
+        Ok(Found { meta, files: Files { no, data, headers }, headers_lost })
+    }
+
+    /// Takes the marker of an orderly close away and says what it was.
+    pub(crate) fn take_clean(&self) -> io::Result<Option<Clean>> {
+        let path = self.clean();
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        fs::remove_file(&path)?;
+        File::open(&self.dir)?.sync_all()?;
+        Ok(Clean::decode(&bytes))
+    }
+
+    /// Leaves the marker of an orderly close.
+    pub(crate) fn leave_clean(&self, clean: &Clean) -> io::Result<()> {
+        self.replace(&self.clean(), &clean.encode())
+    }
+
+    /// Moves the index out of the way, to be looked at by a person; one bad index is kept, the last.
+    pub(crate) fn set_index_aside(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with("index.bad-") {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        let stamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        match fs::rename(self.index(), self.dir.join(format!("index.bad-{stamp}"))) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+/// Most chunks of one blob (4 TiB at 256 KiB): what a hostile manifest may make the cache allocate stays below 1 MiB.
+pub(crate) const MAX_CHUNKS: u32 = 1 << 24;
+
+/// How many chunks a blob has; `None` for an empty one, or one beyond [`MAX_CHUNKS`].
+pub(crate) fn bounded_count(chunk_size: ChunkSize, blob: &penstock_blob::Blob) -> Option<u32> {
+    chunk_size.count(blob).filter(|n| (1..=MAX_CHUNKS).contains(n))
+}
+
+fn chunk_count(meta: &Meta) -> Option<u32> {
+    bounded_count(meta.chunk_size, &meta.blob)
+}

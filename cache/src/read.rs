@@ -1,0 +1,264 @@
+//! Reading: what is here is read from disk, what is not is filled, and the pieces are put together.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use bytes::{Bytes, BytesMut};
+use penstock_blob::{Blob, BlobSource, ByteRange, Located, ReadError};
+
+use crate::{
+    entry::Entry,
+    fill::{Fill, Kind, Lead, Outcome},
+    slots::Want,
+    store::Store,
+};
+
+/// Most bytes of one upstream read, and of one check from disk: long enough to amortise a request, short enough to be held twice.
+const MAX_RUN_BYTES: u32 = 4 << 20;
+/// A read is served in windows of this many bytes (aligned), so that its fills hold no more than that at once.
+const WINDOW_BYTES: u64 = 16 << 20;
+/// Times that a window is looked at again because chunks on disk failed their check or were evicted in between. After that it is read around the
+/// cache: every look drops the chunks that failed, so more looks mean a disk that fails faster than it is read.
+const LOOKS: u32 = 8;
+
+/// How a chunk stands when a read looks at it.
+#[derive(Debug, Clone)]
+enum Stand {
+    Checked,
+    Present,
+    Absent,
+    Filling(Arc<Fill>),
+}
+
+impl Stand {
+    /// Whether two neighbours belong to one piece.
+    fn joins(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Checked, Self::Checked) | (Self::Present, Self::Present) | (Self::Absent, Self::Absent) => true,
+            (Self::Filling(a), Self::Filling(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+
+    /// Whether a run of such chunks is cut at the upstream bound.
+    const fn is_bounded(&self) -> bool {
+        matches!(self, Self::Present | Self::Absent)
+    }
+}
+
+/// A run of chunks that stand alike.
+#[derive(Debug)]
+struct Piece {
+    stand: Stand,
+    first: u32,
+    last: u32,
+}
+
+/// Cuts chunks `first..=last` into runs that stand alike, at most `most` long where they have to be filled. Pure.
+fn pieces(first: u32, last: u32, most: u32, stand: impl Fn(u32) -> Stand) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    for chunk in first..=last {
+        let stand = stand(chunk);
+        match pieces.last_mut() {
+            Some(p) if p.stand.joins(&stand) && !(stand.is_bounded() && chunk - p.first >= most) => p.last = chunk,
+            _ => pieces.push(Piece { stand, first: chunk, last: chunk }),
+        }
+    }
+    pieces
+}
+
+/// Where one part of a window comes from.
+#[derive(Debug)]
+enum Part {
+    /// Pinned on disk: chunks first to last, for the case that the disk fails.
+    Here(Located, (u32, u32)),
+    /// Bytes of a fill.
+    Filled(Arc<Fill>, ByteRange),
+    /// Not to be had here.
+    Around(ByteRange),
+}
+
+/// The bytes of `range`, from disk, from fills, or around the cache.
+pub(crate) async fn read(store: &Arc<Store>, blob: Blob, range: ByteRange) -> Result<Bytes, ReadError> {
+    blob.check(range)?;
+    let mut parts = Vec::new();
+    let mut start = range.start();
+    while start < range.end() {
+        let end = range.end().min((start / WINDOW_BYTES + 1) * WINDOW_BYTES);
+        let Ok(window) = ByteRange::new(start, end) else { break };
+        read_window(store, blob, window, &mut parts).await?;
+        start = end;
+    }
+    Ok(join(parts))
+}
+
+/// One buffer of many; the only one is passed on as it is.
+fn join(mut parts: Vec<Bytes>) -> Bytes {
+    if parts.len() == 1 {
+        return parts.swap_remove(0);
+    }
+    let mut whole = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
+    parts.iter().for_each(|part| whole.extend_from_slice(part));
+    whole.freeze()
+}
+
+/// Adds the bytes of one window to `out`.
+async fn read_window(store: &Arc<Store>, blob: Blob, window: ByteRange, out: &mut Vec<Bytes>) -> Result<(), ReadError> {
+    let had = out.len();
+    for _ in 0..LOOKS {
+        let Some(parts) = plan(store, &blob, window)? else { break };
+        if collect(store, &blob, parts, out).await? {
+            return Ok(());
+        }
+        out.truncate(had);
+    }
+    out.push(around(store, blob, window).await?);
+    Ok(())
+}
+
+/// Reads past the cache.
+async fn around(store: &Store, blob: Blob, range: ByteRange) -> Result<Bytes, ReadError> {
+    store.metrics.bypasses.inc();
+    store.upstream.read(blob, range).await
+}
+
+/// Decides where the bytes of a window come from, and starts the fills that are missing. `None`: the blob cannot be cached.
+fn plan(store: &Arc<Store>, blob: &Blob, window: ByteRange) -> Result<Option<Vec<Part>>, ReadError> {
+    loop {
+        let Some(entry) = store.entry(blob) else { return Ok(None) };
+        if let Some(parts) = plan_entry(store, &entry, window)? {
+            return Ok(Some(parts));
+        }
+        // The entry was retired between the look-up and the lock; it is out of the table by now.
+    }
+}
+
+/// As [`plan`]; `None` when the entry is retired.
+fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, window: ByteRange) -> Result<Option<Vec<Part>>, ReadError> {
+    let span = entry.chunk_size.span(window);
+    let most = (MAX_RUN_BYTES / entry.chunk_size.bytes()).max(1);
+    let mut leads = Vec::new();
+    let mut parts = Vec::new();
+    let mut state = entry.lock();
+    if state.retired {
+        return Ok(None);
+    }
+    // Set once the files exist; a chunk that is stored meanwhile is still in `fills`.
+    let slots = entry.slots.get();
+    let cut = pieces(*span.start(), *span.end(), most, |chunk| match (state.fills.get(&chunk), slots) {
+        (Some(fill), _) => Stand::Filling(fill.clone()),
+        (None, Some(slots)) if slots.is_checked(chunk) => Stand::Checked,
+        (None, Some(slots)) if slots.is_present(chunk) => Stand::Present,
+        _ => Stand::Absent,
+    });
+    if store.closing.load(Ordering::SeqCst) && cut.iter().any(|piece| piece.stand.is_bounded()) {
+        return Err(ReadError::Stopping);
+    }
+    for piece in cut {
+        let (Some(start), Some(end)) =
+            (entry.chunk_size.range(&entry.blob, piece.first), entry.chunk_size.range(&entry.blob, piece.last))
+        else {
+            continue;
+        };
+        let whole = start.cover(end);
+        let Some(range) = whole.intersection(window) else { continue };
+        let kind = match piece.stand {
+            Stand::Filling(fill) => {
+                parts.push(Part::Filled(fill, range));
+                continue;
+            }
+            Stand::Checked => {
+                let pinned = slots.filter(|slots| slots.pin(range, Want::Checked));
+                parts.push(pinned.map_or(Part::Around(range), |slots| {
+                    Part::Here(Located::in_file(slots.clone(), range, range.start()), (piece.first, piece.last))
+                }));
+                continue;
+            }
+            Stand::Present => Kind::Check,
+            Stand::Absent => Kind::Fetch,
+        };
+        let lead = Lead::new(store, entry, (piece.first, piece.last), whole);
+        state.fills.extend((piece.first..=piece.last).map(|chunk| (chunk, lead.fill().clone())));
+        parts.push(Part::Filled(lead.fill().clone(), range));
+        leads.push((lead, kind));
+    }
+    drop(state);
+    leads.into_iter().for_each(|(lead, kind)| lead.start(kind));
+    Ok(Some(parts))
+}
+
+/// Waits for the parts, in order. False: something on disk was wrong or went away, look again.
+async fn collect(store: &Arc<Store>, blob: &Blob, parts: Vec<Part>, out: &mut Vec<Bytes>) -> Result<bool, ReadError> {
+    for part in parts {
+        match part {
+            Part::Around(range) => out.push(around(store, *blob, range).await?),
+            Part::Here(located, chunks) => match from_disk(store, located).await? {
+                Some(bytes) => out.push(bytes),
+                None => {
+                    if let Some(entry) = store.table.load().get(blob) {
+                        store.discard_corrupt(entry, chunks.0, chunks.1);
+                    }
+                    return Ok(false);
+                }
+            },
+            Part::Filled(fill, range) => match fill.outcome().await {
+                Outcome::Failed(e) => return Err(e),
+                Outcome::Again => return Ok(false),
+                Outcome::Bytes(bytes) => out.push(slice(&bytes, fill.range, range)),
+            },
+        }
+    }
+    Ok(true)
+}
+
+/// The bytes `part` of `bytes`, which are the bytes `whole`.
+fn slice(bytes: &Bytes, whole: ByteRange, part: ByteRange) -> Bytes {
+    let index = |byte: u64| usize::try_from(byte - whole.start()).unwrap_or(usize::MAX).min(bytes.len());
+    bytes.slice(index(part.start())..index(part.end()))
+}
+
+/// Reads pinned bytes on the blocking pool. `None`: the disk failed.
+async fn from_disk(store: &Store, located: Located) -> Result<Option<Bytes>, ReadError> {
+    let read = store.handle.spawn_blocking(move || {
+        let mut bytes = vec![0; usize::try_from(located.len()).map_err(std::io::Error::other)?];
+        located.read_at(&mut bytes, 0)?;
+        Ok::<_, std::io::Error>(Bytes::from(bytes))
+    });
+    match read.await {
+        Ok(Ok(bytes)) => Ok(Some(bytes)),
+        Ok(Err(e)) => {
+            tracing::warn!("cached chunks cannot be read and are dropped: {e}");
+            Ok(None)
+        }
+        // The runtime is stopping.
+        Err(_) => Err(ReadError::Stopping),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_cover_every_chunk_once_and_fills_stay_within_the_bound() {
+        let stands = "aaaaaaaccppppppppa";
+        let of = |chunk: u32| match stands.as_bytes()[chunk as usize] {
+            b'a' => Stand::Absent,
+            b'p' => Stand::Present,
+            _ => Stand::Checked,
+        };
+        let last = u32::try_from(stands.len()).unwrap() - 1;
+        for most in 1..=9 {
+            let cut = pieces(0, last, most, of);
+            let mut next = 0;
+            for piece in &cut {
+                assert_eq!(piece.first, next);
+                assert!(piece.last >= piece.first);
+                assert!(!piece.stand.is_bounded() || piece.last - piece.first < most);
+                assert!((piece.first..=piece.last).all(|c| of(c).joins(&piece.stand)));
+                next = piece.last + 1;
+            }
+            assert_eq!(next, last + 1);
+        }
+        assert_eq!(pieces(0, last, 16, of).len(), 4);
+    }
+}

@@ -1,0 +1,153 @@
+//! What a cache tells about itself: usage, blobs, events.
+
+use std::fmt;
+
+use penstock_blob::{ChunkSize, Digest};
+
+/// How the index stands. Reads never depend on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IndexState {
+    /// In use since it was opened.
+    Good,
+    /// It was lost or damaged; presence was rebuilt from the slot headers, and a new index is in use.
+    Rebuilt {
+        /// What was wrong with it.
+        reason: String,
+    },
+    /// It failed. Chunks are found again after a restart by their slot headers; until then there is no index.
+    Abandoned {
+        /// What was wrong with it.
+        reason: String,
+    },
+}
+
+impl fmt::Display for IndexState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Good => f.write_str("index in use"),
+            Self::Rebuilt { reason } => write!(f, "index rebuilt: {reason}"),
+            Self::Abandoned { reason } => {
+                write!(f, "index set aside until the next start, slot headers stand in for it: {reason}")
+            }
+        }
+    }
+}
+
+/// A cache at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// Most bytes on disk.
+    pub cap_bytes: u64,
+    /// Bytes on disk now, with those reserved for writes under way.
+    pub used_bytes: u64,
+    /// Chunks on disk.
+    pub present_chunks: u64,
+    /// Chunks on disk that neither a crash nor a power cut can lose: synced, and recorded where the next start looks.
+    pub durable_chunks: u64,
+    /// Blobs with at least one file.
+    pub blobs: u64,
+    /// `locate` said yes.
+    pub hits: u64,
+    /// Fills that got bytes from the source below.
+    pub fills: u64,
+    /// Fills or reads that were served but not stored.
+    pub bypasses: u64,
+    /// Chunks dropped because they failed a check or could not be read.
+    pub corrupt_chunks: u64,
+    /// Chunks evicted.
+    pub evicted_chunks: u64,
+    /// How the index stands. Its text is a sentence for operators.
+    pub index: IndexState,
+}
+
+/// Whether a blob's digest was checked as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Whole {
+    /// Not all chunks are here; each was checked as far as it can be alone.
+    Partial,
+    /// All chunks are here, and are being hashed.
+    Verifying,
+    /// All chunks are here, and their sha256 is the digest.
+    Verified,
+    /// All chunks were here, and their sha256 was not the digest. They were dropped; this stays until the blob is whole again.
+    Mismatch,
+}
+
+/// One blob of a cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobUsage {
+    /// The blob.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its chunk size here.
+    pub chunk_size: ChunkSize,
+    /// Its bytes on disk.
+    pub present_bytes: u64,
+    /// Its chunks on disk.
+    pub present_chunks: u32,
+    /// Those of them that a crash cannot lose.
+    pub durable_chunks: u32,
+    /// All chunks it has.
+    pub chunks: u32,
+    /// Bytes of it that were fetched since this process opened the cache.
+    pub fetched_bytes: u64,
+    /// Whether it was verified as a whole.
+    pub whole: Whole,
+    /// How many attachments retain it.
+    pub users: u32,
+}
+
+/// Something that an operator should hear of once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// Presence was rebuilt from slot headers.
+    IndexRebuilt {
+        /// What was wrong with the index.
+        reason: String,
+        /// Chunks found by their headers.
+        chunks: u64,
+    },
+    /// The index failed for good; the cache goes on without it.
+    IndexAbandoned {
+        /// What was wrong with it.
+        reason: String,
+    },
+    /// A blob's files were inconsistent and have been deleted.
+    BlobDropped {
+        /// The blob's number in the cache directory.
+        number: u32,
+        /// What was wrong.
+        reason: String,
+    },
+    /// A whole blob was hashed and is what its digest says.
+    BlobVerified {
+        /// The blob.
+        digest: Digest,
+    },
+    /// A whole blob was hashed and is not what its digest says. Its chunks were dropped: what served them lies, or the disk.
+    BlobMismatch {
+        /// The blob.
+        digest: Digest,
+        /// What its bytes hash to.
+        found: Digest,
+    },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::IndexRebuilt { reason, chunks } => {
+                write!(f, "cache index rebuilt ({chunks} chunks found by their slot headers): {reason}")
+            }
+            Self::IndexAbandoned { reason } => write!(f, "cache index set aside until the next start: {reason}"),
+            Self::BlobDropped { number, reason } => write!(f, "cached blob number {number} dropped: {reason}"),
+            Self::BlobVerified { digest } => write!(f, "cached blob {digest} is whole and verified"),
+            Self::BlobMismatch { digest, found } => write!(
+                f,
+                "cached blob {digest} hashes to {found}: its chunks were dropped; check the registry or mirror that serves it, and this disk"
+            ),
+        }
+    }
+}
