@@ -1,0 +1,97 @@
+//! A real `/dev/ublkbN`: scenarios of `src/bin/guest.rs`, each in a VM of its own with Debian's kernel (tests/vm/README.md).
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use parking_lot::Mutex;
+use penstock_tests::{agent, require, skip::program, workdir::Workdir, workspace};
+
+/// One VM at a time: each emulates two CPUs, and the machine may have no more.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// Longest time of one scenario, in seconds. Emulated on a loaded machine, the longest takes a few minutes.
+const LIMIT_SECONDS: &str = "600";
+
+/// The directory with the kernel, or why there is none.
+fn kernel() -> Result<&'static Path, String> {
+    static KERNEL: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let kernel = KERNEL.get_or_init(|| {
+        let target = agent::binary().ancestors().nth(2).expect("the program lies in target/ci");
+        let dir = target.join("vm-kernel");
+        let got = Command::new(workspace::root().join("tests/vm/get-kernel.sh")).arg(&dir).output();
+        let got = got.map_err(|error| format!("tests/vm/get-kernel.sh: {error}"))?;
+        let last = String::from_utf8_lossy(&got.stderr).lines().last().unwrap_or_default().to_owned();
+        if got.status.success() { Ok(dir) } else { Err(format!("no kernel with ublk can be had through apt: {last}")) }
+    });
+    kernel.as_deref().map_err(Clone::clone)
+}
+
+fn cannot() -> Option<String> {
+    let missing = ["qemu-system-x86_64", "busybox", "cpio", "xz"].into_iter().find_map(program);
+    missing.or_else(|| kernel().err())
+}
+
+/// A copy without symbols: what goes into the VM's memory should be small.
+fn stripped(program: &Path, work: &Workdir) -> PathBuf {
+    let copy = work.join(program.file_name().expect("a name").to_str().expect("UTF-8"));
+    let strip = Command::new("strip").arg("-o").arg(&copy).arg(program).output();
+    if !strip.is_ok_and(|out| out.status.success()) {
+        std::fs::copy(program, &copy).expect("a copy");
+    }
+    copy
+}
+
+fn passes(scenario: &str) {
+    let work = Workdir::new();
+    let fixtures = workspace::root().join("tests/fixtures");
+    let fixtures = fixtures.to_str().expect("UTF-8");
+    let _one = ONE.lock();
+    let out = Command::new(workspace::root().join("tests/vm/run-vm.sh"))
+        .arg("-k")
+        .arg(kernel().expect("asked before"))
+        .args(["-m", "ublk_drv", "-m", "ext4", "-M", "2G", "-t", LIMIT_SECONDS])
+        .arg("-b")
+        .arg(stripped(agent::binary(), &work))
+        .arg("-b")
+        .arg(stripped(Path::new(env!("CARGO_BIN_EXE_guest")), &work))
+        .args(["-f", &format!("{fixtures}:{fixtures}"), "--"])
+        .arg(format!("guest {scenario} /bin/penstock"))
+        .output()
+        .expect("run-vm.sh starts");
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{scenario} in the VM ended with {}:\n{said}", out.status);
+    assert!(said.contains(&format!("guest: {scenario}: done")), "{said}");
+}
+
+#[test]
+fn a_ublk_device_shows_the_image_and_goes_away() {
+    require!(cannot());
+    passes("whole");
+}
+
+#[test]
+fn two_ublk_devices_at_once_are_both_right() {
+    require!(cannot());
+    passes("two-at-once");
+}
+
+#[test]
+fn readers_of_a_ublk_device_do_not_wait_for_anothers_fetch() {
+    require!(cannot());
+    passes("others-do-not-stall");
+}
+
+#[test]
+fn a_ublk_device_is_detached_under_load() {
+    require!(cannot());
+    passes("detached-under-load");
+}
+
+#[test]
+fn a_ublk_device_is_attached_again_after_the_agent_was_killed() {
+    require!(cannot());
+    passes("attached-again-after-a-kill");
+}
