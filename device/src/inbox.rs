@@ -94,7 +94,7 @@ mod tests {
     }
 
     fn completion(ticket: u64) -> Completion {
-        Completion { ticket, outcome: Ok(Vec::new()) }
+        Completion { ticket, outcome: Err(penstock_blob::ReadError::Stopping) }
     }
 
     #[test]

@@ -104,7 +104,7 @@ pub(crate) mod recorder {
 
     #[derive(Clone, Default)]
     pub(crate) struct Recorder {
-        answers: Arc<Mutex<Vec<Answer>>>,
+        pub(crate) answers: Arc<Mutex<Vec<Answer>>>,
         pub(crate) deaf: bool,
     }
 

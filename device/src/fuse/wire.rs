@@ -4,8 +4,8 @@
 //! changes: names and attributes may be cached for ever.
 
 use fuse_backend_rs::abi::fuse_abi::{
-    Attr, AttrOut, Dirent, EntryOut, FsOptions, InHeader, InitIn, InitOut, InterruptIn, KERNEL_VERSION, Kstatfs, Opcode,
-    OpenOptions, OpenOut, OutHeader, ROOT_ID, ReadIn,
+    Attr, AttrOut, Dirent, EntryOut, FsOptions, InHeader, InitIn, InitOut, InterruptIn, KERNEL_VERSION, Kstatfs,
+    Opcode as Op, OpenOptions, OpenOut, OutHeader, ROOT_ID, ReadIn,
 };
 use penstock_blob::ByteRange;
 use rustix::io::Errno;
@@ -86,21 +86,21 @@ pub(crate) fn header(unique: u64, answer: Result<usize, Errno>) -> [u8; size_of:
 impl File {
     /// Decides about a message.
     pub(crate) fn judge(&self, header: &InHeader, body: &[u8]) -> Verdict {
-        let judged = match Opcode::from(header.opcode) {
-            Opcode::Init => Self::init(self.page_bytes, body),
-            Opcode::Lookup => self.lookup(header.nodeid, body),
-            Opcode::Getattr => self.attributes(header.nodeid),
-            Opcode::Open => Self::opened(header.nodeid == FILE_ID, body),
-            Opcode::Opendir => Self::opened_directory(header.nodeid),
-            Opcode::Read => self.read(header.nodeid, body),
-            Opcode::Readdir => Self::list(header.nodeid, body),
-            Opcode::Statfs => Some(Verdict::Reply(self.statfs().as_slice().to_vec())),
-            Opcode::Interrupt => head(body).map(|i: InterruptIn| Verdict::Interrupt { unique: i.unique }),
-            Opcode::Release | Opcode::Releasedir | Opcode::Access | Opcode::Flush | Opcode::Fsync | Opcode::Destroy => {
+        let judged = match header.opcode {
+            op::INIT => Self::init(self.page_bytes, body),
+            op::LOOKUP => self.lookup(header.nodeid, body),
+            op::GETATTR => self.attributes(header.nodeid),
+            op::OPEN => Self::opened(header.nodeid == FILE_ID, body),
+            op::OPENDIR => Self::opened_directory(header.nodeid),
+            op::READ => self.read(header.nodeid, body),
+            op::READDIR => Self::list(header.nodeid, body),
+            op::STATFS => Some(Verdict::Reply(self.statfs().as_slice().to_vec())),
+            op::INTERRUPT => head(body).map(|i: InterruptIn| Verdict::Interrupt { unique: i.unique }),
+            op::RELEASE | op::RELEASEDIR | op::ACCESS | op::FLUSH | op::FSYNC | op::DESTROY => {
                 Some(Verdict::Reply(Vec::new()))
             }
-            Opcode::Forget | Opcode::BatchForget | Opcode::NotifyReply => Some(Verdict::Silent),
-            op => Some(Verdict::Refuse(if changes(op) { Errno::ROFS } else { Errno::NOSYS })),
+            op::FORGET | op::BATCH_FORGET | op::NOTIFY_REPLY => Some(Verdict::Silent),
+            other => Some(Verdict::Refuse(if op::CHANGES.contains(&other) { Errno::ROFS } else { Errno::NOSYS })),
         };
         judged.unwrap_or(Verdict::Refuse(Errno::INVAL))
     }
@@ -210,26 +210,48 @@ impl File {
     }
 }
 
-/// Whether the operation would change the file system.
-fn changes(op: Opcode) -> bool {
-    matches!(
-        op,
-        Opcode::Setattr
-            | Opcode::Symlink
-            | Opcode::Mknod
-            | Opcode::Mkdir
-            | Opcode::Unlink
-            | Opcode::Rmdir
-            | Opcode::Rename
-            | Opcode::Rename2
-            | Opcode::Link
-            | Opcode::Write
-            | Opcode::Setxattr
-            | Opcode::Removexattr
-            | Opcode::Create
-            | Opcode::Fallocate
-            | Opcode::CopyFileRange
-    )
+/// Operations by number. fuse-backend-rs' own conversion from a number is not for numbers that it does not know: those between
+/// its known ones make an invalid enum.
+mod op {
+    use super::Op;
+
+    pub(super) const LOOKUP: u32 = Op::Lookup as u32;
+    pub(super) const FORGET: u32 = Op::Forget as u32;
+    pub(super) const GETATTR: u32 = Op::Getattr as u32;
+    pub(super) const OPEN: u32 = Op::Open as u32;
+    pub(super) const READ: u32 = Op::Read as u32;
+    pub(super) const STATFS: u32 = Op::Statfs as u32;
+    pub(super) const RELEASE: u32 = Op::Release as u32;
+    pub(super) const FSYNC: u32 = Op::Fsync as u32;
+    pub(super) const FLUSH: u32 = Op::Flush as u32;
+    pub(super) const INIT: u32 = Op::Init as u32;
+    pub(super) const OPENDIR: u32 = Op::Opendir as u32;
+    pub(super) const READDIR: u32 = Op::Readdir as u32;
+    pub(super) const RELEASEDIR: u32 = Op::Releasedir as u32;
+    pub(super) const ACCESS: u32 = Op::Access as u32;
+    pub(super) const INTERRUPT: u32 = Op::Interrupt as u32;
+    pub(super) const DESTROY: u32 = Op::Destroy as u32;
+    pub(super) const NOTIFY_REPLY: u32 = Op::NotifyReply as u32;
+    pub(super) const BATCH_FORGET: u32 = Op::BatchForget as u32;
+
+    /// Those that would change the file system.
+    pub(super) const CHANGES: [u32; 15] = [
+        Op::Setattr as u32,
+        Op::Symlink as u32,
+        Op::Mknod as u32,
+        Op::Mkdir as u32,
+        Op::Unlink as u32,
+        Op::Rmdir as u32,
+        Op::Rename as u32,
+        Op::Rename2 as u32,
+        Op::Link as u32,
+        Op::Write as u32,
+        Op::Setxattr as u32,
+        Op::Removexattr as u32,
+        Op::Create as u32,
+        Op::Fallocate as u32,
+        Op::CopyFileRange as u32,
+    ];
 }
 
 /// The structure that `bytes` begin with.

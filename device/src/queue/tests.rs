@@ -1,0 +1,262 @@
+use std::{
+    fs::File,
+    io::Write as _,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+};
+
+use bytes::Bytes;
+use penstock_blob::{
+    Located, Pinned, ReadFuture,
+    faults::{Flaky, Memory, Stuck},
+};
+use penstock_image::Layer;
+use prometheus_client::registry::Registry;
+use rustix::event::{PollFd, PollFlags, poll};
+use tokio::runtime::Handle;
+
+use super::*;
+use crate::{Metrics, Transport, counted::Counted, offload::Offload, request::recorder::Recorder};
+
+/// A disk of 64 KiB that the image crate takes for EROFS, every other byte telling its place.
+fn disk() -> Bytes {
+    let mut bytes: Vec<u8> = (0..64_u32 << 10).map(|at| (at / 512 + at) as u8).collect();
+    bytes[1024..1028].copy_from_slice(&0xe0f5_e1e2_u32.to_le_bytes());
+    bytes.into()
+}
+
+struct Bench {
+    queue: Queue<Recorder>,
+    port: Recorder,
+    inbox: Arc<Inbox>,
+    counters: Arc<Counters>,
+    offload: Offload,
+    _maps: tempfile::TempDir,
+}
+
+impl Bench {
+    /// A queue over `source`, which serves `memory`'s first blob.
+    async fn new(memory: &Memory, source: Arc<dyn BlobSource>, bound: usize) -> Self {
+        let maps = tempfile::tempdir().unwrap();
+        let layer = Layer { blob: memory.blob(0), media_type: String::new(), annotations: Default::default() };
+        let opened = Memory::new(vec![disk()]);
+        let image = Image::open(vec![layer], opened, maps.path()).await.unwrap();
+        let counters =
+            Metrics::new(&mut Registry::default()).device(&"t".parse().unwrap(), Transport::Fuse);
+        let (inbox, offload) = (Inbox::new().unwrap(), Offload::start(&Handle::current(), bound));
+        let setup = Setup {
+            id: "t".parse().unwrap(),
+            image: Arc::new(image),
+            source: Counted::new(source, counters.clone()),
+            counters: counters.clone(),
+            misses: offload.sender(),
+            bound,
+            max_io_bytes: 16 << 10,
+        };
+        let queue = Queue::new(setup, inbox.clone());
+        Self { queue, port: Recorder::default(), inbox, counters, offload, _maps: maps }
+    }
+
+    fn read(&mut self, key: u64, start: u64, len: u64) {
+        let request = Request::new(self.port.clone(), key, self.counters.clone());
+        self.queue.read(request, ByteRange::at(start, len).unwrap());
+    }
+
+    /// Takes what is posted until `count` requests were answered.
+    async fn until_answered(&mut self, count: usize) {
+        while self.port.answers().len() < count {
+            let inbox = self.inbox.clone();
+            let wait = move || poll(&mut [PollFd::new(&*inbox, PollFlags::IN)], None).unwrap();
+            tokio::task::spawn_blocking(wait).await.unwrap();
+            self.queue.collect();
+        }
+    }
+
+    /// The answer to `key`: whether it was the right bytes of the disk, or the error.
+    fn answer(&self, key: u64, start: usize) -> Result<(), Errno> {
+        let answers = self.port.answers();
+        let mut mine = answers.into_iter().filter(|(k, _)| *k == key);
+        let answer = mine.next().expect("an answer").1;
+        assert!(mine.next().is_none(), "request {key} was answered twice");
+        answer.map(|bytes| assert_eq!(bytes, disk()[start..start + bytes.len()]))
+    }
+}
+
+#[tokio::test]
+async fn a_hit_is_answered_at_once_and_asks_nobody() {
+    let memory = Memory::new(vec![disk()]);
+    memory.resident(true);
+    let mut bench = Bench::new(&memory, memory.clone(), 4).await;
+    bench.read(1, 512, 4096);
+    assert_eq!(bench.answer(1, 512), Ok(()));
+    let stats = bench.counters.stats();
+    assert_eq!((stats.hits, stats.misses, stats.asked_bytes, stats.served_bytes), (1, 0, 0, 4096));
+    assert_eq!(memory.reads(), 0);
+}
+
+#[tokio::test]
+async fn a_miss_is_a_hit_that_waited() {
+    let memory = Memory::new(vec![disk()]);
+    let mut bench = Bench::new(&memory, memory.clone(), 4).await;
+    bench.read(1, 4096, 8192);
+    assert_eq!(bench.port.answers(), []);
+    bench.until_answered(1).await;
+    assert_eq!(bench.answer(1, 4096), Ok(()));
+    let stats = bench.counters.stats();
+    assert_eq!((stats.hits, stats.misses, stats.asked_bytes, stats.in_flight), (0, 1, 8192, 0));
+}
+
+#[tokio::test]
+async fn a_stuck_fetch_delays_only_its_own_readers() {
+    let memory = Memory::new(vec![disk()]);
+    let stuck = Stuck::only(memory.clone(), memory.blob(0).digest, ByteRange::new(0, 512).unwrap());
+    let mut bench = Bench::new(&memory, stuck.clone(), 64).await;
+    bench.read(0, 0, 512);
+    for key in 1..32 {
+        bench.read(key, key * 1024, 1024);
+    }
+    bench.until_answered(31).await;
+    stuck.until_waiting(1).await;
+    assert!((1..32).all(|key| bench.answer(key, key as usize * 1024).is_ok()));
+    stuck.release();
+    bench.until_answered(32).await;
+    assert_eq!(bench.answer(0, 0), Ok(()));
+}
+
+#[tokio::test]
+async fn requests_beyond_the_bound_wait_and_are_answered_later() {
+    let memory = Memory::new(vec![disk()]);
+    let stuck = Stuck::new(memory.clone());
+    let mut bench = Bench::new(&memory, stuck.clone(), 2).await;
+    for key in 0..10 {
+        bench.read(key, key * 4096, 4096);
+    }
+    stuck.until_waiting(2).await;
+    assert_eq!((stuck.waiting(), bench.queue.parked.len()), (2, 8));
+    stuck.release();
+    bench.until_answered(10).await;
+    assert!((0..10).all(|key| bench.answer(key, key as usize * 4096).is_ok()));
+    assert_eq!(bench.counters.stats().misses, 10);
+}
+
+#[tokio::test]
+async fn a_queue_with_too_many_waiting_requests_says_that_it_is_full() {
+    let memory = Memory::new(vec![disk()]);
+    let mut bench = Bench::new(&memory, Stuck::new(memory.clone()), 1).await;
+    for key in 0..=MAX_PARKED as u64 {
+        assert!(!bench.queue.is_full());
+        bench.read(key, 0, 512);
+    }
+    assert!(bench.queue.is_full());
+    bench.queue.refuse_all();
+    assert_eq!(bench.port.answers().len(), MAX_PARKED + 1);
+    assert!(!bench.queue.is_full());
+}
+
+#[tokio::test]
+async fn a_failed_fetch_is_an_error_answer_with_its_reason_kept() {
+    let memory = Memory::new(vec![disk()]);
+    let mut bench = Bench::new(&memory, Flaky::new(memory.clone(), 1), 4).await;
+    bench.read(1, 0, 512);
+    bench.until_answered(1).await;
+    assert_eq!(bench.answer(1, 0), Err(Errno::IO));
+    bench.read(2, 0, 512);
+    bench.until_answered(2).await;
+    assert_eq!(bench.answer(2, 0), Ok(()));
+    let stats = bench.counters.stats();
+    assert_eq!((stats.errors, stats.dropped), (1, 0));
+    assert!(stats.last_error.unwrap().starts_with("bytes 0..512: "));
+}
+
+#[tokio::test]
+async fn a_stop_answers_everything_and_later_misses_too() {
+    let memory = Memory::new(vec![disk()]);
+    let mut bench = Bench::new(&memory, Stuck::new(memory.clone()), 2).await;
+    (0..5).for_each(|key| bench.read(key, 0, 512));
+    bench.offload.stop();
+    bench.until_answered(5).await;
+    bench.read(5, 0, 512);
+    bench.until_answered(6).await;
+    assert!((0..6).all(|key| bench.answer(key, 0) == Err(Errno::IO)));
+    assert_eq!(bench.counters.stats().in_flight, 0);
+}
+
+#[tokio::test]
+async fn a_cancelled_read_is_answered_once_and_its_fetch_still_counts() {
+    let memory = Memory::new(vec![disk()]);
+    let stuck = Stuck::new(memory.clone());
+    let mut bench = Bench::new(&memory, stuck.clone(), 1).await;
+    bench.read(1, 0, 512);
+    bench.read(2, 512, 512);
+    bench.queue.cancel(|key| key == 1, Errno::INTR);
+    bench.queue.cancel(|key| key == 1, Errno::INTR);
+    assert_eq!(bench.port.answers(), [(1, Err(Errno::INTR))]);
+    bench.queue.collect();
+    assert_eq!(bench.queue.parked.len(), 1, "the fetch of the first holds its place");
+    stuck.release();
+    bench.until_answered(2).await;
+    assert_eq!((bench.answer(1, 0), bench.answer(2, 512)), (Err(Errno::INTR), Ok(())));
+}
+
+#[tokio::test]
+async fn reads_outside_the_device_or_its_limits_are_refused() {
+    let memory = Memory::new(vec![disk()]);
+    memory.resident(true);
+    let mut bench = Bench::new(&memory, memory.clone(), 1).await;
+    bench.read(1, 0, (16 << 10) + 512);
+    bench.read(2, (64 << 10) - 512, 1024);
+    assert_eq!((bench.answer(1, 0), bench.answer(2, 0)), (Err(Errno::INVAL), Err(Errno::IO)));
+}
+
+/// A source whose local copy is cut short until it is told to drop it, `lives` times.
+#[derive(Debug)]
+struct Rotten {
+    below: Arc<Memory>,
+    file: Arc<Cut>,
+    present: AtomicBool,
+    rejects: AtomicU32,
+    lives: u32,
+}
+
+#[derive(Debug)]
+struct Cut(File);
+
+impl Pinned for Cut {
+    fn file(&self) -> &File {
+        &self.0
+    }
+    fn unpin(&self, _: ByteRange) {}
+}
+
+impl Rotten {
+    fn new(below: Arc<Memory>, lives: u32) -> Arc<Self> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&disk()[..100]).unwrap();
+        let (present, rejects) = (AtomicBool::new(true), AtomicU32::new(0));
+        Arc::new(Self { below, file: Arc::new(Cut(file)), present, rejects, lives })
+    }
+}
+
+impl BlobSource for Rotten {
+    fn locate(&self, _: &Blob, range: ByteRange) -> Option<Located> {
+        let present = self.present.load(Ordering::SeqCst);
+        present.then(|| Located::in_file(self.file.clone(), range, range.start()))
+    }
+    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+        self.below.read(blob, range)
+    }
+    fn reject(&self, _: &Blob, _: ByteRange) {
+        let rejects = self.rejects.fetch_add(1, Ordering::SeqCst) + 1;
+        self.present.store(rejects < self.lives, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_local_copy_is_rejected_and_fetched_again() {
+    let memory = Memory::new(vec![disk()]);
+    let rotten = Rotten::new(memory.clone(), 1);
+    let mut bench = Bench::new(&memory, rotten.clone(), 4).await;
+    bench.read(1, 0, 4096);
+    bench.until_answered(1).await;
+    assert_eq!(bench.answer(1, 0), Ok(()));
+    assert_eq!((rotten.rejects.load(Ordering::SeqCst), memory.reads()), (1, 1));
+}

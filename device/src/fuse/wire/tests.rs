@@ -1,4 +1,4 @@
-use fuse_backend_rs::abi::fuse_abi::OpenIn;
+use fuse_backend_rs::abi::fuse_abi::{OpenIn, Opcode};
 
 use super::*;
 
@@ -83,7 +83,7 @@ fn what_expects_no_answer_gets_none() {
 
 #[test]
 fn unknown_operations_are_not_implemented() {
-    for opcode in [0, 49, 50, 52, 4096, u32::MAX] {
+    for opcode in [0, 7, 19, 49, 50, 52, 4096, u32::MAX] {
         assert_eq!(judge(opcode, ROOT_ID, &[]), Verdict::Refuse(Errno::NOSYS), "{opcode}");
     }
 }
