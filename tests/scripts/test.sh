@@ -100,7 +100,7 @@ executables() {
 
 build() {
 	stage_begin "build tests"
-	if ! "$cargo" build -q --locked --workspace --tests --bins --message-format=json-render-diagnostics >"$logs/build.json" 2>"$logs/build.log" </dev/null; then
+	if ! "$cargo" build -q --locked --workspace --tests --bins --examples --message-format=json-render-diagnostics >"$logs/build.json" 2>"$logs/build.log" </dev/null; then
 		tail -60 "$logs/build.log"
 		failed=$((failed + 1))
 		failures+=("the tests do not build")
