@@ -1,1 +1,31 @@
-//! Benchmarks: micro, path, start.
+//! Measuring Penstock: two sides in one run, over the same link, on the same image.
+//!
+//! # Contract
+//!
+//! 1. Every number is measured in the run that prints it; none is compared with a stored one.
+//! 2. Every number has a unit, the number of samples, and the machine it was measured on.
+//! 3. What was read is compared with the original bytes outside the timed part; a difference ends the run with an error.
+//! 4. What cannot be measured here is named with its reason.
+//!
+//! # Layout
+//!
+//! [`tree`] takes files of this machine, [`pack`] makes the images of them: one OverlayBD layer, and the same files as ordinary
+//! tar.gz layers. [`path`] times reads through image, cache and fetcher. [`start`] times getting at files: a full pull ([`pull`])
+//! against an agent. [`synthetic`] makes what the criterion benches in `benches/` look at. [`sample`], [`usage`] and [`machine`] count;
+//! [`report`] prints. `docs/performance.md` describes the method and states results.
+//!
+//! # Concurrency
+//!
+//! One multi-threaded tokio runtime holds both the registry and what is measured, so that CPU time and memory of a run include the
+//! registry's; rows that never ask the registry are free of it.
+
+pub mod machine;
+pub mod pack;
+pub mod path;
+pub mod pull;
+pub mod report;
+pub mod sample;
+pub mod start;
+pub mod synthetic;
+pub mod tree;
+pub mod usage;

@@ -1,0 +1,127 @@
+//! `penstock-bench`: measures, prints a table that compares the sides of the run, and writes it as JSON.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand, ValueEnum};
+use penstock_agent::output;
+use penstock_benches::{
+    machine::Machine,
+    pack::{Link, Packed},
+    path,
+    report::{self, Report},
+    start,
+};
+
+/// Misses timed when nobody says how many.
+const MISSES: u64 = 200;
+/// Starts on each side when nobody says how many.
+const STARTS: u64 = 5;
+
+/// Measures Penstock: two sides in one run, over the same link, on the same image of this machine's files.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
+    /// Samples of each side: misses for `path` (hits are 100 times as many; default 200), starts for `start` (default 5).
+    #[arg(long, global = true, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    n: Option<u64>,
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value = "table")]
+    output: Output,
+    /// Size of the image's files, in MiB.
+    #[arg(long, global = true, default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=16_384))]
+    size_mib: u64,
+    /// How long the registry waits before each answer, in milliseconds.
+    #[arg(long, global = true, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    latency_ms: u32,
+    /// What the registry sends at most, in megabytes (10^6 bytes) per second; 125 is a gigabit.
+    #[arg(long, global = true, default_value_t = 125, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    bandwidth_mb: u64,
+    /// Where the JSON goes; benches/results of this tree by default.
+    #[arg(long, global = true)]
+    results: Option<PathBuf>,
+    /// Directory of everything temporary: on the kind of disk that is to be measured, with ten times the image's size free. The system's by default.
+    #[arg(long, global = true)]
+    dir: Option<PathBuf>,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+enum What {
+    /// Reads through image, cache and fetcher: hits, misses, mixed.
+    Path,
+    /// Getting at files: a full pull against an agent. Needs root.
+    Start,
+    /// Both (the default).
+    All,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// For programs: the same as the file.
+    Json,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(Box::pin(run(&args)))
+}
+
+async fn run(args: &Args) -> anyhow::Result<()> {
+    let what = args.what.unwrap_or(What::All);
+    let link = Link {
+        latency_seconds: f64::from(args.latency_ms) / 1e3,
+        bandwidth_bytes_per_second: args.bandwidth_mb * 1_000_000,
+    };
+    let place = match &args.dir {
+        Some(dir) => tempfile::tempdir_in(dir),
+        None => tempfile::tempdir(),
+    };
+    let place = place.context("there is no room for temporary files: name a directory with --dir")?;
+    let began_unix_seconds = report::now();
+    output::note("Making the images ...");
+    let packed = Packed::make(place.path(), args.size_mib << 20, link).await?;
+    let mut report = Report {
+        machine: Machine::this(),
+        began_unix_seconds,
+        link,
+        image: packed.facts.clone(),
+        path: Vec::new(),
+        start: Vec::new(),
+        not_measured: Vec::new(),
+    };
+    if what != What::Start {
+        output::note("Measuring reads ...");
+        report.path = path::run(&packed, place.path(), args.n.unwrap_or(MISSES)).await?;
+    }
+    if what != What::Path {
+        match start::obstacle() {
+            Some(reason) => report.not_measured.push(reason.to_owned()),
+            None => {
+                output::note("Measuring starts ...");
+                report.start = start::run(&packed, place.path(), args.n.unwrap_or(STARTS)).await?;
+            }
+        }
+    }
+    packed.registry.stop().await;
+    place.close()?;
+    print(args, &report)
+}
+
+fn print(args: &Args, report: &Report) -> anyhow::Result<()> {
+    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+    let dir = args.results.clone().unwrap_or_else(default);
+    let file = report.save(&dir).with_context(|| format!("{} cannot be written: use --results", dir.display()))?;
+    match args.output {
+        Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(report)?))?,
+        Output::Table => output::print(&report.tables())?,
+    }
+    output::note(format_args!("written to {}", file.display()));
+    Ok(())
+}

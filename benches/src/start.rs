@@ -1,0 +1,226 @@
+//! Getting at an image's files: a full pull against an agent, over the same link, in the same run.
+//!
+//! FULL PULL downloads and unpacks the ordinary image, then reads. PENSTOCK attaches the OverlayBD image of the same files through an agent whose cache is
+//! empty, mounts it, and reads through the kernel. AGAIN detaches, attaches anew and reads once more. The agent runs before the clock starts, as on a
+//! node; so does the full pull's HTTP client.
+
+use std::{
+    fs::File,
+    io::Read as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use penstock_agent::{Agent, Config, client::Client};
+use serde::Serialize;
+
+use crate::{
+    pack::{LAZY, Packed},
+    pull,
+    sample::{Durations, Sample},
+};
+
+/// What is read, as shares of the image's bytes. 6.4 % is what containers read to start, over 57 images (Harter et al., "Slacker", FAST '16); all of it is
+/// the case against reading on demand.
+const SHARES: [f64; 2] = [0.064, 1.0];
+
+/// One side of one comparison.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// The share of the image's bytes that is read.
+    pub share: f64,
+    /// Files read.
+    pub files: usize,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// The side.
+    pub side: &'static str,
+    /// From the beginning until files can be opened.
+    pub ready: Sample,
+    /// From the beginning until the last byte was read.
+    pub all_read: Sample,
+    /// Requests that the registry answered, on average of the starts.
+    pub requests: u64,
+    /// Body bytes that it sent, on average of the starts.
+    pub fetched_bytes: u64,
+}
+
+/// A side while it is measured.
+#[derive(Debug)]
+struct Side {
+    name: &'static str,
+    ready: Durations,
+    all_read: Durations,
+    requests: u64,
+    fetched_bytes: u64,
+}
+
+/// One start.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    ready: Duration,
+    all_read: Duration,
+}
+
+impl Side {
+    fn new(name: &'static str) -> anyhow::Result<Self> {
+        Ok(Self { name, ready: Durations::new()?, all_read: Durations::new()?, requests: 0, fetched_bytes: 0 })
+    }
+
+    fn add(&mut self, start: Start, packed: &Packed) {
+        let counts = packed.registry.counts();
+        self.ready.add(start.ready);
+        self.all_read.add(start.all_read);
+        self.requests += counts.requests;
+        self.fetched_bytes += counts.bytes;
+    }
+
+    fn row(&self, set: &Set) -> Row {
+        let (ready, all_read) = (self.ready.sample(), self.all_read.sample());
+        let n = ready.n.max(1);
+        Row {
+            share: set.share,
+            files: set.files.len(),
+            read_bytes: set.bytes,
+            side: self.name,
+            ready,
+            all_read,
+            requests: self.requests / n,
+            fetched_bytes: self.fetched_bytes / n,
+        }
+    }
+}
+
+/// Files to be read.
+#[derive(Debug, Clone)]
+struct Set {
+    share: f64,
+    files: Vec<PathBuf>,
+    bytes: u64,
+}
+
+/// Why starts cannot be measured here; `None` when they can.
+#[must_use]
+pub fn obstacle() -> Option<&'static str> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("start was not measured: mounting an image needs root; run `sudo make bench`");
+    }
+    if !Path::new("/dev/fuse").exists() && !Path::new("/dev/ublk-control").exists() {
+        return Some("start was not measured: there is neither /dev/fuse nor /dev/ublk-control; run `modprobe fuse`");
+    }
+    None
+}
+
+/// Measures every side of every share, with `n` starts each, in turns.
+///
+/// # Errors
+/// When anything fails, and when a file read differs from the original.
+pub async fn run(packed: &Packed, dir: &Path, n: u64) -> anyhow::Result<Vec<Row>> {
+    let client = pull::client()?;
+    let mut rows = Vec::new();
+    for share in SHARES {
+        let files = packed.tree.working_set(share);
+        let bytes =
+            files.iter().map(|file| Ok(packed.tree.root.join(file).metadata()?.len())).sum::<anyhow::Result<_>>();
+        let set = Set { share, files, bytes: bytes? };
+        let mut sides = [Side::new("FULL PULL")?, Side::new("PENSTOCK")?, Side::new("AGAIN")?];
+        for _ in 0..n {
+            let [full, lazy, again] = &mut sides;
+            let place = tempfile::tempdir_in(dir)?;
+            full_pull(packed, &client, place.path(), &set, full).await?;
+            place.close()?;
+            let place = tempfile::tempdir_in(dir)?;
+            on_demand(packed, place.path(), &set, [lazy, again]).await?;
+            place.close()?;
+        }
+        rows.extend(sides.iter().map(|side| side.row(&set)));
+    }
+    Ok(rows)
+}
+
+async fn full_pull(
+    packed: &Packed,
+    client: &reqwest::Client,
+    dir: &Path,
+    set: &Set,
+    side: &mut Side,
+) -> anyhow::Result<()> {
+    packed.registry.reset_counts();
+    let began = Instant::now();
+    let rootfs = pull::pull(packed, client, dir).await?;
+    let ready = began.elapsed();
+    read(&rootfs, set).await?;
+    side.add(Start { ready, all_read: began.elapsed() }, packed);
+    compare(packed, &rootfs, set).await
+}
+
+async fn on_demand(packed: &Packed, dir: &Path, set: &Set, sides: [&mut Side; 2]) -> anyhow::Result<()> {
+    let agent = Agent::start(Config::in_dir(dir)).await?;
+    let client = Client::new(agent.socket().to_owned());
+    let root = dir.join("mounted");
+    std::fs::create_dir(&root)?;
+    let mut measured = Ok(());
+    for side in sides {
+        measured = attach_and_read(packed, &client, (&root, set), side).await;
+        if measured.is_err() {
+            break;
+        }
+    }
+    // Whatever happened, nothing stays mounted.
+    agent.stop().await?;
+    measured
+}
+
+async fn attach_and_read(
+    packed: &Packed,
+    client: &Client,
+    (root, set): (&Path, &Set),
+    side: &mut Side,
+) -> anyhow::Result<()> {
+    let request = serde_json::json!({ "reference": packed.reference(LAZY), "mount": root });
+    let request = serde_json::from_value(request)?;
+    packed.registry.reset_counts();
+    let began = Instant::now();
+    let device = client.attach(&request).await?;
+    let ready = began.elapsed();
+    read(root, set).await?;
+    side.add(Start { ready, all_read: began.elapsed() }, packed);
+    compare(packed, root, set).await?;
+    Ok(client.detach(&device.id, false).await?)
+}
+
+/// Reads all files of the set, in order, one after the other.
+async fn read(root: &Path, set: &Set) -> anyhow::Result<()> {
+    let (root, set) = (root.to_owned(), set.clone());
+    // The device is served by this process: never on a thread that serves it.
+    let read = tokio::task::spawn_blocking(move || {
+        let (mut buf, mut bytes) = (vec![0; 128 << 10], 0);
+        for path in &set.files {
+            let path = root.join(path);
+            let mut file = File::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
+            loop {
+                match file.read(&mut buf).with_context(|| format!("{} cannot be read", path.display()))? {
+                    0 => break,
+                    len => bytes += len as u64,
+                }
+            }
+        }
+        ensure!(bytes == set.bytes, "{bytes} bytes were read of {}", set.bytes);
+        Ok(())
+    });
+    read.await.context("the reading thread ended abnormally")?
+}
+
+/// Compares the files with the originals; not timed.
+async fn compare(packed: &Packed, root: &Path, set: &Set) -> anyhow::Result<()> {
+    let (original, root, set) = (packed.tree.root.clone(), root.to_owned(), set.clone());
+    let compared = tokio::task::spawn_blocking(move || {
+        for path in &set.files {
+            let alike = std::fs::read(root.join(path))? == std::fs::read(original.join(path))?;
+            ensure!(alike, "WRONG BYTES: {} differs from the original", path.display());
+        }
+        Ok(())
+    });
+    compared.await.context("the comparing thread ended abnormally")?
+}
