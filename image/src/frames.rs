@@ -190,7 +190,6 @@ fn read_ends(
 }
 
 /// Writes a table from the stored lengths of the frames, in order.
-#[derive(Debug)]
 pub(crate) struct FramesWriter {
     writer: TableWriter,
     shape: Shape,

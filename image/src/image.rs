@@ -166,9 +166,10 @@ impl Image {
         if let Some(image) = Self::from_maps(site, &blobs).await? {
             return Ok(image);
         }
-        let opening = blobs
+        let opening: Vec<_> = blobs
             .iter()
-            .map(|&blob| async move { layer::open(site, blob).await.map_err(|error| layer_error(blob.digest, error)) });
+            .map(|&blob| async move { layer::open(site, blob).await.map_err(|error| layer_error(blob.digest, error)) })
+            .collect();
         let mut opened: Vec<Opened> = stream::iter(opening).buffered(LAYERS_AT_ONCE).try_collect().await?;
         let sizes = opened.iter().rev().map(|layer| layer.trailer.device_bytes);
         let device_bytes = sizes.into_iter().find(|&bytes| bytes > 0).ok_or(OpenError::NoDeviceSize)?;
@@ -187,15 +188,19 @@ impl Image {
         let records = map.layers().to_vec();
         let tables = move || records.iter().map(|record| open_table(&maps_dir, record)).collect::<Result<Vec<_>, _>>();
         let bodies = blocking(&site.maps_dir, tables).await?;
-        let bodies = bodies.into_iter().zip(blobs).map(|(body, &blob)| async move {
-            match body {
-                Some(body) => Ok(body),
-                None => layer::open(site, blob)
-                    .await
-                    .map(|opened| opened.body)
-                    .map_err(|error| layer_error(blob.digest, error)),
-            }
-        });
+        let bodies: Vec<_> = bodies
+            .into_iter()
+            .zip(blobs)
+            .map(|(body, &blob)| async move {
+                match body {
+                    Some(body) => Ok(body),
+                    None => layer::open(site, blob)
+                        .await
+                        .map(|opened| opened.body)
+                        .map_err(|error| layer_error(blob.digest, error)),
+                }
+            })
+            .collect();
         let bodies = stream::iter(bodies).buffered(LAYERS_AT_ONCE).try_collect().await?;
         Ok(Some(Self::assemble(map, bodies, blobs.to_vec())))
     }

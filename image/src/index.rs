@@ -76,10 +76,14 @@ pub(crate) async fn build_map(site: &Site, layers: &mut [Opened], device_bytes: 
 async fn merge(mut indexes: Vec<Index<'_>>, batches: mpsc::Sender<Batch<Entry>>) -> Result<(), OpenError> {
     let failed = |blob: Digest| move |error| layer_error(blob, error);
     let mut merge = Merge::new(u8::try_from(indexes.len()).unwrap_or(u8::MAX));
-    let firsts = indexes.iter_mut().map(|index| async {
-        let blob = index.layer.body.record().blob.digest;
-        index.next().await.map_err(failed(blob))
-    });
+    // Collected: a closure held across the await would keep the future from being `Send` for the compiler.
+    let firsts: Vec<_> = indexes
+        .iter_mut()
+        .map(|index| async {
+            let blob = index.layer.body.record().blob.digest;
+            index.next().await.map_err(failed(blob))
+        })
+        .collect();
     let firsts: Vec<_> = stream::iter(firsts).buffered(LAYERS_AT_ONCE).try_collect().await?;
     for (layer, entries) in firsts.into_iter().enumerate() {
         match entries {

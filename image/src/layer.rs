@@ -95,7 +95,7 @@ pub enum LayerError {
 impl LayerError {
     /// Whether the cause lies in the bytes of the blob, so that fetching them anew may help.
     pub(crate) const fn is_content(&self) -> bool {
-        !matches!(self, Self::Fetch(_) | Self::Table(_) | Self::NotALayer(_) | Self::Empty)
+        !matches!(self, Self::Fetch(_) | Self::Table(_) | Self::Empty)
     }
 }
 

@@ -4,7 +4,10 @@
 //! (4 KiB per image); a lookup reads one page per level below it: one at 130 000 extents, two at 66 million. Format: docs/formats/map.md,
 //! section 2.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use penstock_blob::{Blob, ByteRange, Digest};
 
@@ -73,7 +76,6 @@ fn path(maps_dir: &Path, identity: &Digest) -> PathBuf {
 }
 
 /// An opened map.
-#[derive(Debug)]
 pub(crate) struct Map {
     table: Table,
     device_bytes: u64,
@@ -82,6 +84,15 @@ pub(crate) struct Map {
     /// Leaves first, root last; none for a device of zeros.
     levels: Vec<Level>,
     root: Box<Page>,
+}
+
+impl fmt::Debug for Map {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { table, device_bytes, extents, layers, levels, root: _ } = self;
+        let mut map = f.debug_struct("Map");
+        map.field("table", table).field("device_bytes", device_bytes).field("extents", extents);
+        map.field("layers", layers).field("levels", levels).finish_non_exhaustive()
+    }
 }
 
 impl Map {
@@ -216,7 +227,6 @@ fn read_layers(table: &Table, layers: &[Blob]) -> Result<Vec<LayerRecord>, Table
 }
 
 /// A place in a map, moving upwards. Holds one page.
-#[derive(Debug)]
 pub(crate) struct Cursor<'a> {
     map: &'a Map,
     page: Page,
@@ -271,7 +281,6 @@ impl Cursor<'_> {
 }
 
 /// Writes a map from its extents, in order.
-#[derive(Debug)]
 pub(crate) struct MapWriter {
     writer: TableWriter,
     layers: usize,

@@ -5,7 +5,7 @@
 
 use penstock_blob::ByteRange;
 
-use crate::units::{field, in_memory};
+use crate::units::in_memory;
 
 /// Bytes of a tar block.
 pub const BLOCK_BYTES: usize = 512;
@@ -104,9 +104,9 @@ fn is_header(block: &[u8]) -> bool {
 /// An octal number with spaces or NULs around it, or (high bit of the first byte set) a big-endian base-256 number.
 fn number(field_bytes: &[u8]) -> Option<u64> {
     if field_bytes[0] & 0x80 != 0 {
-        let (high, low) = field_bytes.split_at_checked(field_bytes.len().checked_sub(8)?)?;
-        let fits = high[0] == 0x80 && high[1..].iter().all(|&b| b == 0);
-        return fits.then(|| u64::from_be_bytes(field(low, 0)));
+        let (high, low) = field_bytes.split_last_chunk::<8>()?;
+        let (first, zeros) = high.split_first()?;
+        return (*first == 0x80 && zeros.iter().all(|&b| b == 0)).then(|| u64::from_be_bytes(*low));
     }
     let text = std::str::from_utf8(field_bytes).ok()?.trim_matches([' ', '\0']);
     if text.is_empty() {
@@ -208,5 +208,8 @@ mod tests {
         not_tar[0] ^= 1;
         assert_eq!(find(&not_tar, 1024), Ok(Wrapper::None), "a wrong checksum is not a tar header");
         assert_eq!(find(&not_tar[..100], 100), Ok(Wrapper::None));
+        let mut binary_sum = header(b'0', b"00000000005\0", POSIX);
+        binary_sum[148] = 0x80;
+        assert_eq!(find(&binary_sum, 1024), Ok(Wrapper::None));
     }
 }

@@ -66,7 +66,7 @@ fn entries_are_sorted_disjoint_and_inside_the_data() {
     assert_eq!(check.admit(&Entry::PADDING.to_bytes()), Ok(None), "padding may stand anywhere");
     assert!(check.admit(&at(15, 5, 8, false)).unwrap().is_some(), "stored order is free");
     assert!(check.admit(&at(20, 16_383, 100, true)).unwrap().is_some(), "zeros need no room");
-    let mut fails = |bytes| check.clone().admit(&bytes).unwrap_err();
+    let fails = |bytes| check.clone().admit(&bytes).unwrap_err();
     assert_eq!(fails(at(16_402, 1, 8, false)), LsmtError::Order { nth: 4, start: 16_402, previous_end: 16_403 });
     assert_eq!(fails(at(20_000, 0, 8, false)), LsmtError::EmptyEntry { nth: 4 });
     for (sectors, moffset, zeroed) in

@@ -67,7 +67,29 @@ fn finish(block: &mut [u8], kind: u8) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    #[test]
+    fn the_head_is_the_one_that_upstream_writes() {
+        let blobs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/overlaybd/oci-layout/blobs/sha256");
+        for hex in [
+            "abecdcaa15bc70a91df10f27fa642aafc2c33195b929bd501b7a66b70ce8d97d",
+            "f8e0f760d394cd60c3d943900ef68bd7d15e68cd3ad0715548797f895344fab0",
+            "450d141124b42f870f39235ff2b9a76b29191d92f0da6a04d2ae0280ea8e38f3",
+        ] {
+            let upstream = std::fs::read(blobs.join(hex)).unwrap();
+            let record = std::str::from_utf8(&upstream[BLOCK..BLOCK + 40]).unwrap().split('\n').next().unwrap();
+            let payload = record.rsplit('=').next().unwrap().parse().unwrap();
+            assert!(head(payload)[..] == upstream[..HEAD_BYTES], "{hex}");
+            let mut archive = io::Cursor::new(upstream[..HEAD_BYTES + usize::try_from(payload).unwrap()].to_vec());
+            archive.seek(SeekFrom::End(0)).unwrap();
+            let end = archive.stream_position().unwrap();
+            assert_eq!(close(&mut archive, 0, end).unwrap(), upstream.len() as u64);
+            assert!(archive.into_inner() == upstream, "{hex}: the padding");
+        }
+    }
 
     #[test]
     fn the_record_counts_itself() {
