@@ -175,7 +175,7 @@ mod tests {
             ("99999999999999999999999", Some(300)),
             ("Sun, 06 Nov 1994 08:49:47 GMT", Some(10)),
             ("Sun, 06 Nov 1994 08:49:27 GMT", Some(0)),
-            ("Sun, 06 Nov 2094 08:49:37 GMT", Some(300)),
+            ("Sat, 06 Nov 2094 08:49:37 GMT", Some(300)),
             ("-1", None),
             ("1.5", None),
             ("soon", None),

@@ -7,7 +7,7 @@ use reqwest::{Response, Url};
 
 use crate::{
     answer,
-    auth::{Auth, Scope},
+    auth::{Auth, Pass, Scope},
     endpoint::Endpoint,
     failure::{Class, Failure},
     metrics::Purpose,
@@ -50,10 +50,16 @@ impl Asker<'_> {
     pub(crate) async fn ask(&self, scope: &Scope, ask: &Ask) -> Result<Answered, Failure> {
         let mut pass = self.auth.pass(self.web, scope).await?;
         let mut response = self.get(ask, &ask.url, &pass.header).await?;
-        if response.status() == StatusCode::UNAUTHORIZED {
+        if is_refused(response.status(), &pass) {
             let headers = response.headers().clone();
+            let status = response.status();
             self.web.discard(response).await;
-            pass = self.auth.answer(self.web, scope, (&headers, &ask.url), pass.generation).await?;
+            pass = match status {
+                StatusCode::UNAUTHORIZED => {
+                    self.auth.answer(self.web, scope, (&headers, &ask.url), pass.generation).await?
+                }
+                _ => self.auth.again(self.web, scope, pass.generation).await?,
+            };
             response = self.get(ask, &ask.url, &pass.header).await?;
             if response.status() == StatusCode::UNAUTHORIZED {
                 self.web.discard(response).await;
@@ -92,6 +98,11 @@ impl Asker<'_> {
         self.endpoint.sent();
         self.web.get(ask.purpose, url.clone(), ask.headers.clone(), header.clone()).await
     }
+}
+
+/// Whether another pass may help: a 401 asks for one, and some registries answer 403 to one that has ended.
+fn is_refused(status: StatusCode, pass: &Pass) -> bool {
+    status == StatusCode::UNAUTHORIZED || (status == StatusCode::FORBIDDEN && pass.header.is_some())
 }
 
 /// Says in a failure that it happened where the endpoint sent us.

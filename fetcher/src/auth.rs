@@ -124,6 +124,13 @@ impl Auth {
         self.renew(web, scope, (challenge, from.clone()), seen).await
     }
 
+    /// A pass instead of the one of renewal `seen`, which was refused without a challenge: the last challenge holds.
+    pub(crate) async fn again(&self, web: &Web, scope: &Scope, seen: u64) -> Result<Pass, Failure> {
+        let challenge = self.slot(scope).state.lock().challenge.clone();
+        let challenge = challenge.ok_or_else(|| Failure::denied("answered 403".to_owned()))?;
+        self.renew(web, scope, challenge, seen).await
+    }
+
     /// One renewal at a time; who waited for it shares its outcome.
     async fn renew(&self, web: &Web, scope: &Scope, challenge: (Challenge, Url), seen: u64) -> Result<Pass, Failure> {
         let slot = self.slot(scope);

@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
+use crate::Secret;
+
 /// Settings of a [`crate::Fetcher`]. Everything has a bound and a default fit for a node; the agent fills in what it read
 /// from its own configuration.
 #[derive(Debug, Clone)]
@@ -35,7 +37,7 @@ pub struct Config {
     /// Hosts, or host:port, spoken to with TLS although they are on loopback.
     pub tls: Vec<String>,
     /// A proxy for all requests but those to loopback, as `http://[user:password@]host:port`. The environment is not read.
-    pub proxy: Option<String>,
+    pub proxy: Option<Secret>,
     /// Hosts asked without the proxy, separated by commas, as in `NO_PROXY`.
     pub no_proxy: Option<String>,
     /// Docker's `config.json`, for credentials. `None`: anonymous.

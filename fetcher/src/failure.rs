@@ -72,7 +72,9 @@ impl Failure {
 
     /// What `reqwest` met, without the URL: a redirected one carries a signature in its query.
     pub(crate) fn transport(error: reqwest::Error) -> Self {
-        let class = if error.is_connect() {
+        let class = if is_untrusted(&error) {
+            Class::Refused
+        } else if error.is_connect() {
             Class::Connect
         } else if error.is_timeout() {
             Class::Timeout
@@ -88,6 +90,9 @@ impl Failure {
                 reason = format!("{reason}: {text}");
             }
             source = cause.source();
+        }
+        if class == Class::Refused {
+            reason.push_str("; name its authority in the CA bundle if it should be trusted");
         }
         Self::new(class, &reason)
     }
@@ -112,4 +117,16 @@ impl Failure {
             }
         }
     }
+}
+
+/// Whether the server showed a certificate that is not trusted: waiting will not change that.
+fn is_untrusted(error: &reqwest::Error) -> bool {
+    std::iter::successors(error.source(), |&cause| {
+        // What an I/O error carries is not its source, but the source of its source.
+        match cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(carried) => Some(carried),
+            None => cause.source(),
+        }
+    })
+    .any(|cause| matches!(cause.downcast_ref::<rustls::Error>(), Some(rustls::Error::InvalidCertificate(_))))
 }

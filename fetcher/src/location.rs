@@ -13,6 +13,9 @@ use crate::timestamp;
 const UNSAID_LIFETIME: Duration = Duration::from_secs(240);
 /// Longest an address is kept, whatever it says: content moves, and registries balance load by where they send us.
 const MAX_LIFETIME: Duration = Duration::from_secs(3600);
+/// Shortest an address is kept: it has just given us bytes, so what says that it has ended is a wrong clock. If it is right, its
+/// 403 says so soon enough.
+const MIN_LIFETIME: Duration = Duration::from_secs(5);
 /// An address is given up this long before its end, so that a request sent in time also arrives in time.
 const MARGIN: Duration = Duration::from_secs(10);
 
@@ -65,12 +68,9 @@ impl Location {
         *self.known.lock() = Known::Direct;
     }
 
-    /// The registry sent us to `url`, good for `lifetime`.
+    /// The registry sent us to `url`, which gave us bytes and is good for `lifetime`.
     pub(crate) fn is_at(&self, url: Url, lifetime: Duration) {
-        *self.known.lock() = match lifetime {
-            Duration::ZERO => Known::Nothing,
-            lifetime => Known::At { url, until: Instant::now() + lifetime },
-        };
+        *self.known.lock() = Known::At { url, until: Instant::now() + lifetime };
     }
 
     /// `url` does not answer any more. Forgets it, unless another request has learnt a new one meanwhile.
@@ -86,7 +86,7 @@ impl Location {
 pub(crate) fn lifetime(url: &Url, now: SystemTime) -> Duration {
     let Some(end) = end(url) else { return UNSAID_LIFETIME };
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    Duration::from_secs(end.saturating_sub(now)).saturating_sub(MARGIN).min(MAX_LIFETIME)
+    Duration::from_secs(end.saturating_sub(now)).saturating_sub(MARGIN).clamp(MIN_LIFETIME, MAX_LIFETIME)
 }
 
 /// When a signed address ends, in seconds since 1970, by its query: AWS and Google signatures version 4, CloudFront and old
@@ -131,8 +131,8 @@ mod tests {
             ("sv=2020&se=2024-02-29T12%3A10%3A00Z&sig=x", 590),
             ("verify=1709208060-abc%3D", 50),
             ("X-Amz-Date=20240229T120000Z&X-Amz-Expires=604800", 3600),
-            ("Expires=1709208005", 0),
-            ("Expires=1", 0),
+            ("Expires=1709208005", 5),
+            ("Expires=1", 5),
             ("X-Amz-Expires=60", 240),
             ("Expires=soon", 240),
             ("X-Amz-Date=20240229T120000Z&X-Amz-Expires=18446744073709551615", 240),
@@ -151,8 +151,6 @@ mod tests {
         tokio::time::advance(Duration::from_secs(59)).await;
         assert!(matches!(location.route(), Route::At(at) if at == url));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(matches!(location.route(), Route::Unknown));
-        location.is_at(url, Duration::ZERO);
         assert!(matches!(location.route(), Route::Unknown));
     }
 

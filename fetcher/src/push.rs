@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures_util::{TryStreamExt as _, stream};
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 use oci_distribution::{
     Client, Reference as OciReference,
     client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
@@ -26,6 +26,8 @@ use crate::{
 const PIECE_BYTES: usize = 4 << 20;
 /// A proxy for nobody: without one, `oci-distribution` would take the one of the environment.
 const NO_PROXY: &str = "http://127.0.0.1:9";
+/// All names and all addresses, as `NO_PROXY` writes them.
+const EVERYBODY: &str = "*,0.0.0.0/0,::/0";
 
 /// A blob to be pushed.
 #[derive(Debug, Clone)]
@@ -140,7 +142,7 @@ impl Session<'_> {
             ClientProtocol::Https
         };
         let certificate = |data: &Vec<u8>| Certificate { encoding: CertificateEncoding::Pem, data: data.clone() };
-        let proxy = core.config.proxy.clone();
+        let proxy = core.config.proxy.as_ref().map(|proxy| proxy.expose().to_owned());
         let config = ClientConfig {
             protocol,
             extra_root_certificates: core.web.ca_bundle.iter().map(certificate).collect(),
@@ -149,7 +151,7 @@ impl Session<'_> {
             user_agent: core.config.user_agent,
             https_proxy: proxy.clone(),
             no_proxy: Some(match (&proxy, &core.config.no_proxy) {
-                (None, _) => "*".to_owned(),
+                (None, _) => EVERYBODY.to_owned(),
                 (Some(_), hosts) => format!("localhost,127.0.0.0/8,::1,{}", hosts.as_deref().unwrap_or_default()),
             }),
             http_proxy: Some(proxy.unwrap_or_else(|| NO_PROXY.to_owned())),
@@ -232,7 +234,12 @@ impl Session<'_> {
                 let reason = "the credentials are missing or not good enough".to_owned();
                 return PushError::Denied { reference, endpoint, reason };
             }
-            OciDistributionError::RequestError(error) => Failure::transport(error).reason,
+            OciDistributionError::RequestError(error) => match error.status() {
+                Some(status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)) => {
+                    return PushError::Denied { reference, endpoint, reason: format!("answered {status}") };
+                }
+                _ => Failure::transport(error).reason,
+            },
             OciDistributionError::ServerError { code, .. } => format!("answered {code}"),
             OciDistributionError::RegistryError { envelope, .. } => envelope.to_string(),
             other => other.to_string(),

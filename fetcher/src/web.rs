@@ -225,7 +225,8 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<Certificate>, ConfigError
 fn proxies(config: &Config) -> Result<Vec<Proxy>, ConfigError> {
     let Some(proxy) = &config.proxy else { return Ok(Vec::new()) };
     let refused = || ConfigError::Proxy { reason: "not a URL of a proxy".to_owned() };
-    let url = Url::parse(proxy).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(refused)?;
+    let url =
+        Url::parse(proxy.expose()).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(refused)?;
     let never = format!("localhost,127.0.0.0/8,::1,{}", config.no_proxy.as_deref().unwrap_or_default());
     Ok(vec![Proxy::all(url).map_err(|_| refused())?.no_proxy(NoProxy::from_string(&never))])
 }
@@ -233,6 +234,7 @@ fn proxies(config: &Config) -> Result<Vec<Proxy>, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Secret;
 
     fn web(config: &Config) -> Result<Web, ConfigError> {
         Web::new(config, Metrics::new(&mut prometheus_client::registry::Registry::default()))
@@ -278,9 +280,12 @@ mod tests {
         let missing = web(&Config { ca_bundle: Some(dir.path().join("missing")), ..Config::default() });
         assert!(matches!(missing, Err(ConfigError::CaBundle { .. })));
         for proxy in ["", "not a url", "socks9://x", "http://"] {
-            let error = web(&Config { proxy: Some(proxy.to_owned()), ..Config::default() }).unwrap_err();
+            let error = web(&Config { proxy: Some(Secret::new(proxy.to_owned())), ..Config::default() }).unwrap_err();
             assert!(matches!(error, ConfigError::Proxy { .. }), "{proxy:?}: {error}");
         }
-        assert!(web(&Config { proxy: Some("http://u:p@proxy.lan:3128".to_owned()), ..Config::default() }).is_ok());
+        assert!(
+            web(&Config { proxy: Some(Secret::new("http://u:p@proxy.lan:3128".to_owned())), ..Config::default() })
+                .is_ok()
+        );
     }
 }
