@@ -1,1 +1,42 @@
-//! The penstock node agent and command line.
+//! The penstock node agent and its command line.
+//!
+//! # Contract
+//!
+//! Parts start in one order and stop in the reverse (see [`Agent`]); this crate is the only reader of files, environment and signals.
+//! What the agent answered for survives it: an attachment is on disk before its attach is answered, and is made again at the next
+//! start, without the registry when what is read is cached.
+//!
+//! # Layout
+//!
+//! - [`config`]: defaults, file, environment, flags. [`log`]: where lines go.
+//! - [`state`]: the state directory, its lock and its records.
+//! - [`mount`]: finding and mounting the file system of an image, and clearing what a killed agent left.
+//! - `attachments`: the table of attachments, and what makes, restores and unmakes them.
+//! - [`events`]: what happened lately. `node`: the admin API's calls. `serve`, [`socket`]: where it answers.
+//! - [`Agent`]: all of these together. [`run`]: as a process.
+//! - [`demo`]: the agent shown on one machine. [`cli`], [`client`], [`output`]: the commands.
+//!
+//! # Concurrency
+//!
+//! A multi-threaded tokio runtime. Whatever waits for the kernel or the disk runs on the blocking pool; whatever changes something runs
+//! in a task owned by the attachments' table. Locks are held for moments, never across an await or a system call.
+
+mod agent;
+mod attachments;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod demo;
+pub mod events;
+pub mod log;
+mod metrics;
+pub mod mount;
+mod node;
+pub mod output;
+pub mod run;
+mod serve;
+pub mod socket;
+pub mod state;
+
+pub use agent::{Agent, DrainError, StartError};
+pub use config::Config;

@@ -1,1 +1,24 @@
-fn main() {}
+//! The `penstock` command: dispatch, and nothing else.
+
+use std::process::ExitCode;
+
+use penstock_agent::{
+    cli::{self, Command, Exit},
+    demo, output, run,
+};
+
+fn main() -> ExitCode {
+    let outcome: anyhow::Result<()> = match cli::parse() {
+        Err(code) => return code,
+        Ok(Command::Client(command)) => return cli::run(command),
+        Ok(Command::Agent(args)) => run::agent(&args).map_err(Into::into),
+        Ok(Command::Demo(args)) => demo::run(&args).map_err(Into::into),
+    };
+    match outcome {
+        Ok(()) => Exit::Done.into(),
+        Err(error) => {
+            output::error(format_args!("{error:#}"));
+            Exit::Failed.into()
+        }
+    }
+}

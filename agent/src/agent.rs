@@ -1,0 +1,293 @@
+//! An agent in this process: its parts, started in one order and stopped in the reverse.
+//!
+//! state directory and lock -> metrics -> fetcher -> cache -> attachments restored -> socket -> ready.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use penstock_blob::Digest;
+use penstock_cache::{Cache, Event};
+use penstock_fetcher::Fetcher;
+use prometheus_client::registry::Registry;
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    attachments::{Attachments, Parts},
+    config::Config,
+    events::{Events, Severity},
+    metrics::Metrics,
+    mount::leftovers,
+    node::AgentNode,
+    serve::{self, Servers},
+    socket::SocketError,
+    state::{StateDir, StateError},
+};
+
+/// Why an agent did not start. Each text is one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The fetcher's settings cannot be used.
+    #[error(transparent)]
+    Fetcher(#[from] penstock_fetcher::ConfigError),
+    /// The cache cannot be opened.
+    #[error(transparent)]
+    Cache(#[from] penstock_cache::OpenError),
+    /// The admin API cannot be offered.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// A thread that looked at the system ended abnormally.
+    #[error("the agent failed while starting: {0}")]
+    Crashed(String),
+}
+
+/// Why an agent did not stop cleanly.
+#[derive(Debug, thiserror::Error)]
+pub enum DrainError {
+    /// It took too long.
+    #[error(
+        "draining took longer than drain_deadline ({deadline:?}): {doing}; what is left in the kernel is cleaned up at the next start"
+    )]
+    Deadline {
+        /// The deadline.
+        deadline: Duration,
+        /// What was under way.
+        doing: &'static str,
+    },
+}
+
+/// A running agent. Call [`Agent::stop`] to end it: dropping it ends its devices without unmounting what is mounted from them.
+#[derive(Debug)]
+pub struct Agent {
+    node: Arc<AgentNode>,
+    attachments: Arc<Attachments>,
+    cache: Arc<Cache>,
+    fetcher: Arc<Fetcher>,
+    events: Events,
+    ready: Arc<AtomicBool>,
+    servers: Servers,
+    /// Tasks that live as long as the agent.
+    tasks: JoinSet<()>,
+    drain_deadline: Duration,
+    /// Held to the end.
+    state: Arc<StateDir>,
+}
+
+impl Agent {
+    /// Starts an agent; answers once it is ready.
+    ///
+    /// # Errors
+    /// [`StartError`]; whatever was started is stopped again then.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_until(config, &CancellationToken::new()).await
+    }
+
+    /// As [`start`](Self::start), but once `stop` is cancelled no more attachments are restored, so that it answers soon.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_until(config: Config, stop: &CancellationToken) -> Result<Self, StartError> {
+        let events = Events::new();
+        let state = Arc::new(open_state(&config, &events).await?);
+        let (records, unreadable) = state.records()?;
+        for file in unreadable {
+            let text = format!(
+                "{} {}; it is left where it is, and its image is not attached",
+                file.path.display(),
+                file.error
+            );
+            events.record(Severity::Warning, "state.unreadable_record", &text, &[]);
+        }
+
+        let mut registry = Registry::with_prefix("penstock");
+        let metrics = Metrics::new(&mut registry);
+        let fetcher = Fetcher::new(fetcher_config(&config), registry.sub_registry_with_prefix("fetcher"))?;
+        let cache_config = penstock_cache::Config {
+            chunk_size: config.chunk_size,
+            ..penstock_cache::Config::new(config.cache_dir(), config.cache_cap_bytes)
+        };
+        let cache_metrics = registry.sub_registry_with_prefix("cache");
+        let cache = Cache::open(cache_config, Arc::clone(&fetcher) as _, cache_metrics).await?;
+        let device_metrics = penstock_device::Metrics::new(registry.sub_registry_with_prefix("device"));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(pass_on_cache_events(cache.events(), events.clone()));
+
+        let attachments = Attachments::new(Parts {
+            fetcher: Arc::clone(&fetcher),
+            source: Arc::clone(&cache) as _,
+            cache: Arc::clone(&cache),
+            state: Arc::clone(&state),
+            device: device_config(&state),
+            device_metrics,
+            mount_flags: config.mount_flags.clone(),
+            platform: config.platform.clone(),
+            transport: config.transport,
+            events: events.clone(),
+        });
+        attachments.restore(records, stop).await;
+
+        let ready = Arc::new(AtomicBool::new(true));
+        let node = Arc::new(AgentNode::new(
+            Arc::clone(&attachments),
+            (Arc::clone(&cache), config.cache_dir()),
+            (Arc::new(registry), metrics),
+            events.clone(),
+            Arc::clone(&ready),
+        ));
+        let servers = match serve::start(&config, Arc::clone(&node)) {
+            Ok(servers) => servers,
+            Err(error) => {
+                attachments.drain().await;
+                cache.close().await;
+                fetcher.stop().await;
+                return Err(error.into());
+            }
+        };
+        let text = format!("penstock {} is ready on {}", env!("CARGO_PKG_VERSION"), config.socket.display());
+        events.record(Severity::Note, "agent.ready", &text, &[]);
+        let drain_deadline = config.drain_deadline;
+        Ok(Self { node, attachments, cache, fetcher, events, ready, servers, tasks, drain_deadline, state })
+    }
+
+    /// The calls that the admin API answers, without the socket between.
+    #[must_use]
+    pub fn node(&self) -> Arc<dyn penstock_api::Node> {
+        Arc::clone(&self.node) as _
+    }
+
+    /// The cache, for those who count what is fetched and kept.
+    #[must_use]
+    pub const fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    /// The fetcher, for those who count what is asked of registries.
+    #[must_use]
+    pub const fn fetcher(&self) -> &Arc<Fetcher> {
+        &self.fetcher
+    }
+
+    /// The unix socket of the admin API.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        self.servers.socket()
+    }
+
+    /// The TCP address of the admin API, if it has one.
+    #[must_use]
+    pub const fn listening(&self) -> Option<SocketAddr> {
+        self.servers.listening()
+    }
+
+    /// Stops everything in the reverse order of the start: takes no more work, lets what is under way end, unmounts and stops the
+    /// devices (their records stay, so that the next start attaches them again), and closes the cache.
+    ///
+    /// # Errors
+    /// [`DrainError::Deadline`] when that takes longer than the config allows. What is left is cleaned up at the next start.
+    pub async fn stop(mut self) -> Result<(), DrainError> {
+        self.ready.store(false, Ordering::SeqCst);
+        self.events.record(Severity::Note, "agent.draining", "the agent is stopping", &[]);
+        let deadline = self.drain_deadline;
+        let doing = parking_lot::Mutex::new("waiting for requests and devices");
+        let drained = async {
+            self.attachments.drain().await;
+            *doing.lock() = "closing connections";
+            self.servers.stop().await;
+            self.tasks.shutdown().await;
+            *doing.lock() = "closing the cache";
+            self.cache.close().await;
+            self.fetcher.stop().await;
+        };
+        let outcome = tokio::time::timeout(deadline, Box::pin(drained)).await;
+        drop(self.state);
+        outcome.map_err(|_| DrainError::Deadline { deadline, doing: doing.into_inner() })
+    }
+}
+
+/// Takes the state directory, and clears what a killed agent left in the kernel.
+async fn open_state(config: &Config, events: &Events) -> Result<StateDir, StartError> {
+    let root = config.state_dir.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let state = StateDir::open(&root)?;
+        let mut done = leftovers::clear(&state.fuse());
+        match penstock_device::remove_leftovers(owner(&state)) {
+            Ok(left) => {
+                done.extend(
+                    left.removed.iter().map(|n| format!("/dev/ublkb{n} of an agent that was killed was removed")),
+                );
+                done.extend(left.waiting.iter().map(|n| {
+                    format!("/dev/ublkb{n} of an agent that was killed is still there; its readers wait; remove it with `ublk del -n {n}`")
+                }));
+            }
+            Err(error) => done.push(format!("ublk devices of a killed agent cannot be looked for: {error}")),
+        }
+        Ok::<_, StateError>((state, done))
+    });
+    let (state, done) = opened.await.map_err(|error| StartError::Crashed(error.to_string()))??;
+    for text in done {
+        events.record(Severity::Warning, "state.leftover", &text, &[]);
+    }
+    Ok(state)
+}
+
+/// A number for this state directory, by which the kernel's ublk devices are told from those of agents beside us.
+fn owner(state: &StateDir) -> u32 {
+    let digest = Digest::of(state.root().as_os_str().as_encoded_bytes());
+    let [a, b, c, d, ..] = *digest.as_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+fn fetcher_config(config: &Config) -> penstock_fetcher::Config {
+    penstock_fetcher::Config {
+        deadline: config.fetch_deadline,
+        max_requests: usize::try_from(config.fetch_requests_in_flight).unwrap_or(usize::MAX),
+        max_bytes: config.fetch_bytes_in_flight,
+        ca_bundle: config.ca_bundle.clone(),
+        plain_http: config.plain_http.clone(),
+        proxy: config.proxy.clone().map(penstock_fetcher::Secret::new),
+        no_proxy: config.no_proxy.clone(),
+        docker_config: config.docker_config.clone(),
+        ..penstock_fetcher::Config::default()
+    }
+}
+
+fn device_config(state: &StateDir) -> penstock_device::Config {
+    penstock_device::Config { fuse_dir: state.fuse(), owner: owner(state), ..penstock_device::Config::default() }
+}
+
+/// What the cache has to say goes into the agent's events.
+async fn pass_on_cache_events(mut events: broadcast::Receiver<Event>, to: Events) {
+    loop {
+        match events.recv().await {
+            Ok(event) => {
+                let severity = match event {
+                    Event::BlobVerified { .. } => Severity::Note,
+                    _ => Severity::Warning,
+                };
+                to.record(severity, "cache.event", &event.to_string(), &[]);
+            }
+            Err(RecvError::Lagged(lost)) => {
+                to.record(
+                    Severity::Warning,
+                    "cache.events_lost",
+                    &format!("{lost} events of the cache came too fast to be kept"),
+                    &[],
+                );
+            }
+            Err(RecvError::Closed) => return,
+        }
+    }
+}

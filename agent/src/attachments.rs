@@ -1,0 +1,488 @@
+//! The attachments of a node: one table, and what makes, restores and unmakes its entries.
+//!
+//! What changes something runs in a task of its own, owned by the table: a client that goes away neither stops it halfway nor leaves
+//! anything behind. The table's lock is held for moments only, never across an await or a system call.
+
+mod error;
+mod live;
+mod show;
+mod state;
+
+use std::{path::PathBuf, sync::Arc};
+
+use futures_util::{StreamExt as _, stream};
+use parking_lot::Mutex;
+use penstock_api as api;
+use penstock_blob::BlobSource;
+use penstock_cache::Cache;
+use penstock_device::{DeviceId, Wanted};
+use penstock_fetcher::{Fetcher, Platform, Reference};
+use penstock_image::{Image, Layer};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub(crate) use error::AttachError;
+use live::{Live, Plan};
+use state::{Change, Illegal, State};
+
+use crate::{
+    events::{Events, Severity},
+    mount::{self, Flag, Unmount},
+    state::{
+        StateDir,
+        record::{LayerRecord, New, Record},
+    },
+};
+
+/// Most attachments of a node. Each has a thread or two and a dozen descriptors; containerd starts at most 250 pods of a few images.
+pub(crate) const MOST: usize = 1024;
+
+/// Attachments restored at the same time: enough to hide a slow registry's answers, few enough to leave it and the disk alone.
+const RESTORED_AT_ONCE: usize = 8;
+
+/// What attachments are made from.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) fetcher: Arc<Fetcher>,
+    pub(crate) cache: Arc<Cache>,
+    /// What images and devices read: the cache, which reads the fetcher.
+    pub(crate) source: Arc<dyn BlobSource>,
+    pub(crate) state: Arc<StateDir>,
+    pub(crate) device: penstock_device::Config,
+    pub(crate) device_metrics: penstock_device::Metrics,
+    pub(crate) mount_flags: Vec<Flag>,
+    pub(crate) platform: Platform,
+    pub(crate) transport: Wanted,
+    pub(crate) events: Events,
+}
+
+impl Parts {
+    async fn open(&self, reference: &Reference, layers: &[LayerRecord]) -> Result<Arc<Image>, AttachError> {
+        let layers = layers
+            .iter()
+            .map(|layer| Layer {
+                blob: layer.blob(),
+                media_type: layer.media_type.clone(),
+                annotations: layer.annotations.clone(),
+            })
+            .collect();
+        Image::open(layers, Arc::clone(&self.source), &self.state.maps())
+            .await
+            .map(Arc::new)
+            .map_err(|error| AttachError::Open { reference: reference.to_string(), error })
+    }
+}
+
+/// All attachments of a node.
+#[derive(Debug)]
+pub(crate) struct Attachments {
+    parts: Parts,
+    table: Mutex<Table>,
+    tasks: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// In the order of attaching.
+    entries: Vec<Entry>,
+    is_stopping: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: DeviceId,
+    reference: Reference,
+    mount: Option<PathBuf>,
+    state: State,
+    /// What is recorded, or will be; `None` until the reference is resolved.
+    record: Option<Record>,
+}
+
+/// An attach request whose parts are checked.
+#[derive(Debug, Clone)]
+struct Request {
+    reference: Reference,
+    platform: Platform,
+    transport: Wanted,
+    mount: Option<PathBuf>,
+}
+
+/// What a claim found.
+#[derive(Debug)]
+enum Claim {
+    /// A place in the table for a new attachment.
+    New(DeviceId),
+    /// The same attachment, which had failed: it is tried again from its record.
+    Retry(Box<Record>),
+}
+
+impl Attachments {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self { parts, table: Mutex::default(), tasks: TaskTracker::new() })
+    }
+
+    /// Attaches an image; answers once it can be read and is recorded.
+    pub(crate) async fn attach(self: &Arc<Self>, request: api::Attach) -> Result<api::Device, AttachError> {
+        let request = self.check(request).await?;
+        let claim = self.claim(&request)?;
+        let this = Arc::clone(self);
+        self.run("attaching", async move {
+            match claim {
+                Claim::New(id) => this.build(id, request).await,
+                Claim::Retry(record) => this.restore_one(*record).await,
+            }
+        })
+        .await
+    }
+
+    /// Detaches a device.
+    pub(crate) async fn detach(self: &Arc<Self>, id: &str, force: bool) -> Result<(), AttachError> {
+        let this = Arc::clone(self);
+        let (id, live) = self.begin_detach(id)?;
+        self.run("detaching", async move { this.unbuild(&id, live, force).await }).await
+    }
+
+    /// Detaches all devices, the newest first.
+    pub(crate) async fn detach_all(self: &Arc<Self>, force: bool) -> Vec<(DeviceId, Result<(), AttachError>)> {
+        let ids: Vec<DeviceId> = self.table.lock().entries.iter().rev().map(|entry| entry.id.clone()).collect();
+        let mut outcomes = Vec::with_capacity(ids.len());
+        for id in ids {
+            let outcome = self.detach(id.as_str(), force).await;
+            outcomes.push((id, outcome));
+        }
+        outcomes
+    }
+
+    /// Makes the recorded attachments again, until `stop`. Those that cannot be stay listed as failed.
+    pub(crate) async fn restore(self: &Arc<Self>, records: Vec<Record>, stop: &CancellationToken) {
+        for record in &records {
+            let entry = Entry {
+                id: record.id.clone(),
+                reference: record.reference.clone(),
+                mount: record.mount.clone(),
+                state: State::Attaching,
+                record: Some(record.clone()),
+            };
+            self.table.lock().entries.push(entry);
+        }
+        let restored = stream::iter(records).for_each_concurrent(RESTORED_AT_ONCE, |record| async move {
+            let id = record.id.clone();
+            let outcome = tokio::select! {
+                outcome = self.restore_one(record) => outcome.map(drop),
+                () = stop.cancelled() => Err(AttachError::Stopping),
+            };
+            if let Err(error @ AttachError::Stopping) = outcome {
+                self.change(&id, Change::Broke(error.to_string()));
+            }
+        });
+        restored.await;
+    }
+
+    /// Takes no more work, lets what is under way end, and takes all devices away, the newest first. Their records stay.
+    pub(crate) async fn drain(&self) {
+        self.table.lock().is_stopping = true;
+        self.tasks.close();
+        self.tasks.wait().await;
+        let live: Vec<(DeviceId, Arc<Live>)> = {
+            let mut table = self.table.lock();
+            let entries = table.entries.drain(..).rev();
+            entries.filter_map(|entry| Some((entry.id, Arc::clone(entry.state.live()?)))).collect()
+        };
+        for (id, live) in live {
+            self.put_down(&id, &live).await;
+        }
+    }
+
+    /// Takes one device away at the end of the agent, by force if it must be.
+    async fn put_down(&self, id: &DeviceId, live: &Live) {
+        let outcome = match live.unmake(&self.parts, Unmount::IfIdle).await {
+            Err(error) => {
+                self.event(
+                    Severity::Warning,
+                    "device.forced",
+                    id,
+                    &format!("{error}; it is stopped all the same, because the agent ends"),
+                );
+                live.unmake(&self.parts, Unmount::Lazily).await
+            }
+            done => done,
+        };
+        if let Err(error) = outcome {
+            self.event(Severity::Warning, "device.left_behind", id, &format!("the device was left behind: {error}"));
+        }
+    }
+
+    /// How many attachments there are, by state.
+    pub(crate) fn count(&self, state: api::DeviceState) -> usize {
+        self.table.lock().entries.iter().filter(|entry| entry.state.name() == state).count()
+    }
+
+    async fn check(&self, request: api::Attach) -> Result<Request, AttachError> {
+        let reference: Reference = request.reference.parse()?;
+        let platform = match &request.platform {
+            Some(text) => text.parse()?,
+            None => self.parts.platform.clone(),
+        };
+        let transport = match request.transport {
+            api::Wanted::Auto => self.parts.transport,
+            api::Wanted::Ublk => Wanted::Only(penstock_device::Transport::Ublk),
+            api::Wanted::Fuse => Wanted::Only(penstock_device::Transport::Fuse),
+        };
+        let mount = match request.mount {
+            // A failed attachment of ours to this place is tried again, or named; a mount of somebody else's is refused.
+            Some(dir) => Some(blocking("looking at the mount point", move || mount::place(&dir)).await??),
+            None => None,
+        };
+        Ok(Request { reference, platform, transport, mount })
+    }
+
+    fn claim(&self, request: &Request) -> Result<Claim, AttachError> {
+        let mut table = self.table.lock();
+        if table.is_stopping {
+            return Err(AttachError::Stopping);
+        }
+        let same = |entry: &&mut Entry| entry.reference == request.reference && entry.mount == request.mount;
+        let failed = |entry: &&mut Entry| matches!(entry.state, State::Failed(_));
+        if let Some(entry) = table.entries.iter_mut().filter(same).find(failed)
+            && let Some(record) = entry.record.clone()
+        {
+            entry
+                .state
+                .apply(Change::Retried)
+                .map_err(|Illegal(state)| AttachError::WrongState { id: record.id.clone(), state })?;
+            return Ok(Claim::Retry(Box::new(record)));
+        }
+        if let Some(dir) = &request.mount
+            && let Some(entry) = table.entries.iter().find(|entry| entry.mount.as_ref() == Some(dir))
+        {
+            return Err(AttachError::MountTaken { dir: dir.display().to_string(), id: entry.id.clone() });
+        }
+        if table.entries.len() >= MOST {
+            return Err(AttachError::TooMany { most: MOST });
+        }
+        let id = table.new_id(&request.reference);
+        table.entries.push(Entry {
+            id: id.clone(),
+            reference: request.reference.clone(),
+            mount: request.mount.clone(),
+            state: State::Attaching,
+            record: None,
+        });
+        Ok(Claim::New(id))
+    }
+
+    /// A new attachment, from its reference on. On failure nothing of it stays but an event.
+    async fn build(&self, id: DeviceId, request: Request) -> Result<api::Device, AttachError> {
+        let reference = request.reference.to_string();
+        match self.try_build(&id, request).await {
+            Ok(device) => {
+                self.event(Severity::Note, "device.attached", &id, &format!("{reference} is attached as {id}"));
+                Ok(device)
+            }
+            Err(error) => {
+                self.table.lock().entries.retain(|entry| entry.id != id);
+                self.event(
+                    Severity::Warning,
+                    "device.attach_failed",
+                    &id,
+                    &format!("{reference} was not attached: {error}"),
+                );
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_build(&self, id: &DeviceId, request: Request) -> Result<api::Device, AttachError> {
+        let manifest = self.parts.fetcher.resolve(&request.reference, &request.platform).await?;
+        let layers: Vec<LayerRecord> = manifest
+            .layers
+            .into_iter()
+            .map(|layer| LayerRecord {
+                digest: layer.digest,
+                size_bytes: layer.size_bytes,
+                media_type: layer.media_type,
+                annotations: layer.annotations,
+            })
+            .collect();
+        let plan = Plan {
+            id: id.clone(),
+            reference: manifest.reference,
+            layers: layers.clone(),
+            transport: request.transport,
+            mount: request.mount.clone(),
+        };
+        let live = Live::make(&self.parts, &plan).await?;
+        let new = New {
+            id: id.clone(),
+            reference: request.reference,
+            manifest: manifest.digest,
+            platform: request.platform,
+            transport: request.transport,
+            layers,
+        };
+        let record = Record::new(new, request.mount, live.seen());
+        if let Err(error) = self.save(record.clone()).await {
+            self.put_down(id, &live).await;
+            return Err(error);
+        }
+        Ok(self.serve(record, live))
+    }
+
+    /// Makes a recorded attachment again. On failure it stays, as failed.
+    async fn restore_one(&self, record: Record) -> Result<api::Device, AttachError> {
+        let plan = Plan {
+            id: record.id.clone(),
+            reference: record.reference.with_digest(record.manifest),
+            layers: record.layers.clone(),
+            transport: record.transport,
+            mount: record.mount.clone(),
+        };
+        match Live::make(&self.parts, &plan).await {
+            Ok(live) => {
+                let device = self.serve(record, live);
+                self.event(
+                    Severity::Note,
+                    "device.restored",
+                    &plan.id,
+                    &format!("{} is attached again as {}", plan.reference, plan.id),
+                );
+                Ok(device)
+            }
+            Err(error) => {
+                self.change(&plan.id, Change::Broke(error.to_string()));
+                self.event(
+                    Severity::Warning,
+                    "device.restore_failed",
+                    &plan.id,
+                    &format!("{} was not attached again: {error}", plan.reference),
+                );
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts what was made into its entry, and shows it.
+    fn serve(&self, record: Record, live: Live) -> api::Device {
+        let live = Arc::new(live);
+        let device = show::device(&record, &State::Attached(Arc::clone(&live)), &self.parts.cache);
+        let id = record.id.clone();
+        if let Some(entry) = self.table.lock().entries.iter_mut().find(|entry| entry.id == id) {
+            entry.record = Some(record);
+        }
+        self.change(&id, Change::Built(live));
+        device
+    }
+
+    fn begin_detach(&self, id: &str) -> Result<(DeviceId, Option<Arc<Live>>), AttachError> {
+        let mut table = self.table.lock();
+        if table.is_stopping {
+            return Err(AttachError::Stopping);
+        }
+        let entry = table.entries.iter_mut().find(|entry| entry.id.as_str() == id);
+        let entry = entry.ok_or_else(|| AttachError::NoDevice { id: id.chars().take(64).collect() })?;
+        let id = entry.id.clone();
+        match entry.state.apply(Change::DetachBegun) {
+            Ok(()) => Ok((id, entry.state.live().cloned())),
+            Err(Illegal(state)) => Err(AttachError::WrongState { id, state }),
+        }
+    }
+
+    async fn unbuild(&self, id: &DeviceId, live: Option<Arc<Live>>, force: bool) -> Result<(), AttachError> {
+        if let Some(live) = live {
+            let how = if force { Unmount::Lazily } else { Unmount::IfIdle };
+            if let Err(error) = live.unmake(&self.parts, how).await {
+                self.change(id, Change::DetachRefused);
+                self.event(Severity::Warning, "device.detach_refused", id, &error.to_string());
+                return Err(error);
+            }
+        }
+        let (state, recorded) = (Arc::clone(&self.parts.state), id.clone());
+        if let Err(error) = blocking("removing a record", move || state.remove(&recorded)).await? {
+            self.change(id, Change::Broke(format!("it is detached, but its record is still there: {error}")));
+            return Err(error.into());
+        }
+        self.table.lock().entries.retain(|entry| entry.id != *id);
+        self.event(Severity::Note, "device.detached", id, &format!("{id} is detached"));
+        Ok(())
+    }
+
+    async fn save(&self, record: Record) -> Result<(), AttachError> {
+        let state = Arc::clone(&self.parts.state);
+        Ok(blocking("recording an attachment", move || state.save(&record)).await??)
+    }
+
+    fn change(&self, id: &DeviceId, change: Change) {
+        let mut table = self.table.lock();
+        let Some(entry) = table.entries.iter_mut().find(|entry| entry.id == *id) else { return };
+        if let Err(Illegal(state)) = entry.state.apply(change) {
+            tracing::error!(device = %id, ?state, "an attachment was asked for a change that its state forbids");
+        }
+    }
+
+    fn event(&self, severity: Severity, kind: &str, id: &DeviceId, text: &str) {
+        self.parts.events.record(severity, kind, text, &[("device", id.as_str())]);
+    }
+
+    /// Runs `work` to its end whatever becomes of the caller.
+    async fn run<T, F>(&self, doing: &'static str, work: F) -> Result<T, AttachError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, AttachError>> + Send + 'static,
+    {
+        match self.tasks.spawn(Box::pin(work)).await {
+            Ok(outcome) => outcome,
+            Err(error) => Err(AttachError::Crashed { doing, reason: error.to_string() }),
+        }
+    }
+}
+
+impl Table {
+    /// A name that says what it is of and that no other device has had, as far as chance goes: `redis-3f9a2c`.
+    fn new_id(&self, reference: &Reference) -> DeviceId {
+        loop {
+            let name = name_part(reference.repository());
+            let id = format!("{name}-{:06x}", fastrand::u32(..1 << 24)).parse::<DeviceId>();
+            // The parse cannot fail, by the make of `name_part`.
+            if let Ok(id) = id
+                && !self.entries.iter().any(|entry| entry.id == id)
+            {
+                return id;
+            }
+        }
+    }
+}
+
+/// The last word of a repository's name, made fit for a device's.
+fn name_part(repository: &str) -> String {
+    let last = repository.rsplit('/').next().unwrap_or_default();
+    let kept: String =
+        last.chars().map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' }).take(20).collect();
+    let kept = kept.trim_matches('-');
+    if kept.is_empty() { "image".to_owned() } else { kept.to_owned() }
+}
+
+/// Runs what waits for the kernel or the disk where that is allowed.
+async fn blocking<T: Send + 'static>(
+    doing: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, AttachError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| AttachError::Crashed { doing, reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_devices_say_what_they_are_of() {
+        for (repository, name) in [
+            ("library/redis", "redis"),
+            ("team/my_app.v2", "my-app-v2"),
+            ("x", "x"),
+            ("team/___", "image"),
+            ("a/very-long-name-of-a-repository-that-goes-on", "very-long-name-of-a"),
+        ] {
+            assert_eq!(name_part(repository), name);
+            assert!(format!("{name}-123456").parse::<DeviceId>().is_ok());
+        }
+    }
+}

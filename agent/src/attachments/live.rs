@@ -1,0 +1,152 @@
+//! An image that is being served: how it is made, step by step, and unmade in the reverse order.
+
+use std::{path::PathBuf, sync::Arc};
+
+use parking_lot::Mutex;
+use penstock_blob::{Blob, ByteRange};
+use penstock_cache::Cache;
+use penstock_device::{Choice, Content, Device, DeviceError, DeviceId, Wanted};
+use penstock_fetcher::{Fetcher, Reference};
+use penstock_image::Image;
+
+use super::{AttachError, Parts, blocking};
+use crate::{
+    mount::{
+        self, MountError, Mounted, Unmount,
+        found::{self, LOOKED_AT_BYTES},
+    },
+    state::record::{LayerRecord, Seen},
+};
+
+/// What is to be served.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) id: DeviceId,
+    /// The image, pinned or not: names the repository that has the blobs.
+    pub(super) reference: Reference,
+    /// Bottom first.
+    pub(super) layers: Vec<LayerRecord>,
+    pub(super) transport: Wanted,
+    /// Where to mount, links resolved.
+    pub(super) mount: Option<PathBuf>,
+}
+
+/// An image that is being served.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) device: Device,
+    pub(super) image: Arc<Image>,
+    pub(super) choice: Choice,
+    /// The mount, until it is taken away.
+    pub(super) mounted: Mutex<Option<Arc<Mounted>>>,
+    /// Lets the blobs go when the device has.
+    _served: Served,
+}
+
+/// Blobs that the fetcher knows where to find and the cache prefers to keep. Dropping it takes that back.
+#[derive(Debug)]
+struct Served {
+    fetcher: Arc<Fetcher>,
+    cache: Arc<Cache>,
+    reference: Reference,
+    blobs: Vec<Blob>,
+}
+
+impl Served {
+    fn new(parts: &Parts, reference: &Reference, layers: &[LayerRecord]) -> Self {
+        let mut blobs: Vec<Blob> = layers.iter().map(LayerRecord::blob).collect();
+        blobs.sort_unstable_by_key(|blob| blob.digest);
+        blobs.dedup();
+        for blob in &blobs {
+            parts.fetcher.serve(*blob, reference);
+            parts.cache.retain(&blob.digest);
+        }
+        Self {
+            fetcher: Arc::clone(&parts.fetcher),
+            cache: Arc::clone(&parts.cache),
+            reference: reference.clone(),
+            blobs,
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        for blob in self.blobs.iter().rev() {
+            self.cache.release(&blob.digest);
+            self.fetcher.forget(&blob.digest, &self.reference);
+        }
+    }
+}
+
+impl Live {
+    /// Serves `plan`: blobs, image, device, mount. What was done is undone when a step fails.
+    pub(super) async fn make(parts: &Parts, plan: &Plan) -> Result<Self, AttachError> {
+        let transport = plan.transport;
+        let choice = blocking("looking for a transport", move || penstock_device::choose(transport)).await??;
+        let served = Served::new(parts, &plan.reference, &plan.layers);
+        let image = parts.open(&plan.reference, &plan.layers).await?;
+        let content = Content { image: Arc::clone(&image), source: Arc::clone(&parts.source) };
+        let device =
+            Device::start(plan.id.clone(), content, choice.transport, &parts.device, &parts.device_metrics).await?;
+        let live = Self { device, image, choice, mounted: Mutex::new(None), _served: served };
+        let Some(dir) = &plan.mount else { return Ok(live) };
+        match live.mount(parts, dir.clone()).await {
+            Ok(()) => Ok(live),
+            Err(error) => {
+                if let Err(left) = live.device.stop_by_force().await {
+                    tracing::warn!(device = %plan.id, error = %left, "the device of a failed attach was left behind");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn mount(&self, parts: &Parts, dir: PathBuf) -> Result<(), AttachError> {
+        let looked_at = self.image.size_bytes().min(LOOKED_AT_BYTES as u64);
+        let head = match ByteRange::at(0, looked_at) {
+            Ok(range) => penstock_image::read(&self.image, &parts.source, range).await.map_err(AttachError::Head)?,
+            Err(_) => bytes::Bytes::new(),
+        };
+        let file_system = found::find(&head).map_err(MountError::NoFileSystem)?;
+        let (source, flags) = (self.device.path().to_path_buf(), parts.mount_flags.clone());
+        let mounted =
+            blocking("mounting", move || mount::mount(&source, file_system, &mount::place(&dir)?, &flags)).await??;
+        *self.mounted.lock() = Some(Arc::new(mounted));
+        Ok(())
+    }
+
+    /// Takes the mount and the device away. When somebody uses them and `how` forbids that, everything is as before.
+    pub(super) async fn unmake(&self, parts: &Parts, how: Unmount) -> Result<(), AttachError> {
+        let mounted = self.mounted.lock().clone();
+        if let Some(mounted) = &mounted {
+            let going = Arc::clone(mounted);
+            blocking("unmounting", move || going.unmount(how)).await??;
+            *self.mounted.lock() = None;
+        }
+        let stopped = match how {
+            Unmount::IfIdle => self.device.stop().await,
+            Unmount::Lazily => self.device.stop_by_force().await,
+        };
+        match stopped {
+            Err(error @ DeviceError::Busy { .. }) => {
+                if let Some(mounted) = mounted {
+                    // Somebody came between the unmount and the stop.
+                    self.mount(parts, mounted.dir().to_path_buf()).await?;
+                }
+                Err(error.into())
+            }
+            outcome => Ok(outcome?),
+        }
+    }
+
+    /// What it is, for its record.
+    pub(super) fn seen(&self) -> Seen {
+        Seen {
+            image: self.image.kind().to_string(),
+            verified_by: self.image.how_verified().to_owned(),
+            size_bytes: self.image.size_bytes(),
+            file_system: self.mounted.lock().as_ref().map(|mounted| mounted.file_system().to_string()),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Attachments as the admin API shows them.
+
+use penstock_api as api;
+use penstock_cache::Cache;
+use penstock_device::{Transport, Wanted};
+
+use super::{AttachError, Attachments, State};
+use crate::state::record::{LayerRecord, Record};
+
+impl Attachments {
+    /// All attachments whose reference is resolved, in the order of attaching.
+    pub(crate) fn devices(&self) -> Vec<api::Device> {
+        let table = self.table.lock();
+        let shown = table.entries.iter().filter_map(|entry| Some((entry.record.as_ref()?, &entry.state)));
+        shown.map(|(record, state)| device(record, state, &self.parts.cache)).collect()
+    }
+
+    /// One attachment.
+    pub(crate) fn device(&self, id: &str) -> Result<api::Device, AttachError> {
+        let table = self.table.lock();
+        let found = table.entries.iter().find(|entry| entry.id.as_str() == id);
+        found
+            .and_then(|entry| Some(device(entry.record.as_ref()?, &entry.state, &self.parts.cache)))
+            .ok_or_else(|| AttachError::NoDevice { id: id.chars().take(64).collect() })
+    }
+}
+
+/// What there is to say of an attachment.
+pub(super) fn device(record: &Record, state: &State, cache: &Cache) -> api::Device {
+    let live = state.live();
+    let mounted = live.and_then(|live| live.mounted.lock().clone());
+    let blobs = presence(&record.layers, cache);
+    api::Device {
+        id: record.id.to_string(),
+        state: state.name(),
+        state_reason: match state {
+            State::Failed(reason) => Some(reason.clone()),
+            State::Attaching | State::Attached(_) | State::Detaching(_) => None,
+        },
+        reference: record.reference.to_string(),
+        digest: record.manifest,
+        platform: record.platform.to_string(),
+        image: record.seen.image.clone(),
+        size_bytes: record.seen.size_bytes,
+        transport: transport(live.map(|live| live.choice.transport), record.transport),
+        transport_reason: live.map_or_else(|| "it has no device now".to_owned(), |live| live.choice.reason.clone()),
+        device_path: live.map(|live| live.device.path().to_path_buf()),
+        mount_point: mounted.as_ref().map(|mounted| mounted.dir().to_path_buf()),
+        file_system: record.seen.file_system.clone(),
+        verified_by: record.seen.verified_by.clone(),
+        attached_at: record.attached_at,
+        stats: live
+            .map_or_else(api::Stats::default, |live| stats(&live.device.stats(), fetched(&record.layers, cache))),
+        blobs,
+    }
+}
+
+/// The transport in use; for an attachment without a device the one that it would have, as far as was asked.
+const fn transport(used: Option<Transport>, wanted: Wanted) -> api::Transport {
+    match (used, wanted) {
+        (Some(Transport::Ublk), _) | (None, Wanted::Only(Transport::Ublk) | Wanted::Auto) => api::Transport::Ublk,
+        (Some(Transport::Fuse), _) | (None, Wanted::Only(Transport::Fuse)) => api::Transport::Fuse,
+    }
+}
+
+fn stats(stats: &penstock_device::Stats, bytes_fetched: u64) -> api::Stats {
+    api::Stats {
+        requests: stats.requests,
+        bytes_served: stats.served_bytes,
+        hits: stats.hits,
+        misses: stats.misses,
+        errors: stats.errors,
+        in_flight: stats.in_flight,
+        bytes_fetched,
+    }
+}
+
+/// The distinct blobs of the layers, in their order.
+fn blobs(layers: &[LayerRecord]) -> Vec<&LayerRecord> {
+    let mut distinct: Vec<&LayerRecord> = Vec::with_capacity(layers.len());
+    for layer in layers {
+        if !distinct.iter().any(|known| known.digest == layer.digest) {
+            distinct.push(layer);
+        }
+    }
+    distinct
+}
+
+fn presence(layers: &[LayerRecord], cache: &Cache) -> Vec<api::Presence> {
+    let present = |layer: &LayerRecord| cache.blob(&layer.digest).map_or(0, |usage| usage.present_bytes);
+    blobs(layers).into_iter().map(|layer| api::Presence::new(layer.digest, layer.size_bytes, present(layer))).collect()
+}
+
+fn fetched(layers: &[LayerRecord], cache: &Cache) -> u64 {
+    blobs(layers).into_iter().filter_map(|layer| Some(cache.blob(&layer.digest)?.fetched_bytes)).sum()
+}

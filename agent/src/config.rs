@@ -1,0 +1,365 @@
+//! What the agent is told: defaults, then the config file, then `PENSTOCK_*`, then flags; the last one wins.
+//!
+//! The only reader of the environment and of the config file. Every key stands in one table, [`KEYS`]; every value, from
+//! wherever it comes, goes through the same check, and a refusal names the file and line, the variable or the flag.
+
+mod file;
+mod flags;
+mod keys;
+pub mod value;
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use penstock_blob::ChunkSize;
+use penstock_device::Wanted;
+use penstock_fetcher::Platform;
+
+pub use flags::Flags;
+pub use keys::{KEYS, Key};
+
+use crate::{log::Format, mount::Flag};
+
+/// Where the config file is looked for when nobody names one; it may be missing.
+pub const DEFAULT_FILE: &str = "/etc/penstock/config.toml";
+/// Where the state is when nobody says otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/penstock";
+/// Where the admin API answers when nobody says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/penstock/penstock.sock";
+/// Names the config file in the environment.
+const FILE_VARIABLE: &str = "PENSTOCK_CONFIG";
+/// Variables with our prefix that belong to the commands, not to the agent.
+const COMMAND_VARIABLES: [&str; 2] = [FILE_VARIABLE, "PENSTOCK_OUTPUT"];
+
+/// Everything an agent is told. Made by [`Config::load`], or by [`Config::in_dir`] for tests, benches and the demo.
+#[derive(Clone)]
+pub struct Config {
+    /// Directory of the agent's state.
+    pub state_dir: PathBuf,
+    /// Unix socket of the admin API.
+    pub socket: PathBuf,
+    /// Loopback address of the admin API over TCP, for reading only.
+    pub listen: Option<SocketAddr>,
+    /// Longest time that stopping may take.
+    pub drain_deadline: Duration,
+    /// Directory of cached chunks, when not `<state_dir>/cache`.
+    pub cache_dir: Option<PathBuf>,
+    /// Most disk space for cached chunks, in bytes.
+    pub cache_cap_bytes: u64,
+    /// Unit of fetching and keeping.
+    pub chunk_size: ChunkSize,
+    /// Longest time that one fetch may take with its retries.
+    pub fetch_deadline: Duration,
+    /// Most bytes asked of registries at once.
+    pub fetch_bytes_in_flight: u64,
+    /// Most requests to registries at once.
+    pub fetch_requests_in_flight: u32,
+    /// Certificate authorities trusted besides the system's.
+    pub ca_bundle: Option<PathBuf>,
+    /// Registries asked over plain HTTP.
+    pub plain_http: Vec<String>,
+    /// Proxy for registries, which may hold a password: never logged.
+    pub proxy: Option<String>,
+    /// Hosts asked without the proxy.
+    pub no_proxy: Option<String>,
+    /// Docker's `config.json`.
+    pub docker_config: Option<PathBuf>,
+    /// Platform taken from an image index.
+    pub platform: Platform,
+    /// How devices are shown to the kernel.
+    pub transport: Wanted,
+    /// Flags of mounts besides `ro`.
+    pub mount_flags: Vec<Flag>,
+    /// How log lines are written.
+    pub log_format: Format,
+    /// Least severity logged.
+    pub log_level: tracing::Level,
+}
+
+impl fmt::Debug for Config {
+    /// Every key as it is printed: without passwords.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(KEYS.iter().map(|key| (key.name, (key.show)(self)))).finish()
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: DEFAULT_STATE_DIR.into(),
+            socket: DEFAULT_SOCKET.into(),
+            listen: None,
+            drain_deadline: Duration::from_secs(30),
+            cache_dir: None,
+            cache_cap_bytes: 10 << 30,
+            chunk_size: ChunkSize::DEFAULT,
+            fetch_deadline: Duration::from_secs(30),
+            fetch_bytes_in_flight: 64 << 20,
+            fetch_requests_in_flight: 32,
+            ca_bundle: None,
+            plain_http: Vec::new(),
+            proxy: None,
+            no_proxy: None,
+            docker_config: None,
+            platform: Platform::host(),
+            transport: Wanted::Auto,
+            mount_flags: vec![Flag::Nodev, Flag::Nosuid],
+            log_format: Format::Human,
+            log_level: tracing::Level::INFO,
+        }
+    }
+}
+
+/// A config and where each of its values comes from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The values.
+    pub config: Config,
+    origins: BTreeMap<&'static str, Origin>,
+    /// Things worth a warning in the log, such as a variable with our prefix that names no key.
+    pub notices: Vec<String>,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A line of the config file.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// A variable of the environment.
+    Variable(String),
+    /// A flag of the command line.
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line } => write!(f, "{}, line {line}", path.display()),
+            Self::Variable(name) => write!(f, "environment variable {name}"),
+            Self::Flag(name) => write!(f, "flag --{name}"),
+        }
+    }
+}
+
+/// Why there is no config.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read config file {}: {reason}; name an existing file with --config, or name none", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        reason: std::io::Error,
+    },
+    /// The file is not TOML of the expected shape.
+    #[error("{}, line {line}: {reason}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// The file sets a key that does not exist.
+    #[error("{}, line {line}: there is no key {key}{}; `penstock agent --print-config` lists all keys", path.display(), meant(key))]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The key as written.
+        key: String,
+    },
+    /// A value does not pass its check.
+    #[error("{origin}: {key}: {reason}")]
+    Value {
+        /// Where the value stands.
+        origin: Origin,
+        /// The key.
+        key: &'static str,
+        /// Why it is refused.
+        reason: String,
+    },
+}
+
+/// `, did you mean ...` when a key of the same last word exists or differs by one letter.
+fn meant(key: &str) -> String {
+    let last = |name: &str| name.rsplit('.').next().map(str::to_owned);
+    KEYS.iter()
+        .find(|known| last(known.name) == last(key) || is_one_slip(known.name, key))
+        .map_or_else(String::new, |known| format!(", did you mean {}?", known.name))
+}
+
+/// Whether one letter added, lost or changed turns one text into the other.
+fn is_one_slip(a: &str, b: &str) -> bool {
+    let same_start = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
+    let same_end = a.bytes().rev().zip(b.bytes().rev()).take_while(|(x, y)| x == y).count();
+    let longer = a.len().max(b.len());
+    a.len().abs_diff(b.len()) <= 1 && same_start + same_end + 1 >= longer
+}
+
+impl Config {
+    /// The config of this process: defaults, the config file, `PENSTOCK_*`, `flags`.
+    ///
+    /// # Errors
+    /// [`ConfigError`], which names what is wrong and where.
+    pub fn load(flags: &Flags) -> Result<Loaded, ConfigError> {
+        let environment = std::env::vars_os().collect();
+        Self::from_sources(flags, &environment, Path::new(DEFAULT_FILE))
+    }
+
+    /// As [`load`](Self::load), with everything that the process brings given.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn from_sources(
+        flags: &Flags,
+        environment: &BTreeMap<OsString, OsString>,
+        default_file: &Path,
+    ) -> Result<Loaded, ConfigError> {
+        let mut loaded = Loaded { config: Self::default(), origins: BTreeMap::new(), notices: Vec::new() };
+        let named = flags
+            .config
+            .clone()
+            .or_else(|| environment.get(OsString::from(FILE_VARIABLE).as_os_str()).map(PathBuf::from));
+        loaded.take_file(named.as_deref(), default_file)?;
+        loaded.take_environment(environment)?;
+        for (key, text) in &flags.values {
+            let text = if key.is_path { flags::from_working_directory(text) } else { text.clone() };
+            loaded.take(key, &text, Origin::Flag(key.flag()))?;
+        }
+        loaded.check_together()?;
+        loaded.config.take_customs(environment);
+        Ok(loaded)
+    }
+
+    /// What other programs of a node read from their environment too holds where nothing was said: Docker's credentials, the proxy.
+    fn take_customs(&mut self, environment: &BTreeMap<OsString, OsString>) {
+        let variable = |names: &[&str]| {
+            let mut values =
+                names.iter().filter_map(|name| environment.get(OsString::from(name).as_os_str())?.to_str());
+            values.find(|value| !value.is_empty()).map(str::to_owned)
+        };
+        let docker = || {
+            let dir = variable(&["DOCKER_CONFIG"]).map(PathBuf::from);
+            let dir = dir.or_else(|| Some(PathBuf::from(variable(&["HOME"])?).join(".docker")))?;
+            Some(dir.join("config.json")).filter(|path| path.is_absolute())
+        };
+        self.docker_config = self.docker_config.take().or_else(docker);
+        self.proxy = self.proxy.take().or_else(|| variable(&["HTTPS_PROXY", "https_proxy"]));
+        self.no_proxy = self.no_proxy.take().or_else(|| variable(&["NO_PROXY", "no_proxy"]));
+    }
+
+    /// Defaults with everything under one directory: agents side by side in tests, benches and the demo.
+    #[must_use]
+    pub fn in_dir(dir: &Path) -> Self {
+        Self { state_dir: dir.join("state"), socket: dir.join("penstock.sock"), ..Self::default() }
+    }
+
+    /// Directory of cached chunks.
+    #[must_use]
+    pub fn cache_dir(&self) -> PathBuf {
+        self.cache_dir.clone().unwrap_or_else(|| self.state_dir.join("cache"))
+    }
+}
+
+impl Loaded {
+    fn take_file(&mut self, named: Option<&Path>, default: &Path) -> Result<(), ConfigError> {
+        let path = named.unwrap_or(default).to_path_buf();
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(reason) => return Err(ConfigError::Read { path, reason }),
+        };
+        let entries = file::parse(&text).map_err(|fault| ConfigError::Syntax {
+            path: path.clone(),
+            line: fault.line,
+            reason: fault.reason,
+        })?;
+        for entry in entries {
+            let Some(key) = Key::find(&entry.key) else {
+                return Err(ConfigError::UnknownKey { path, line: entry.line, key: entry.key });
+            };
+            self.take(key, &entry.text, Origin::File { path: path.clone(), line: entry.line })?;
+        }
+        Ok(())
+    }
+
+    fn take_environment(&mut self, environment: &BTreeMap<OsString, OsString>) -> Result<(), ConfigError> {
+        for (name, text) in environment {
+            let Some(name) = name.to_str().filter(|name| name.starts_with("PENSTOCK_")) else { continue };
+            let Some(key) = KEYS.iter().find(|key| key.variable() == name) else {
+                // Not refused: Kubernetes sets PENSTOCK_PORT and its like for a service of that name.
+                if !COMMAND_VARIABLES.contains(&name) {
+                    self.notices
+                        .push(format!("environment variable {name} names no key of the config; it has no effect"));
+                }
+                continue;
+            };
+            let origin = Origin::Variable(name.to_owned());
+            let Some(text) = text.to_str() else {
+                return Err(ConfigError::Value { origin, key: key.name, reason: "the value is not UTF-8".to_owned() });
+            };
+            self.take(key, text, origin)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, key: &'static Key, text: &str, origin: Origin) -> Result<(), ConfigError> {
+        match (key.set)(&mut self.config, text) {
+            Ok(()) => self.origins.insert(key.name, origin),
+            Err(reason) => return Err(ConfigError::Value { origin, key: key.name, reason }),
+        };
+        Ok(())
+    }
+
+    /// What no single value shows: the socket is not inside a directory that holds something else.
+    fn check_together(&self) -> Result<(), ConfigError> {
+        let config = &self.config;
+        let clash = config.socket.starts_with(config.cache_dir()) || config.cache_dir() == config.state_dir;
+        match (clash, self.origins.get("cache.dir").or_else(|| self.origins.get("socket"))) {
+            (true, Some(origin)) => Err(ConfigError::Value {
+                origin: origin.clone(),
+                key: "cache.dir",
+                reason: "the cache needs a directory of its own, without the state or the socket in it".to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The config as a file that says the same, each key with what it does and where its value comes from.
+    #[must_use]
+    pub fn print(&self) -> String {
+        let mut text = String::from(
+            "# Penstock's config. Order: defaults, this file, PENSTOCK_* variables, flags; the last wins.\n",
+        );
+        let mut section = "";
+        for key in KEYS {
+            let (table, name) = key.name.split_once('.').unwrap_or(("", key.name));
+            if table != section {
+                section = table;
+                text.push_str(&format!("\n[{table}]\n"));
+            }
+            let origin = self.origins.get(key.name).map_or_else(|| "default".to_owned(), ToString::to_string);
+            let assignment = match (key.show)(&self.config) {
+                Some(value) => format!("{name} = {}", toml::Value::String(value)),
+                None => format!("# {name} is not set"),
+            };
+            text.push_str(&format!("# {}\n{assignment} # {origin}\n", key.what));
+        }
+        text
+    }
+}

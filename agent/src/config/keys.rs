@@ -1,0 +1,225 @@
+//! Every key of the config: one table that the file, the environment, the flags, `--print-config` and the tests share.
+
+use std::time::Duration;
+
+use penstock_device::TransportError;
+
+use super::{Config, value};
+use crate::{log::Format, mount::Flag};
+
+/// One key. Its environment variable and its flag follow from its name.
+#[derive(Debug)]
+pub struct Key {
+    /// Dotted name, as in the file.
+    pub name: &'static str,
+    /// What it does, in a line.
+    pub what: &'static str,
+    /// Whether the value is a path: flags may then be relative to the shell's directory.
+    pub(super) is_path: bool,
+    /// Takes the value over, or says why it is not one.
+    pub(super) set: fn(&mut Config, &str) -> Result<(), String>,
+    /// The value as text that `set` takes; `None` when there is none.
+    pub(super) show: fn(&Config) -> Option<String>,
+}
+
+impl Key {
+    /// The key named `name`.
+    #[must_use]
+    pub fn find(name: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// `cache.chunk_size` is `PENSTOCK_CACHE_CHUNK_SIZE`.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("PENSTOCK_{}", self.name.replace('.', "_").to_uppercase())
+    }
+
+    /// `cache.chunk_size` is `cache-chunk-size` (without the dashes before it).
+    #[must_use]
+    pub fn flag(&self) -> String {
+        self.name.replace(['.', '_'], "-")
+    }
+}
+
+/// Least room for chunks: a few hundred chunks of the largest size, below which eviction would fight with reads.
+const LEAST_CAP_BYTES: u64 = 64 << 20;
+/// Most room for chunks: 1 PiB, beyond any node's disk; a larger value is a slip of the unit.
+const MOST_CAP_BYTES: u64 = 1 << 50;
+
+/// All keys, in the order of `--print-config`.
+pub static KEYS: &[Key] = &[
+    Key {
+        name: "state_dir",
+        what: "directory of the agent's state: lock, attachments, FUSE files and, unless cache.dir says otherwise, the cache",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.state_dir = path),
+        show: |config| Some(config.state_dir.display().to_string()),
+    },
+    Key {
+        name: "socket",
+        what: "unix socket of the admin API, mode 0600",
+        is_path: true,
+        set: |config, text| value::socket_path(text).map(|path| config.socket = path),
+        show: |config| Some(config.socket.display().to_string()),
+    },
+    Key {
+        name: "listen",
+        what: "loopback address and port of the admin API over TCP, for reading only; none when not set",
+        is_path: false,
+        set: |config, text| value::loopback(text).map(|address| config.listen = Some(address)),
+        show: |config| config.listen.map(|address| address.to_string()),
+    },
+    Key {
+        name: "drain_deadline",
+        what: "longest time that stopping may take, from 1s to 10m",
+        is_path: false,
+        set: |config, text| {
+            value::duration_in(text, Duration::from_secs(1), Duration::from_secs(600))
+                .map(|deadline| config.drain_deadline = deadline)
+        },
+        show: |config| Some(value::show_duration(config.drain_deadline)),
+    },
+    Key {
+        name: "cache.dir",
+        what: "directory of cached chunks; <state_dir>/cache when not set",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.cache_dir = Some(path)),
+        show: |config| config.cache_dir.as_ref().map(|path| path.display().to_string()),
+    },
+    Key {
+        name: "cache.cap",
+        what: "most disk space for cached chunks, from 64MiB",
+        is_path: false,
+        set: |config, text| {
+            value::size_in(text, LEAST_CAP_BYTES, MOST_CAP_BYTES).map(|bytes| config.cache_cap_bytes = bytes)
+        },
+        show: |config| Some(value::show_size(config.cache_cap_bytes)),
+    },
+    Key {
+        name: "cache.chunk_size",
+        what: "unit of fetching and keeping: a power of two from 64KiB to 4MiB; blobs already cached keep theirs",
+        is_path: false,
+        set: |config, text| {
+            let size = penstock_blob::ChunkSize::new(value::size(text)?).map_err(|error| error.to_string())?;
+            config.chunk_size = size;
+            Ok(())
+        },
+        show: |config| Some(value::show_size(u64::from(config.chunk_size.bytes()))),
+    },
+    Key {
+        name: "fetch.deadline",
+        what: "longest time that one fetch may take with all its retries, from 1s to 10m",
+        is_path: false,
+        set: |config, text| {
+            value::duration_in(text, Duration::from_secs(1), Duration::from_secs(600))
+                .map(|deadline| config.fetch_deadline = deadline)
+        },
+        show: |config| Some(value::show_duration(config.fetch_deadline)),
+    },
+    Key {
+        name: "fetch.bytes_in_flight",
+        what: "most bytes asked of registries at once, from 4MiB to 16GiB",
+        is_path: false,
+        set: |config, text| value::size_in(text, 4 << 20, 16 << 30).map(|bytes| config.fetch_bytes_in_flight = bytes),
+        show: |config| Some(value::show_size(config.fetch_bytes_in_flight)),
+    },
+    Key {
+        name: "fetch.requests_in_flight",
+        what: "most requests to registries at once, from 1 to 1024",
+        is_path: false,
+        set: |config, text| value::count_in(text, 1, 1024).map(|count| config.fetch_requests_in_flight = count),
+        show: |config| Some(config.fetch_requests_in_flight.to_string()),
+    },
+    Key {
+        name: "fetch.ca_bundle",
+        what: "PEM file of certificate authorities trusted besides the system's",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.ca_bundle = Some(path)),
+        show: |config| config.ca_bundle.as_ref().map(|path| path.display().to_string()),
+    },
+    Key {
+        name: "fetch.plain_http",
+        what: "registries (host or host:port) asked over plain HTTP; loopback always is",
+        is_path: false,
+        set: |config, text| {
+            config.plain_http = value::words(text);
+            Ok(())
+        },
+        show: |config| (!config.plain_http.is_empty()).then(|| config.plain_http.join(",")),
+    },
+    Key {
+        name: "fetch.proxy",
+        what: "proxy for registries that are not on loopback, as http://[user:password@]host:port; $HTTPS_PROXY when not set",
+        is_path: false,
+        set: |config, text| {
+            config.proxy = Some(text.to_owned());
+            Ok(())
+        },
+        show: |config| config.proxy.as_deref().map(value::without_password),
+    },
+    Key {
+        name: "fetch.no_proxy",
+        what: "hosts asked without the proxy; $NO_PROXY when not set",
+        is_path: false,
+        set: |config, text| {
+            config.no_proxy = Some(value::words(text).join(","));
+            Ok(())
+        },
+        show: |config| config.no_proxy.clone(),
+    },
+    Key {
+        name: "fetch.docker_config",
+        what: "Docker's config.json with credentials; $DOCKER_CONFIG/config.json or ~/.docker/config.json when not set",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.docker_config = Some(path)),
+        show: |config| config.docker_config.as_ref().map(|path| path.display().to_string()),
+    },
+    Key {
+        name: "fetch.platform",
+        what: "platform taken from an image index, such as linux/arm64; this machine's when not set",
+        is_path: false,
+        set: |config, text| {
+            text.parse().map(|platform| config.platform = platform).map_err(|error| format!("{text:?}: {error}"))
+        },
+        show: |config| Some(config.platform.to_string()),
+    },
+    Key {
+        name: "device.transport",
+        what: "how devices are shown to the kernel: auto (ublk where it can be used, else fuse), ublk or fuse",
+        is_path: false,
+        set: |config, text| {
+            text.parse().map(|wanted| config.transport = wanted).map_err(|error: TransportError| error.to_string())
+        },
+        show: |config| Some(config.transport.to_string()),
+    },
+    Key {
+        name: "mount.flags",
+        what: "flags of mounts besides ro: any of nodev, nosuid, noexec, noatime, nosymfollow",
+        is_path: false,
+        set: |config, text| {
+            let flags: Result<Vec<Flag>, String> = value::words(text).iter().map(|word| word.parse()).collect();
+            config.mount_flags = flags?;
+            Ok(())
+        },
+        show: |config| Some(config.mount_flags.iter().map(Flag::name).collect::<Vec<_>>().join(",")),
+    },
+    Key {
+        name: "log.format",
+        what: "log lines as human or json, on standard error",
+        is_path: false,
+        set: |config, text| text.parse().map(|format: Format| config.log_format = format),
+        show: |config| Some(config.log_format.name().to_owned()),
+    },
+    Key {
+        name: "log.level",
+        what: "least severity logged: error, warn, info, debug or trace; other libraries log from warn on",
+        is_path: false,
+        set: |config, text| {
+            text.parse()
+                .map(|level| config.log_level = level)
+                .map_err(|_| format!("{text:?} is not a level; write error, warn, info, debug or trace"))
+        },
+        show: |config| Some(config.log_level.to_string().to_lowercase()),
+    },
+];

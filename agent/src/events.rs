@@ -1,0 +1,121 @@
+//! What happened lately, for operators: one bounded ring that all parts of an agent write to.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::Mutex;
+use penstock_api::{Event, Timestamp};
+
+/// Events kept: as many as one answer of the API lists. Older ones are dropped and counted as lost to who asks for them.
+pub const KEPT: usize = penstock_api::EVENTS_LISTED;
+
+/// Bytes of text or of one fact that are kept; the rest is cut. Keeps the ring below 4 MiB whatever a registry answers.
+const TEXT_BYTES: usize = 1024;
+
+/// Whether an event needs somebody's attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// The expected course of things.
+    Note,
+    /// Something failed or was done without.
+    Warning,
+}
+
+/// The ring. Cheap to clone; all clones are the same ring.
+#[derive(Debug, Clone)]
+pub struct Events {
+    started_at: Timestamp,
+    ring: Arc<Mutex<Ring>>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    newest: u64,
+    kept: VecDeque<Event>,
+}
+
+impl Events {
+    /// An empty ring of an agent that starts now.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { started_at: Timestamp::now(), ring: Arc::default() }
+    }
+
+    /// When the agent started.
+    #[must_use]
+    pub const fn started_at(&self) -> Timestamp {
+        self.started_at
+    }
+
+    /// Keeps an event, and logs it. `kind` is stable words for programs, `text` a sentence, `facts` are by name.
+    pub fn record(&self, severity: Severity, kind: &str, text: &str, facts: &[(&str, &str)]) {
+        match severity {
+            Severity::Note => tracing::info!(target: "penstock_agent::event", kind, ?facts, "{text}"),
+            Severity::Warning => tracing::warn!(target: "penstock_agent::event", kind, ?facts, "{text}"),
+        }
+        let fields = facts.iter().map(|(name, fact)| ((*name).to_owned(), cut(fact))).collect();
+        let mut ring = self.ring.lock();
+        ring.newest += 1;
+        let event =
+            Event { sequence: ring.newest, time: Timestamp::now(), kind: kind.to_owned(), text: cut(text), fields };
+        if ring.kept.len() == KEPT {
+            ring.kept.pop_front();
+        }
+        ring.kept.push_back(event);
+    }
+
+    /// The first `limit` kept events with a sequence beyond `since`.
+    #[must_use]
+    pub fn since(&self, since: u64, limit: usize) -> penstock_api::Events {
+        let ring = self.ring.lock();
+        let oldest = ring.kept.front().map_or(ring.newest + 1, |event| event.sequence);
+        penstock_api::Events {
+            started_at: self.started_at,
+            events: ring.kept.iter().filter(|event| event.sequence > since).take(limit).cloned().collect(),
+            newest: ring.newest,
+            lost: oldest.saturating_sub(since.saturating_add(1)),
+        }
+    }
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().take_while(|(at, c)| at + c.len_utf8() <= TEXT_BYTES).last() {
+        Some((at, c)) if at + c.len_utf8() < text.len() => format!("{}...", &text[..at + c.len_utf8()]),
+        _ => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ring_is_bounded_and_counts_what_it_lost() {
+        let events = Events::new();
+        assert_eq!((events.since(0, 10).newest, events.since(0, 10).lost), (0, 0));
+        for n in 0..KEPT + 5 {
+            events.record(Severity::Note, "test.event", &n.to_string(), &[("n", &n.to_string())]);
+        }
+        let all = events.since(0, usize::MAX);
+        assert_eq!((all.events.len(), all.newest, all.lost), (KEPT, KEPT as u64 + 5, 5));
+        assert_eq!(all.events[0].sequence, 6);
+        let some = events.since(KEPT as u64, 3);
+        assert_eq!(some.events.iter().map(|e| e.sequence).collect::<Vec<_>>(), [1, 2, 3].map(|n| KEPT as u64 + n));
+        assert_eq!(some.lost, 0);
+        assert!(events.since(u64::MAX, 10).events.is_empty());
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        let events = Events::new();
+        events.record(Severity::Warning, "test.long", &"\u{e9}".repeat(4096), &[]);
+        let text = &events.since(0, 1).events[0].text;
+        assert_eq!(text.len(), TEXT_BYTES + 3);
+        assert!(text.ends_with("\u{e9}..."));
+    }
+}

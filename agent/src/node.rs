@@ -1,0 +1,162 @@
+//! The admin API's calls, answered by the agent's parts.
+
+mod refusal;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use penstock_api::{self as api, Answer, NodeError, Readiness};
+use penstock_cache::{Cache, IndexState, Whole};
+use prometheus_client::registry::Registry;
+
+use crate::{attachments::Attachments, events::Events, metrics::Metrics};
+
+/// The agent as the admin API sees it.
+#[derive(Debug)]
+pub(crate) struct AgentNode {
+    attachments: Arc<Attachments>,
+    cache: Arc<Cache>,
+    cache_dir: PathBuf,
+    metrics: (Arc<Registry>, Metrics),
+    events: Events,
+    ready: Arc<AtomicBool>,
+}
+
+impl AgentNode {
+    pub(crate) fn new(
+        attachments: Arc<Attachments>,
+        cache: (Arc<Cache>, PathBuf),
+        metrics: (Arc<Registry>, Metrics),
+        events: Events,
+        ready: Arc<AtomicBool>,
+    ) -> Self {
+        let (cache, cache_dir) = cache;
+        Self { attachments, cache, cache_dir, metrics, events, ready }
+    }
+}
+
+impl api::Node for AgentNode {
+    fn readiness(&self) -> Readiness {
+        if self.ready.load(Ordering::SeqCst) {
+            Readiness::Ready
+        } else {
+            Readiness::NotReady("the agent is stopping; ask again when it has started anew".to_owned())
+        }
+    }
+
+    fn metrics(&self) -> Answer<'_, String> {
+        let (registry, metrics) = &self.metrics;
+        metrics.set(|state| self.attachments.count(state));
+        let mut text = String::new();
+        let encoded = prometheus_client::encoding::text::encode(&mut text, registry);
+        Box::pin(std::future::ready(
+            encoded
+                .map(|()| text)
+                .map_err(|error| NodeError::Internal(format!("the metrics cannot be written: {error}"))),
+        ))
+    }
+
+    fn devices(&self) -> Answer<'_, Vec<api::Device>> {
+        Box::pin(std::future::ready(Ok(self.attachments.devices())))
+    }
+
+    fn device<'a>(&'a self, id: &'a str) -> Answer<'a, api::Device> {
+        Box::pin(std::future::ready(self.attachments.device(id).map_err(NodeError::from)))
+    }
+
+    fn attach(&self, request: api::Attach) -> Answer<'_, api::Device> {
+        Box::pin(async move { Ok(self.attachments.attach(request).await?) })
+    }
+
+    fn detach<'a>(&'a self, id: &'a str, force: bool) -> Answer<'a, ()> {
+        Box::pin(async move { Ok(self.attachments.detach(id, force).await?) })
+    }
+
+    fn detach_all(&self, force: bool) -> Answer<'_, api::Detached> {
+        Box::pin(async move {
+            let mut answer = api::Detached::default();
+            for (id, outcome) in self.attachments.detach_all(force).await {
+                match outcome {
+                    Ok(()) => answer.detached.push(id.to_string()),
+                    Err(error) => answer
+                        .failed
+                        .push(api::NotDetached { id: id.to_string(), problem: NodeError::from(error).into() }),
+                }
+            }
+            Ok(answer)
+        })
+    }
+
+    fn cache(&self) -> Answer<'_, api::CacheUsage> {
+        Box::pin(std::future::ready(Ok(self.cache_usage())))
+    }
+
+    fn events(&self, since: u64, limit: usize) -> Answer<'_, api::Events> {
+        Box::pin(std::future::ready(Ok(self.events.since(since, limit))))
+    }
+
+    fn version(&self) -> api::Version {
+        let kernel = rustix::system::uname();
+        let part = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
+        api::Version {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: format!("{} {} {}", part(kernel.sysname()), part(kernel.release()), part(kernel.machine())),
+            pid: std::process::id(),
+            started_at: self.events.started_at(),
+        }
+    }
+}
+
+impl AgentNode {
+    fn cache_usage(&self) -> api::CacheUsage {
+        let usage = self.cache.usage();
+        api::CacheUsage {
+            dir: self.cache_dir.clone(),
+            cap_bytes: usage.cap_bytes,
+            used_bytes: usage.used_bytes,
+            chunks_present: usage.present_chunks,
+            chunks_durable: usage.durable_chunks,
+            hits: usage.hits,
+            fills: usage.fills,
+            bypasses: usage.bypasses,
+            evicted: usage.evicted_chunks,
+            corrupt_dropped: usage.corrupt_chunks,
+            index: api::Index {
+                state: match &usage.index {
+                    IndexState::Good => api::IndexState::Open,
+                    IndexState::Rebuilt { .. } => api::IndexState::Rebuilt,
+                    IndexState::Abandoned { .. } => api::IndexState::Lost,
+                },
+                detail: usage.index.to_string(),
+            },
+            blobs_total: usage.blobs,
+            blobs: self.cache.blobs().iter().map(blob_usage).collect(),
+        }
+    }
+}
+
+fn blob_usage(blob: &penstock_cache::BlobUsage) -> api::BlobUsage {
+    let usage = api::BlobUsage {
+        digest: blob.digest,
+        size_bytes: blob.size_bytes,
+        chunk_size_bytes: blob.chunk_size.bytes(),
+        chunks: blob.chunks.into(),
+        chunks_present: blob.present_chunks.into(),
+        chunks_durable: blob.durable_chunks.into(),
+        present_bytes: blob.present_bytes,
+        present_share: 0.0,
+        fetched_bytes: blob.fetched_bytes,
+        verification: match blob.whole {
+            Whole::Partial => api::Verification::Partial,
+            Whole::Mismatch => api::Verification::Mismatch,
+            Whole::Verifying => api::Verification::Running,
+            Whole::Verified => api::Verification::Whole,
+        },
+    };
+    usage.with_share()
+}

@@ -1,0 +1,109 @@
+//! `penstock agent`: an agent as a process, from its config to its last signal.
+
+use std::{io, time::Duration};
+
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{Signal, SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Agent, DrainError, StartError,
+    cli::AgentArgs,
+    config::{Config, ConfigError},
+    log, output,
+};
+
+/// How long threads that wait for the kernel may hold up the end of the process once everything else has ended.
+const LINGERING: Duration = Duration::from_secs(2);
+
+/// Why `penstock agent` failed. Each text is one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The config is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The agent did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The agent did not stop cleanly.
+    #[error(transparent)]
+    Drain(#[from] DrainError),
+    /// A second signal came while it stopped.
+    #[error(
+        "ended by a second signal before it had stopped; what is left in the kernel is cleaned up at the next start"
+    )]
+    Hurried,
+    /// The system gave no threads, signals or output.
+    #[error("cannot run: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Runs an agent until SIGTERM or SIGINT and drains it, or prints the config.
+///
+/// # Errors
+/// [`RunError`].
+pub fn agent(args: &AgentArgs) -> Result<(), RunError> {
+    let loaded = Config::load(&args.flags)?;
+    if args.print_config {
+        return Ok(output::print(&loaded.print())?);
+    }
+    log::start(loaded.config.log_format, loaded.config.log_level);
+    for notice in &loaded.notices {
+        tracing::warn!("{notice}");
+    }
+    with_runtime(serve(loaded.config))?
+}
+
+/// Runs `work` on a runtime whose last threads are not waited for without bound.
+pub(crate) fn with_runtime<T>(work: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = Runtime::new()?;
+    let outcome = runtime.block_on(Box::pin(work));
+    runtime.shutdown_timeout(LINGERING);
+    Ok(outcome)
+}
+
+async fn serve(config: Config) -> Result<(), RunError> {
+    let mut signals = Signals::new()?;
+    let stop = CancellationToken::new();
+    let agent = {
+        let mut starting = Box::pin(Agent::start_until(config, &stop));
+        tokio::select! {
+            agent = &mut starting => agent?,
+            name = signals.next() => {
+                tracing::info!(signal = name, "stopping as soon as the agent has started");
+                stop.cancel();
+                starting.await?
+            }
+        }
+    };
+    if !stop.is_cancelled() {
+        let name = signals.next().await;
+        tracing::info!(signal = name, "draining");
+    }
+    tokio::select! {
+        drained = agent.stop() => Ok(drained?),
+        _ = signals.next() => Err(RunError::Hurried),
+    }
+}
+
+/// The signals that end a process politely.
+pub(crate) struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    /// The name of the next signal.
+    pub(crate) async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! What is remembered of an attachment: enough to make it again without asking a registry.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use penstock_api::Timestamp;
+use penstock_blob::{Blob, Digest};
+use penstock_device::{DeviceId, Wanted};
+use penstock_fetcher::{Platform, Reference};
+use serde::{Deserialize, Serialize};
+
+/// The version of the form written here. A record of another version is left alone, and listed as such.
+const VERSION: u32 = 1;
+
+/// The longest record read or written, in bytes: far more than 255 layers with their annotations take.
+pub const MAX_BYTES: u64 = 1 << 20;
+
+/// The most layers in a record: as many as an image may have (OverlayBD stacks up to 255).
+pub const MAX_LAYERS: usize = 255;
+
+/// One attachment as recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    version: u32,
+    /// The device's name, also the file's.
+    #[serde(with = "text")]
+    pub id: DeviceId,
+    /// The image as it was asked for.
+    #[serde(with = "text")]
+    pub reference: Reference,
+    /// The digest of the manifest that the reference meant then.
+    pub manifest: Digest,
+    /// The platform chosen.
+    #[serde(with = "text")]
+    pub platform: Platform,
+    /// The transport asked for.
+    #[serde(with = "text")]
+    pub transport: Wanted,
+    /// When it was attached.
+    pub attached_at: Timestamp,
+    /// Where its file system is mounted, if it is.
+    pub mount: Option<PathBuf>,
+    /// What it was when it could last be opened.
+    pub seen: Seen,
+    /// Its layers, bottom first.
+    pub layers: Vec<LayerRecord>,
+}
+
+/// Facts about an image that are shown also while it cannot be opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seen {
+    /// What it is made of, in words.
+    pub image: String,
+    /// How its bytes are verified, in words.
+    pub verified_by: String,
+    /// Size of the device in bytes.
+    pub size_bytes: u64,
+    /// The file system mounted from it, by the driver's name.
+    pub file_system: Option<String>,
+}
+
+/// One layer as the manifest described it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerRecord {
+    /// The blob's name.
+    pub digest: Digest,
+    /// The blob's size in bytes.
+    pub size_bytes: u64,
+    /// Its media type.
+    pub media_type: String,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl LayerRecord {
+    /// The layer's blob.
+    #[must_use]
+    pub const fn blob(&self) -> Blob {
+        Blob { digest: self.digest, size_bytes: self.size_bytes }
+    }
+}
+
+/// Why a file is not a record that this agent can use.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// It cannot be read.
+    #[error("cannot be read: {0}")]
+    Read(#[from] io::Error),
+    /// It is longer than any record.
+    #[error("is longer than {MAX_BYTES} bytes")]
+    TooLong,
+    /// It has another version.
+    #[error("is of version {0}, and this agent reads version {VERSION}; it was written by another release")]
+    Version(u64),
+    /// It is not a record.
+    #[error("is not a record of an attachment: {0}")]
+    Malformed(String),
+    /// It has too many layers, or none.
+    #[error("has {0} layers; an image has from 1 to {MAX_LAYERS}")]
+    Layers(usize),
+    /// It names another attachment than its file does.
+    #[error("names attachment {0}, unlike its file")]
+    Misnamed(DeviceId),
+    /// The mount point is not absolute.
+    #[error("has a mount point that is not an absolute path")]
+    Mount,
+}
+
+/// What an attachment is recorded with.
+#[derive(Debug, Clone)]
+pub struct New {
+    /// The device's name.
+    pub id: DeviceId,
+    /// The image as it was asked for.
+    pub reference: Reference,
+    /// The digest of its manifest.
+    pub manifest: Digest,
+    /// The platform chosen.
+    pub platform: Platform,
+    /// The transport asked for.
+    pub transport: Wanted,
+    /// Its layers, bottom first.
+    pub layers: Vec<LayerRecord>,
+}
+
+impl Record {
+    /// A record of an attachment made now.
+    #[must_use]
+    pub fn new(new: New, mount: Option<PathBuf>, seen: Seen) -> Self {
+        Self {
+            version: VERSION,
+            id: new.id,
+            reference: new.reference,
+            manifest: new.manifest,
+            platform: new.platform,
+            transport: new.transport,
+            attached_at: Timestamp::now(),
+            mount,
+            seen,
+            layers: new.layers,
+        }
+    }
+
+    /// The record as it is written.
+    ///
+    /// # Errors
+    /// [`RecordError`] when it would not be read back.
+    pub fn to_text(&self) -> Result<String, RecordError> {
+        let mut text = serde_json::to_string_pretty(self).map_err(|error| RecordError::Malformed(error.to_string()))?;
+        text.push('\n');
+        if text.len() as u64 > MAX_BYTES {
+            return Err(RecordError::TooLong);
+        }
+        self.check()?;
+        Ok(text)
+    }
+
+    /// The record written as `text`.
+    ///
+    /// # Errors
+    /// [`RecordError`], never a panic, whatever the text is.
+    pub fn from_text(text: &[u8]) -> Result<Self, RecordError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u64,
+        }
+        if text.len() as u64 > MAX_BYTES {
+            return Err(RecordError::TooLong);
+        }
+        let malformed = |error: serde_json::Error| RecordError::Malformed(error.to_string());
+        let Versioned { version } = serde_json::from_slice(text).map_err(malformed)?;
+        if version != u64::from(VERSION) {
+            return Err(RecordError::Version(version));
+        }
+        let record: Self = serde_json::from_slice(text).map_err(malformed)?;
+        record.check()?;
+        Ok(record)
+    }
+
+    fn check(&self) -> Result<(), RecordError> {
+        if !(1..=MAX_LAYERS).contains(&self.layers.len()) {
+            return Err(RecordError::Layers(self.layers.len()));
+        }
+        if self.mount.as_ref().is_some_and(|dir| !dir.is_absolute()) {
+            return Err(RecordError::Mount);
+        }
+        Ok(())
+    }
+}
+
+/// The record in the file `path`, which must be named after it.
+///
+/// # Errors
+/// [`RecordError`]; a file longer than [`MAX_BYTES`] is not read to its end.
+pub fn read(path: &Path) -> Result<Record, RecordError> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut text)?;
+    let record = Record::from_text(&text)?;
+    let named = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
+    if named == Some(record.id.as_str()) { Ok(record) } else { Err(RecordError::Misnamed(record.id)) }
+}
+
+/// A field that is written as it is shown.
+mod text {
+    use std::{borrow::Cow, fmt::Display, str::FromStr};
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
