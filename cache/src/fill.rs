@@ -19,9 +19,6 @@ use crate::{
     store::Store,
 };
 
-#[cfg(test)]
-mod tests;
-
 /// How a fill ended, for everybody who waits for it.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
@@ -168,10 +165,7 @@ impl Lead {
         let written = tokio::task::spawn_blocking(move || {
             let written = write(&store, &entry, &fill, &bytes, space);
             drop(pending);
-            if let Err(e) = &written {
-                store.metrics.write_failures.inc();
-                tracing::warn!("a chunk of blob {} could not be stored: {e}", entry.blob.digest);
-            }
+            store.note_write(&written);
             written.is_ok()
         });
         // An error: the runtime is stopping.

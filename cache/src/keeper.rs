@@ -6,6 +6,7 @@
 use std::{
     any::Any,
     fmt,
+    fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -52,16 +53,27 @@ impl Fault {
 
 impl Keeper {
     /// Opens an index and reads all of it, within `watchdog`.
-    pub(crate) fn open(open: OpenIndex, watchdog: Duration) -> Result<(Self, Snapshot), Fault> {
+    ///
+    /// `held` is let go when the index is closed, not before: the lock of the directory.
+    pub(crate) fn open(open: OpenIndex, watchdog: Duration, held: Arc<File>) -> Result<(Self, Snapshot), Fault> {
         let (requests, incoming) = sync_channel(1);
         let (opened, outcome) = sync_channel(1);
         thread::Builder::new()
             .name("penstock-index".into())
             .spawn(move || {
                 let told = opened.clone();
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| serve(&open, &opened, &incoming))) {
-                    // Nobody listens any more when the panic came after the open: the committer sees the closed channel.
-                    let _ = told.try_send(Err(IndexError(format!("it panicked: {}", text(&*panic)))));
+                let closed = match catch_unwind(AssertUnwindSafe(|| serve(&open, &opened, &incoming))) {
+                    Ok(closed) => closed,
+                    Err(panic) => {
+                        // Nobody listens any more when the panic came after the open: the committer sees the closed channel.
+                        let _ = told.try_send(Err(IndexError(format!("it panicked: {}", text(&*panic)))));
+                        None
+                    }
+                };
+                drop(held);
+                if let Some(done) = closed {
+                    // Who closes may have given up waiting.
+                    let _ = done.send(());
                 }
             })
             .map_err(|e| Fault::failed(IndexError::new("no thread for it", &e)))?;
@@ -100,20 +112,22 @@ impl fmt::Debug for Keeper {
     }
 }
 
-/// The life of an index: open, load, commit until told to close or nobody is left to tell.
-fn serve(open: &OpenIndex, opened: &SyncSender<Result<Snapshot, IndexError>>, incoming: &Receiver<Request>) {
+/// The life of an index: open, load, commit until told to close or nobody is left to tell. Whom to tell that it is closed.
+fn serve(
+    open: &OpenIndex,
+    opened: &SyncSender<Result<Snapshot, IndexError>>,
+    incoming: &Receiver<Request>,
+) -> Option<SyncSender<()>> {
     let loaded = open().and_then(|mut index| index.load().map(|snapshot| (index, snapshot)));
     let mut index = match loaded {
         Ok((index, snapshot)) => {
-            if opened.send(Ok(snapshot)).is_err() {
-                return;
-            }
+            opened.send(Ok(snapshot)).ok()?;
             index
         }
         Err(error) => {
             // A failed send: the opener gave up waiting.
             let _ = opened.send(Err(error));
-            return;
+            return None;
         }
     };
     while let Ok(request) = incoming.recv() {
@@ -122,13 +136,10 @@ fn serve(open: &OpenIndex, opened: &SyncSender<Result<Snapshot, IndexError>>, in
                 // A failed send: the committer gave up waiting.
                 let _ = done.send(index.commit(batch));
             }
-            Request::Close(done) => {
-                drop(index);
-                let _ = done.send(());
-                return;
-            }
+            Request::Close(done) => return Some(done),
         }
     }
+    None
 }
 
 /// What a panic said.

@@ -67,6 +67,8 @@ mod recover;
 mod room;
 mod slots;
 mod store;
+#[cfg(test)]
+mod testing;
 mod usage;
 mod verify;
 

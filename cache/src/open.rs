@@ -68,7 +68,7 @@ pub(crate) struct Parts {
 /// Opens a directory. Does file operations throughout, and waits for the index within its watchdog.
 pub(crate) fn open(config: Config, parts: Parts) -> Result<Opened, OpenError> {
     let layout = Layout::new(&config.dir);
-    let lock = layout.prepare(&*parts.seams.disk)?;
+    let lock = Arc::new(layout.prepare(&*parts.seams.disk)?);
     let dir = config.dir.clone();
     let failed = |step| {
         let path = dir.clone();
@@ -76,7 +76,7 @@ pub(crate) fn open(config: Config, parts: Parts) -> Result<Opened, OpenError> {
     };
     let scan = layout.scan().map_err(failed("read the blobs of"))?;
     let clean = layout.take_clean().map_err(failed("read the marker of the last close of"))?;
-    let mut index = open_index(&layout, &parts.seams, &config, (clean, !scan.found.is_empty()));
+    let mut index = open_index(&layout, &lock, (&parts.seams, &config), (clean, !scan.found.is_empty()));
     let seen = [scan.highest, index.records.blobs.keys().next_back().copied()].into_iter().flatten().max();
     index.sys.next_no = index.sys.next_no.max(seen.map_or(0, |no| no.saturating_add(1)));
 
@@ -97,7 +97,7 @@ pub(crate) fn open(config: Config, parts: Parts) -> Result<Opened, OpenError> {
 fn new_store(
     config: Config,
     parts: Parts,
-    (layout, lock): (Layout, File),
+    (layout, lock): (Layout, Arc<File>),
     sys: &SysRecord,
 ) -> (Arc<Store>, broadcast::Receiver<Event>) {
     let queue = Arc::new(Queue::default());
@@ -127,6 +127,7 @@ fn new_store(
         closing: AtomicBool::new(false),
         stop: CancellationToken::new(),
         _lock: lock,
+        cannot_store: AtomicBool::new(false),
     };
     (Arc::new(store), events)
 }
@@ -142,8 +143,14 @@ struct Index {
 }
 
 /// Opens the index; sets a bad one aside and opens an empty one; goes without when that fails too.
-fn open_index(layout: &Layout, seams: &Seams, config: &Config, (clean, blobs): (Option<Clean>, bool)) -> Index {
-    let open = || Keeper::open(seams.index.clone(), config.watchdog);
+fn open_index(
+    layout: &Layout,
+    lock: &Arc<File>,
+    open: (&Seams, &Config),
+    (clean, blobs): (Option<Clean>, bool),
+) -> Index {
+    let (seams, config) = open;
+    let open = || Keeper::open(seams.index.clone(), config.watchdog, lock.clone());
     let (fault, mut why) = match open() {
         Ok((keeper, snapshot)) => {
             let trust = trust(snapshot.sys.as_ref(), snapshot.damaged, clean.as_ref(), blobs);
@@ -195,7 +202,12 @@ fn started(keeper: Keeper, mut snapshot: Snapshot, trust: Trust) -> Result<Index
     let mut sys = snapshot.sys.take().unwrap_or_else(new_sys);
     sys.starts = sys.starts.wrapping_add(1);
     sys.commits += 1;
-    keeper.commit(vec![Write { key: SYS_KEY.to_vec(), value: Some(sys.encode()) }])?;
+    if let Err(fault) = keeper.commit(vec![Write { key: SYS_KEY.to_vec(), value: Some(sys.encode()) }]) {
+        if !fault.lost {
+            keeper.close();
+        }
+        return Err(fault);
+    }
     Ok(Index { keeper: Some(keeper), sys, records: Records::of(snapshot), trust, abandoned: None })
 }
 

@@ -83,7 +83,7 @@ pub(crate) async fn read(store: &Arc<Store>, blob: Blob, range: ByteRange) -> Re
     let mut parts = Vec::new();
     let mut start = range.start();
     while start < range.end() {
-        let end = range.end().min((start / WINDOW_BYTES + 1) * WINDOW_BYTES);
+        let end = range.end().min((start / WINDOW_BYTES).saturating_add(1).saturating_mul(WINDOW_BYTES));
         let Ok(window) = ByteRange::new(start, end) else { break };
         read_window(store, blob, window, &mut parts).await?;
         start = end;

@@ -268,9 +268,20 @@ impl Slots {
         self.words_of(segment, bits).any(|(_, word)| word.load(Ordering::SeqCst) & PINS != 0)
     }
 
-    /// Whether any chunk is pinned.
-    pub(crate) fn is_pinned_anywhere(&self) -> bool {
-        self.known_segments().any(|(n, _)| self.is_pinned(n, Bits([u64::MAX; 4])))
+    /// Clears the bits of every chunk, unless one is pinned: then nothing changes. Says whether all is clear.
+    pub(crate) fn clear(&self) -> bool {
+        let all = Bits([u64::MAX; 4]);
+        let had: Vec<_> = self.known_segments().map(|(n, s)| (n, s, s.present.load(), s.checked.load())).collect();
+        for (_, segment, ..) in &had {
+            segment.checked.remove(all);
+            segment.present.remove(all);
+        }
+        let pinned = had.iter().any(|(number, ..)| self.is_pinned(*number, all));
+        for (_, segment, present, checked) in had.iter().filter(|_| pinned) {
+            segment.present.add(*present);
+            segment.checked.add(*checked);
+        }
+        !pinned
     }
 
     /// Makes the last unpin of these chunks' extents wake the committer.
@@ -346,7 +357,7 @@ impl Pinned for Slots {
 }
 
 impl Drop for Slots {
-    /// The last reader of a removed blob gives its space back: only now does the file system, too.
+    /// What could not be given back when the blob was removed is given back now: the files are closed.
     fn drop(&mut self) {
         self.room.give(*self.charged.get_mut());
     }

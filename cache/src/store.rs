@@ -70,7 +70,9 @@ pub(crate) struct Store {
     /// Fills give up.
     pub(crate) stop: CancellationToken,
     /// Held for life: one process per directory.
-    pub(crate) _lock: File,
+    pub(crate) _lock: Arc<File>,
+    /// Set while chunks cannot be written: said once when it begins and once when it ends.
+    pub(crate) cannot_store: AtomicBool,
 }
 
 impl Store {
@@ -90,6 +92,23 @@ impl Store {
         }
         // No receiver is no failure.
         let _ = self.events.send(event);
+    }
+
+    /// Counts a failed write; the log says when the trouble begins and ends, not each time.
+    pub(crate) fn note_write(&self, written: &std::io::Result<()>) {
+        match written {
+            Err(e) => {
+                self.metrics.write_failures.inc();
+                if !self.cannot_store.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("fetched chunks cannot be stored and are served without: {e}");
+                }
+            }
+            Ok(()) => {
+                if self.cannot_store.load(Ordering::Relaxed) && self.cannot_store.swap(false, Ordering::Relaxed) {
+                    tracing::info!("fetched chunks can be stored again");
+                }
+            }
+        }
     }
 
     /// Where `range` is, when all of it is stored and checked. The whole hit path: a table look-up, pins, bit tests.
@@ -187,32 +206,37 @@ impl Store {
     /// Takes a blob that nobody reads out of the table and deletes its files; says how many bytes that frees. Does file operations.
     pub(crate) fn retire(&self, entry: &Arc<Entry>) -> Result<u64, RemoveError> {
         let digest = entry.blob.digest;
-        let slots = {
-            let mut state = entry.lock();
-            let slots = entry.slots.get();
-            if !state.fills.is_empty() || slots.is_some_and(|s| s.is_pinned_anywhere()) {
-                return Err(RemoveError::Busy { blob: digest });
-            }
-            if state.retired {
-                return Err(RemoveError::NotFound { blob: digest });
-            }
-            state.retired = true;
+        let mut state = entry.lock();
+        if state.retired {
+            return Err(RemoveError::NotFound { blob: digest });
+        }
+        let slots = entry.slots.get();
+        if !state.fills.is_empty() || !slots.is_none_or(|s| s.clear()) {
+            return Err(RemoveError::Busy { blob: digest });
+        }
+        state.retired = true;
+        {
             let _changes = self.table_changes.lock();
             let mut table = Table::clone(&self.table.load());
             table.remove(&entry.blob);
             self.table.store(Arc::new(table));
-            slots.cloned()
-        };
-        let Some(slots) = slots else { return Ok(0) };
-        // A reader that found the blob a moment ago keeps its open file; the space is counted until it lets go.
-        self.metrics.blobs.dec();
-        self.metrics.present_chunks.dec_by(u64::from(slots.present.load(Ordering::Relaxed)));
-        self.metrics.durable_chunks.dec_by(u64::from(slots.durable.load(Ordering::Relaxed)));
-        if let Err(e) = self.layout.delete(slots.no) {
-            tracing::warn!("the files of cached blob number {} could not be deleted: {e}", slots.no);
         }
+        drop(state);
+        let Some(slots) = slots else { return Ok(0) };
+        self.metrics.blobs.dec();
+        self.metrics.present_chunks.dec_by(u64::from(slots.present.swap(0, Ordering::Relaxed)));
+        self.metrics.durable_chunks.dec_by(u64::from(slots.durable.swap(0, Ordering::Relaxed)));
         self.queue().gone(Gone { no: slots.no, segments: slots.segment_count() });
-        Ok(slots.charged.load(Ordering::Relaxed))
+        // Emptied as well as unlinked: somebody may still hold the open files. If either fails the space is counted until they let go.
+        let emptied =
+            self.layout.delete(slots.no).and_then(|()| slots.data.set_len(0)).and_then(|()| slots.headers.set_len(0));
+        if let Err(e) = emptied {
+            tracing::warn!("the files of cached blob number {} could not be deleted: {e}", slots.no);
+            return Ok(0);
+        }
+        let freed = slots.charged.swap(0, Ordering::Relaxed);
+        self.room().give(freed);
+        Ok(freed)
     }
 }
 

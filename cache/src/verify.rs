@@ -87,6 +87,9 @@ fn settle(store: &Arc<Store>, entry: &Arc<Entry>, drops: u64, found: Found) {
     let Some(slots) = entry.slots.get() else { return };
     let digest = entry.blob.digest;
     let mut state = entry.lock();
+    if state.retired {
+        return;
+    }
     let found = if state.drops == drops { found } else { Found::Changed };
     let event = match found {
         Found::Changed => {

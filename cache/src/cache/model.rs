@@ -1,0 +1,117 @@
+//! A cache behaves as a map with a size: whatever is done to it, a read gives the blob's bytes, and the cap holds.
+
+use penstock_blob::BlobSource;
+use proptest::prelude::*;
+
+use crate::testing::{Bench, CHUNK, crash, located, part, range};
+
+/// Sizes of the model's blobs in bytes; together more than the cap.
+const SIZES: [u64; 3] = [9 * CHUNK + 1, 20 * CHUNK, 70];
+const CAP: u64 = 17 * CHUNK;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Read(usize, u64, u64),
+    Locate(usize, u64, u64),
+    Reject(usize, u64, u64),
+    Remove(usize),
+    Retain(usize),
+    Settle,
+    Restart,
+    Crash,
+    LoseIndex,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let place = || (0..SIZES.len(), any::<u64>(), 1..6 * CHUNK);
+    let step = prop_oneof![
+        12 => place().prop_map(|(b, at, len)| Step::Read(b, at, len)),
+        6 => place().prop_map(|(b, at, len)| Step::Locate(b, at, len)),
+        2 => place().prop_map(|(b, at, len)| Step::Reject(b, at, len)),
+        1 => (0..SIZES.len()).prop_map(Step::Remove),
+        1 => (0..SIZES.len()).prop_map(Step::Retain),
+        3 => Just(Step::Settle),
+        1 => Just(Step::Restart),
+        1 => Just(Step::Crash),
+        1 => Just(Step::LoseIndex),
+    ];
+    proptest::collection::vec(step, 1..25)
+}
+
+/// A range inside a blob of `size` bytes.
+fn inside(size: u64, at: u64, len: u64) -> penstock_blob::ByteRange {
+    let start = at % size;
+    range(start, (start + len).min(size))
+}
+
+async fn run(steps: Vec<Step>) {
+    let mut bench = Bench::new(&SIZES);
+    bench.config.cap_bytes = CAP;
+    let mut cache = bench.open().await;
+    for step in steps {
+        match step {
+            Step::Read(blob, at, len) => {
+                let (blob, bytes) = &bench.blobs[blob];
+                let want = inside(blob.size_bytes, at, len);
+                assert!(cache.read(*blob, want).await.unwrap() == part(bytes, want));
+            }
+            Step::Locate(blob, at, len) => {
+                let (blob, bytes) = &bench.blobs[blob];
+                let want = inside(blob.size_bytes, at, len);
+                if let Some(found) = located(&cache, blob, want) {
+                    assert!(found == part(bytes, want));
+                }
+            }
+            Step::Reject(blob, at, len) => {
+                let blob = bench.blobs[blob].0;
+                let want = inside(blob.size_bytes, at, len);
+                cache.reject(&blob, want);
+                assert!(cache.locate(&blob, want).is_none());
+            }
+            Step::Remove(blob) => {
+                let digest = bench.blobs[blob].0.digest;
+                if cache.remove(&digest).await.is_ok() {
+                    assert!(cache.blob(&digest).is_none());
+                }
+            }
+            Step::Retain(blob) => cache.retain(&bench.blobs[blob].0.digest),
+            Step::Settle => {
+                cache.settle().await;
+                let usage = cache.usage();
+                assert_eq!(usage.durable_chunks, usage.present_chunks);
+            }
+            Step::Restart => {
+                cache.close().await;
+                let had = cache.usage();
+                crash(cache).await;
+                cache = bench.open().await;
+                let has = cache.usage();
+                assert_eq!((has.present_chunks, has.durable_chunks), (had.present_chunks, had.durable_chunks));
+            }
+            Step::Crash | Step::LoseIndex => {
+                // Leaving chunks come back when their holes were not punched yet, so more may be there than before.
+                let had = cache.usage().durable_chunks;
+                crash(cache).await;
+                if matches!(step, Step::LoseIndex) {
+                    std::fs::remove_dir_all(bench.path().join("index")).unwrap();
+                }
+                cache = bench.open().await;
+                assert!(cache.usage().present_chunks >= had, "a durable chunk was lost");
+            }
+        }
+        let usage = cache.usage();
+        assert!(usage.used_bytes <= CAP && bench.blocks() <= CAP, "{usage:?}, {} on disk", bench.blocks());
+        assert!(usage.durable_chunks <= usage.present_chunks, "{usage:?}");
+    }
+    bench.read_all(&cache).await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_a_read_gives_the_blobs_bytes_and_the_cap_holds(steps in steps()) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(run(steps));
+    }
+}

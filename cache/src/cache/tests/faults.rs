@@ -1,0 +1,219 @@
+//! A disk or an index that fails, stalls or panics: reads go on, nothing is stored wrong, it heals.
+
+use std::{process::Command, sync::atomic::Ordering, time::Duration};
+
+use super::*;
+use crate::{
+    disk::Kernel,
+    testing::{FailingDisk, FakeIndex, Mood},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_writes_fail_bytes_are_served_and_storing_resumes_by_itself() {
+    let bench = Bench::new(&[8 * CHUNK]);
+    let disk = Arc::new(FailingDisk::default());
+    let cache = bench.open_with(disk.clone(), FakeIndex::new(Mood::Good).opener()).await;
+    disk.writes.store(true, Ordering::SeqCst);
+    bench.read_all(&cache).await;
+    cache.settle().await;
+    let usage = cache.usage();
+    assert_eq!((usage.present_chunks, usage.bypasses), (0, 1));
+    assert_eq!(bench.memory.reads(), 1);
+    disk.writes.store(false, Ordering::SeqCst);
+    bench.read_all(&cache).await;
+    cache.settle().await;
+    assert_eq!(cache.usage().durable_chunks, 8);
+    bench.read_all(&cache).await;
+    assert_eq!(bench.memory.reads(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_whose_sync_failed_are_dropped_and_never_called_durable() {
+    let bench = Bench::new(&[8 * CHUNK]);
+    let disk = Arc::new(FailingDisk::default());
+    let cache = bench.open_with(disk.clone(), FakeIndex::new(Mood::Good).opener()).await;
+    disk.syncs.store(true, Ordering::SeqCst);
+    bench.read_all(&cache).await;
+    cache.settle().await;
+    let usage = cache.usage();
+    assert_eq!((usage.present_chunks, usage.durable_chunks), (0, 0));
+    disk.syncs.store(false, Ordering::SeqCst);
+    bench.read_all(&cache).await;
+    cache.settle().await;
+    assert_eq!(cache.usage().durable_chunks, 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn space_that_cannot_be_freed_stays_counted_until_it_can() {
+    let bench = Bench::new(&[8 * CHUNK]);
+    let disk = Arc::new(FailingDisk::default());
+    let cache = bench.open_with(disk.clone(), FakeIndex::new(Mood::Good).opener()).await;
+    bench.read_all(&cache).await;
+    cache.settle().await;
+    let used = cache.usage().used_bytes;
+    disk.punches.store(true, Ordering::SeqCst);
+    cache.reject(&bench.blobs[0].0, range(0, CHUNK));
+    cache.settle().await;
+    assert_eq!((cache.usage().used_bytes, cache.usage().present_chunks), (used, 7));
+    disk.punches.store(false, Ordering::SeqCst);
+    cache.settle().await;
+    assert_eq!(cache.usage().used_bytes, used - CHUNK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stalled_index_stops_nobody_who_reads() {
+    let bench = Bench::new(&[64 * CHUNK, 64 * CHUNK]);
+    let index = FakeIndex::new(Mood::Good);
+    let cache = bench.open_with(Arc::new(Kernel), index.opener()).await;
+    index.set(Mood::Stalls);
+    bench.read_all(&cache).await;
+    let mut fills = cache.store.fills.subscribe();
+    fills.wait_for(|n| *n == 0).await.unwrap();
+    for (blob, bytes) in &bench.blobs {
+        assert!(located(&cache, blob, blob.all().unwrap()).unwrap() == *bytes, "written chunks are located");
+    }
+    assert_eq!(cache.usage().durable_chunks, 0);
+    index.set(Mood::Good);
+    cache.settle().await;
+    assert_eq!(cache.usage().durable_chunks, 128);
+    assert_eq!(cache.usage().index, IndexState::Good);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_hangs_is_given_up_and_everything_else_goes_on() {
+    let mut bench = Bench::new(&[8 * CHUNK]);
+    bench.config.watchdog = Duration::from_millis(50);
+    let index = FakeIndex::new(Mood::Good);
+    let cache = bench.open_with(Arc::new(Kernel), index.opener()).await;
+    index.set(Mood::Stalls);
+    bench.read_all(&cache).await;
+    cache.settle().await;
+    let usage = cache.usage();
+    assert!(matches!(usage.index, IndexState::Abandoned { .. }), "{usage:?}");
+    assert_eq!(usage.durable_chunks, 8, "the synced slot headers are the record now");
+    cache.close().await;
+    index.set(Mood::Good);
+    crash(cache).await;
+    let cache = bench.open_on(refusing()).await;
+    bench.read_all(&cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_keeps_failing_or_panics_is_set_aside_and_said_once() {
+    for mood in [Mood::Fails, Mood::Panics] {
+        let bench = Bench::new(&[8 * CHUNK]);
+        let index = FakeIndex::new(Mood::Good);
+        let cache = bench.open_with(Arc::new(Kernel), index.opener()).await;
+        let mut events = cache.events();
+        index.set(mood);
+        bench.read_all(&cache).await;
+        let told = events.recv().await.unwrap();
+        assert!(matches!(told, Event::IndexAbandoned { .. } | Event::BlobVerified { .. }), "{told}");
+        cache.settle().await;
+        assert!(matches!(cache.usage().index, IndexState::Abandoned { .. }), "{mood:?}");
+        assert_eq!(cache.usage().durable_chunks, 8);
+        // Eviction and removal work without an index.
+        cache.reject(&bench.blobs[0].0, range(0, 1));
+        cache.settle().await;
+        assert_eq!(cache.usage().present_chunks, 7);
+        cache.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_failed_commit_is_retried_and_nothing_is_lost() {
+    let bench = Bench::new(&[8 * CHUNK]);
+    let index = FakeIndex::new(Mood::Good);
+    let cache = bench.open_with(Arc::new(Kernel), index.opener()).await;
+    index.set(Mood::Stalls);
+    bench.read_all(&cache).await;
+    index.set(Mood::Good);
+    cache.settle().await;
+    cache.close().await;
+    drop(cache);
+    let cache = bench.open_with(Arc::new(Kernel), index.opener()).await;
+    assert_eq!(cache.usage().durable_chunks, 8);
+    assert_eq!(cache.usage().index, IndexState::Good);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_does_not_open_is_done_without() {
+    for (mood, opens) in [(Mood::FailsToOpen, 2), (Mood::StallsToOpen, 1)] {
+        let mut bench = Bench::new(&[8 * CHUNK]);
+        bench.config.watchdog = Duration::from_millis(50);
+        let index = FakeIndex::new(mood);
+        let cache = bench.open_with(Arc::new(Kernel), index.opener()).await;
+        assert_eq!(index.opens.load(Ordering::SeqCst), opens, "a hanging open is not tried twice");
+        bench.read_all(&cache).await;
+        cache.settle().await;
+        assert!(matches!(cache.usage().index, IndexState::Abandoned { .. }));
+        assert_eq!(cache.usage().durable_chunks, 8);
+        cache.close().await;
+        index.set(Mood::Good);
+    }
+}
+
+/// A tmpfs of its own, taken down again.
+struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    /// `None`, with a word why, when this process may not mount.
+    fn mount(bytes: u64) -> Option<Self> {
+        let dir = tempfile::TempDir::new().unwrap();
+        let options = format!("size={bytes}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir.path()).output();
+        match mounted {
+            Ok(out) if out.status.success() => Some(Self(dir)),
+            _ => {
+                println!("SKIPPED: a full disk needs a tmpfs, and this process may not mount one (not root?)");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fills_up_means_bypass_and_a_new_directory_on_it_a_typed_error() {
+    let Some(tmpfs) = Tmpfs::mount(16 << 20) else { return };
+    let mut bench = Bench::new(&[4 << 20, 6 << 20]);
+    bench.config.dir = tmpfs.0.path().join("cache");
+    let cache = bench.open().await;
+    let ballast = tmpfs.0.path().join("ballast");
+    fs::write(&ballast, vec![1; 8 << 20]).unwrap();
+    bench.read_all(&cache).await;
+    cache.settle().await;
+    bench.read_all(&cache).await;
+    let usage = cache.usage();
+    assert!(usage.bypasses > 0 && usage.present_chunks > 0, "{usage:?}");
+    let filler = fs::File::create(tmpfs.0.path().join("filler")).unwrap();
+    let mut at = 0;
+    while filler.write_at(&[1; 4096], at).is_ok_and(|n| n == 4096) {
+        at += 4096;
+    }
+    let other =
+        Bench { config: crate::Config { dir: tmpfs.0.path().join("new"), ..bench.config.clone() }, ..Bench::new(&[1]) };
+    let error = other.try_open(refusing()).await.unwrap_err();
+    assert!(matches!(error, OpenError::Full { .. }), "{error}");
+    cache.close().await;
+    drop(cache);
+    // What is cached is served with the disk still full.
+    let cache = bench.open().await;
+    let had = cache.usage().present_chunks;
+    assert!(had > 0);
+    bench.read_all(&cache).await;
+    cache.settle().await;
+    assert!(cache.usage().present_chunks >= had);
+    // And more is kept once there is room.
+    fs::remove_file(&ballast).unwrap();
+    fs::remove_file(tmpfs.0.path().join("filler")).unwrap();
+    bench.read_all(&cache).await;
+    cache.settle().await;
+    assert!(cache.usage().present_chunks > had);
+    cache.close().await;
+}
