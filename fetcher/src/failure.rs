@@ -3,13 +3,13 @@
 use std::{error::Error as _, time::Duration};
 
 use penstock_blob::{Blob, ByteRange, ReadError};
-use prometheus_client::encoding::EncodeLabelValue;
+use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 
 /// Longest reason kept, in characters.
 const MAX_REASON_CHARS: usize = 300;
 
 /// What kind of failure: the label of the metric, and what the retry policy goes by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Class {
     /// No connection: name not found, refused, TLS.
     Connect,
@@ -29,6 +29,23 @@ pub(crate) enum Class {
     Wrong,
     /// Another answer that no protocol foresees.
     Refused,
+}
+
+impl EncodeLabelValue for Class {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Connect => "connect",
+            Self::Timeout => "timeout",
+            Self::Broken => "broken",
+            Self::Server => "server",
+            Self::Throttled => "throttled",
+            Self::Denied => "denied",
+            Self::Missing => "missing",
+            Self::Wrong => "wrong",
+            Self::Refused => "refused",
+        };
+        name.encode(encoder)
+    }
 }
 
 /// What another try may do about a failure.

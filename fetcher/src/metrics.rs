@@ -1,7 +1,7 @@
 //! What the fetcher counts. Names are registered as they are: the registry handed in carries the prefix.
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{
         counter::Counter,
         family::Family,
@@ -14,7 +14,7 @@ use prometheus_client::{
 use crate::failure::Class;
 
 /// What a request is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Purpose {
     /// A range of a blob.
     Blob,
@@ -22,6 +22,17 @@ pub(crate) enum Purpose {
     Manifest,
     /// A token.
     Token,
+}
+
+impl EncodeLabelValue for Purpose {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Blob => "blob",
+            Self::Manifest => "manifest",
+            Self::Token => "token",
+        };
+        name.encode(encoder)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

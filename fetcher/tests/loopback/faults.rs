@@ -195,5 +195,4 @@ async fn bytes_read_before_and_after_a_fault_are_the_blob() {
     scene.registry.fail(Fault::ResetMidBody { after_bytes: 100_000 }.times(4));
     let wanted = [(0, 200_000), (200_000, 400_000), (350_000, 600_000)];
     join_all(wanted.map(|(a, b)| scene.good(a, b))).await;
-    assert_eq!(scene.truth(range(0, 8)).len(), 8);
 }

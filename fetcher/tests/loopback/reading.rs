@@ -135,8 +135,8 @@ async fn metrics_are_registered_under_the_prefix_given() {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &root).unwrap();
     for line in [
-        "penstock_fetcher_requests_total{purpose=\"Blob\"} 2",
-        "penstock_fetcher_failures_total{class=\"Server\"} 1",
+        "penstock_fetcher_requests_total{purpose=\"blob\"} 2",
+        "penstock_fetcher_failures_total{class=\"server\"} 1",
         "penstock_fetcher_received_bytes_total 1000",
         "penstock_fetcher_retries_total 1",
         "penstock_fetcher_fetch_seconds_count 1",
