@@ -63,9 +63,9 @@ impl<P: Port> Request<P> {
 
     /// Answers with an error.
     pub(crate) fn refuse(mut self, errno: Errno) {
-        self.port.fail(self.key, errno);
         self.counters.failed();
         self.close();
+        self.port.fail(self.key, errno);
     }
 
     fn close(&mut self) {
@@ -77,10 +77,10 @@ impl<P: Port> Request<P> {
 impl<P: Port> Drop for Request<P> {
     fn drop(&mut self) {
         if self.open {
-            self.port.fail(self.key, Errno::IO);
             self.counters.failed();
             self.counters.dropped();
-            self.counters.answered();
+            self.close();
+            self.port.fail(self.key, Errno::IO);
         }
     }
 }

@@ -106,7 +106,8 @@ fn by_fusermount(dir: &Path) -> Result<Unmounted, DeviceError> {
 /// Takes away a mount whose agent died: nothing of it can be read any more (ENOTCONN), so that detaching it, also from file
 /// systems that still stand on it, loses nothing.
 fn remove_dead(dir: &Path) -> Result<(), DeviceError> {
-    let dead = fs::metadata(dir).is_err_and(|error| Errno::from_io_error(&error) == Some(Errno::NOTCONN));
+    // Attributes are cached for ever; opening the directory asks the server.
+    let dead = fs::read_dir(dir).is_err_and(|error| Errno::from_io_error(&error) == Some(Errno::NOTCONN));
     if !dead {
         return Ok(());
     }

@@ -16,9 +16,9 @@ use penstock_image::{Image, Layer};
 use prometheus_client::registry::Registry;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-/// Says why a test is skipped; `false` for the caller to return.
+/// Says why a test, which has its thread's name, is skipped or cut short; `false` for the caller to return.
 fn skip(reason: &str) -> bool {
-    println!("skipped: {reason}");
+    println!("skipped: {}: {reason}", std::thread::current().name().unwrap_or("?"));
     false
 }
 

@@ -1,0 +1,151 @@
+# Runs in the VM as root: the ublk transport of the crate `device`, through its example program `serve`.
+#
+# In the root directory: erofs.img and ext4.img (the disks), sums (sha256 of the files in erofs.img), and for each disk
+# NAME.sha256. Nothing is waited for by time alone: each loop waits for an event and gives up after a bound.
+set -eu
+say() { echo "guest: $*"; }
+die() {
+	say "FAILED: $*"
+	tail -n 40 /tmp/*.log 2>/dev/null || :
+	exit 1
+}
+# until_true COMMAND...: waits for it to succeed, 60 s at most.
+until_true() {
+	n=0
+	until "$@"; do
+		n=$((n + 1))
+		[ $n -lt 600 ] || die "gave up waiting for: $*"
+		sleep 0.1
+	done
+}
+gone() { ! kill -0 "$1" 2>/dev/null; }
+# serve NAME IMAGE [OPTION...]: starts a server, sets $pid and $dev.
+serve() {
+	name=$1 image=$2
+	shift 2
+	rm -f "/tmp/$name.ready"
+	/bin/serve "id=$name" "image=$image" transport=ublk "ready=/tmp/$name.ready" owner=7 "$@" >"/tmp/$name.out" 2>"/tmp/$name.log" &
+	pid=$!
+	n=0
+	until [ -s "/tmp/$name.ready" ]; do
+		n=$((n + 1))
+		{ [ $n -lt 600 ] && kill -0 $pid 2>/dev/null; } || die "server $name did not come up"
+		sleep 0.1
+	done
+	dev=$(cat "/tmp/$name.ready")
+	[ -b "$dev" ] || die "$dev is no block device"
+}
+block() { dd if="$1" bs=4096 count=1 skip="$2" iflag=direct 2>/dev/null; }
+nodes_gone() { [ ! -e "$1" ] && [ ! -e "$(echo "$1" | sed s/ublkb/ublkc/)" ]; }
+
+# --- right bytes, right limits; a stuck fetch stalls only its own readers --------------------------------------------------
+serve a /erofs.img stick=2097152:4096
+a=$pid adev=$dev
+[ "$(cat /sys/block/${adev#/dev/}/ro)" = 1 ] || die "not read-only"
+[ "$(cat /sys/block/${adev#/dev/}/queue/logical_block_size)" = 512 ] || die "logical block size"
+[ "$(cat /sys/block/${adev#/dev/}/queue/physical_block_size)" = 4096 ] || die "physical block size"
+[ "$(blockdev --getsize64 $adev)" = "$(stat -c %s /erofs.img)" ] || die "size"
+[ "$(cat /sys/block/${adev#/dev/}/queue/discard_max_bytes)" = 0 ] || die "offers discard"
+if dd if=/dev/zero of=$adev bs=4096 count=1 2>/dev/null; then die "could be written"; fi
+
+block $adev 512 >/tmp/slow &
+slow=$!
+i=0
+while [ $i -lt 300 ]; do
+	block $adev $((i * 2 + 1)) >/tmp/fast
+	dd if=/erofs.img bs=4096 count=1 skip=$((i * 2 + 1)) 2>/dev/null | cmp -s - /tmp/fast || die "block $((i * 2 + 1)) is wrong"
+	i=$((i + 1))
+done
+kill -0 $slow 2>/dev/null || die "the stuck read is over"
+say "300 readers passed a stuck one"
+kill -USR2 $a
+wait $slow || die "the stuck read failed"
+dd if=/erofs.img bs=4096 count=1 skip=512 2>/dev/null | cmp - /tmp/slow || die "the stuck block is wrong"
+
+[ "$(sha256sum <$adev | cut -d' ' -f1)" = "$(cat /erofs.img.sha256)" ] || die "sha256 of $adev"
+say "sha256 of the device is right"
+mkdir -p /mnt/a
+mount -t erofs -o ro $adev /mnt/a
+(cd /mnt/a && sha256sum -c /sums >/tmp/sums.out) || die "a file is wrong"
+say "$(wc -l </sums) files are right"
+
+# --- two at once -----------------------------------------------------------------------------------------------------------
+serve b /ext4.img
+b=$pid bdev=$dev
+[ "$adev" != "$bdev" ] || die "the same device twice"
+sha256sum <$adev >/tmp/suma &
+one=$!
+[ "$(sha256sum <$bdev | cut -d' ' -f1)" = "$(cat /ext4.img.sha256)" ] || die "sha256 of $bdev"
+wait $one
+[ "$(cut -d' ' -f1 /tmp/suma)" = "$(cat /erofs.img.sha256)" ] || die "sha256 of $adev beside $bdev"
+mkdir -p /mnt/b
+mount -t ext4 -o ro,noload $bdev /mnt/b
+(cd /mnt/b && sha256sum -c /sums >/tmp/sums.out) || die "a file of ext4 is wrong"
+umount /mnt/b
+kill -TERM $b
+until_true gone $b
+wait $b || die "server b ended with an error"
+nodes_gone $bdev || die "$bdev is still there"
+say "two devices at once are right, one is gone"
+
+# --- a mounted device is not taken away ------------------------------------------------------------------------------------
+kill -TERM $a
+until_true grep -q 'in use by a mount on /mnt/a' /tmp/a.out
+(cd /mnt/a && sha256sum -c /sums >/tmp/sums.out) || die "a file is wrong after the refused stop"
+umount /mnt/a
+kill -TERM $a
+until_true gone $a
+wait $a || die "server a ended with an error"
+nodes_gone $adev || die "$adev is still there"
+grep -q 'errors: 0, .*dropped: 0, in_flight: 0' /tmp/a.out || die "counters of a: $(cat /tmp/a.out)"
+say "a mounted device was kept, an unmounted one is gone"
+
+# --- detach under load, with stuck fetches ---------------------------------------------------------------------------------
+serve c /erofs.img stick=65536:4128768
+c=$pid cdev=$dev
+readers=
+for i in 1 2 3 4 5 6 7 8; do
+	# Each reads until it gets an error; the first blocks never come.
+	(while dd if=$cdev of=/dev/null bs=65536 skip=$i iflag=direct 2>/dev/null; do :; done) &
+	readers="$readers $!"
+done
+(while dd if=$cdev of=/dev/null bs=65536 skip=80 iflag=direct 2>/dev/null; do :; done) &
+readers="$readers $!"
+exec 9<$cdev # an opener that stays
+until_true grep -q '[1-9]' /sys/block/${cdev#/dev/}/inflight
+kill -TERM $c
+until_true gone $c
+wait $c || die "server c ended with an error"
+for r in $readers; do until_true gone $r; done
+nodes_gone $cdev || die "$cdev is still there"
+exec 9<&-
+grep -q 'dropped: 0, in_flight: 0' /tmp/c.out || die "counters of c: $(cat /tmp/c.out)"
+say "detached under load"
+
+# --- by force while mounted ------------------------------------------------------------------------------------------------
+serve d /erofs.img
+d=$pid ddev=$dev
+mkdir -p /mnt/d
+mount -t erofs -o ro $ddev /mnt/d
+kill -USR1 $d
+until_true gone $d
+wait $d || die "server d ended with an error"
+nodes_gone $ddev || die "$ddev is still there"
+umount /mnt/d
+say "detached by force"
+
+# --- kill -9: readers wait, the device can be recovered --------------------------------------------------------------------
+serve e /erofs.img stick=4194304:65536
+e=$pid edev=$dev
+dd if=$edev of=/dev/null bs=65536 count=1 skip=64 iflag=direct 2>/dev/null &
+reader=$!
+until_true grep -q '[1-9]' /sys/block/${edev#/dev/}/inflight
+kill -9 $e
+wait $e || :
+number=${edev#/dev/ublkb}
+until_true sh -c "/bin/serve leftovers owner=7 2>/dev/null | grep -q 'waiting .$number.'"
+kill -0 $reader || die "the reader did not wait"
+/bin/serve leftovers owner=8 2>/dev/null | grep -q 'removed .. waiting ..$' || die "another agent's device was touched"
+[ -b $edev ] || die "$edev is gone"
+say "a killed server leaves a device that waits"
+say "done"
