@@ -95,6 +95,7 @@ impl Cache {
     }
 
     /// Waits until the fills under way have ended and all that was stored is durable, or the committer found that it cannot be.
+    /// A fill that replaces rejected chunks ends when nobody has the old ones pinned any more.
     pub async fn settle(&self) {
         let mut fills = self.store.fills.subscribe();
         // The channel cannot close, `self` owns it.
@@ -208,7 +209,7 @@ impl Cache {
 
     /// Whether anything still holds the directory's lock: for tests that crash.
     #[cfg(test)]
-    pub(crate) fn lock_is_held(&self) -> std::sync::Weak<std::fs::File> {
+    pub(crate) fn lock_is_held(&self) -> std::sync::Weak<crate::layout::DirLock> {
         Arc::downgrade(&self.store._lock)
     }
 

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{FlockOperation, flock};
+
 use crate::format::{BlobRecord, SYS_KEY, SegmentRecord, SysRecord, segment_key};
 
 #[cfg(test)]
@@ -63,7 +65,11 @@ pub(crate) struct SledIndex(sled::Db<LEAF_FANOUT>);
 impl SledIndex {
     /// Opens or creates the index in `dir`. May take long (sled runs `sync` twice), panic or hang.
     pub(crate) fn open(dir: &Path) -> Result<Self, IndexError> {
-        preopen(&dir.join("metadata"))?;
+        let metadata = dir.join("metadata");
+        unlocked(dir)
+            .and_then(|()| unlocked(&metadata))
+            .map_err(|e| IndexError::new("its lock could not be taken", &e))?;
+        preopen(&metadata)?;
         let config = sled::Config::new().path(dir).flush_every_ms(None).cache_capacity_bytes(CACHE_BYTES);
         config.open().map(Self).map_err(|e| IndexError::new("sled could not open it", &e))
     }
@@ -110,6 +116,19 @@ impl Snapshot {
             false
         };
         self.damaged += u64::from(!known);
+    }
+}
+
+/// Waits until nobody holds sled's lock on `dir`. The lock of the cache directory says that nobody works here; what may be left
+/// of an index just closed is a copy of its files in a child that another thread is starting, until that execs.
+fn unlocked(dir: &Path) -> io::Result<()> {
+    match File::open(dir) {
+        Ok(dir) => {
+            flock(&dir, FlockOperation::LockExclusive)?;
+            Ok(flock(&dir, FlockOperation::Unlock)?)
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
     }
 }
 

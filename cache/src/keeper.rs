@@ -6,7 +6,6 @@
 use std::{
     any::Any,
     fmt,
-    fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -16,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-use crate::index::{Index, IndexError, Snapshot, Write};
+use crate::{
+    index::{Index, IndexError, Snapshot, Write},
+    layout::DirLock,
+};
 
 /// Opens an index; called on the keeper's thread.
 pub(crate) type OpenIndex = Arc<dyn Fn() -> Result<Box<dyn Index>, IndexError> + Send + Sync>;
@@ -55,7 +57,7 @@ impl Keeper {
     /// Opens an index and reads all of it, within `watchdog`.
     ///
     /// `held` is let go when the index is closed, not before: the lock of the directory.
-    pub(crate) fn open(open: OpenIndex, watchdog: Duration, held: Arc<File>) -> Result<(Self, Snapshot), Fault> {
+    pub(crate) fn open(open: OpenIndex, watchdog: Duration, held: Arc<DirLock>) -> Result<(Self, Snapshot), Fault> {
         let (requests, incoming) = sync_channel(1);
         let (opened, outcome) = sync_channel(1);
         thread::Builder::new()

@@ -24,6 +24,18 @@ pub(crate) struct Layout {
     dir: PathBuf,
 }
 
+/// The lock of a directory, held as long as this lives.
+#[derive(Debug)]
+pub(crate) struct DirLock(File);
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Not left to the close: a child that another thread is starting at this moment holds a copy of the file until it execs.
+        // A failure leaves it to the close all the same.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// One blob's files as found at open.
 #[derive(Debug)]
 pub(crate) struct Found {
@@ -64,8 +76,8 @@ impl Layout {
         self.dir.join("clean")
     }
 
-    /// Makes the directory when it is missing, takes the lock, refuses another layout. The lock lasts as long as the file.
-    pub(crate) fn prepare(&self, disk: &dyn Disk) -> Result<File, OpenError> {
+    /// Makes the directory when it is missing, takes the lock, refuses another layout.
+    pub(crate) fn prepare(&self, disk: &dyn Disk) -> Result<DirLock, OpenError> {
         fs::create_dir_all(&self.dir).map_err(|e| self.unusable("make", &self.dir, e))?;
         let path = self.dir.join("lock");
         let opened = File::options().create(true).truncate(false).read(true).write(true).open(&path);
@@ -78,9 +90,10 @@ impl Layout {
             }
             Err(e) => return Err(OpenError::Io { step: "lock", path, source: e.into() }),
         }
+        let lock = DirLock(lock);
         let fresh = self.check_layout()?;
         // In place and of fixed length: on a full disk the line of the last owner is overwritten without a new block.
-        let signed = lock.write_all_at(format!("{:<20}\n", std::process::id()).as_bytes(), 0);
+        let signed = lock.0.write_all_at(format!("{:<20}\n", std::process::id()).as_bytes(), 0);
         if fresh {
             signed.map_err(|e| self.unusable("write", &path, e))?;
             self.replace(&self.dir.join("layout"), LAYOUT.as_bytes())
@@ -88,7 +101,7 @@ impl Layout {
         }
         fs::create_dir_all(self.blobs()).map_err(|e| self.unusable("make", &self.blobs(), e))?;
         let beyond = 1 << 20;
-        disk.punch(&lock, beyond, 4096).map_err(|source| OpenError::NoHoles { dir: self.dir.clone(), source })?;
+        disk.punch(&lock.0, beyond, 4096).map_err(|source| OpenError::NoHoles { dir: self.dir.clone(), source })?;
         Ok(lock)
     }
 

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs::File,
     io::{self, Read},
     os::unix::fs::MetadataExt,
     sync::{
@@ -33,7 +32,7 @@ use crate::{
     format::{Clean, HEADER_BYTES, Meta, SYS_KEY, SysRecord},
     index::{Snapshot, Write},
     keeper::{Fault, Keeper},
-    layout::{Found, Layout, Scan, bounded_count},
+    layout::{DirLock, Found, Layout, Scan, bounded_count},
     metrics::Metrics,
     queue::{Gone, Queue},
     recover::{Presence, Records, Trust, presence, trust},
@@ -97,7 +96,7 @@ pub(crate) fn open(config: Config, parts: Parts) -> Result<Opened, OpenError> {
 fn new_store(
     config: Config,
     parts: Parts,
-    (layout, lock): (Layout, Arc<File>),
+    (layout, lock): (Layout, Arc<DirLock>),
     sys: &SysRecord,
 ) -> (Arc<Store>, broadcast::Receiver<Event>) {
     let queue = Arc::new(Queue::default());
@@ -145,7 +144,7 @@ struct Index {
 /// Opens the index; sets a bad one aside and opens an empty one; goes without when that fails too.
 fn open_index(
     layout: &Layout,
-    lock: &Arc<File>,
+    lock: &Arc<DirLock>,
     open: (&Seams, &Config),
     (clean, blobs): (Option<Clean>, bool),
 ) -> Index {

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -27,7 +26,7 @@ use crate::{
     error::RemoveError,
     fill::Space,
     format::{Meta, Uuid},
-    layout::{Layout, bounded_count},
+    layout::{DirLock, Layout, bounded_count},
     metrics::Metrics,
     queue::{Gone, Queue},
     room::Room,
@@ -70,7 +69,7 @@ pub(crate) struct Store {
     /// Fills give up.
     pub(crate) stop: CancellationToken,
     /// Held for life: one process per directory.
-    pub(crate) _lock: Arc<File>,
+    pub(crate) _lock: Arc<DirLock>,
     /// Set while chunks cannot be written: said once when it begins and once when it ends.
     pub(crate) cannot_store: AtomicBool,
 }
