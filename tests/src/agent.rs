@@ -36,12 +36,10 @@ pub fn binary() -> &'static Path {
         // This executable is <target>/debug/deps/<name>.
         let target = std::env::current_exe().ok().and_then(|path| Some(path.ancestors().nth(3)?.to_owned()));
         let target = target.expect("a test runs from the target directory");
-        let built = Command::new(env!("CARGO"))
+        let built = workspace::cargo()
             .args(["build", "--quiet", "--locked", "--profile=ci", "--package=penstock-agent", "--bin=penstock"])
             .arg("--target-dir")
             .arg(&target)
-            .current_dir(workspace::root())
-            .stdin(Stdio::null())
             .output()
             .expect("cargo starts");
         assert!(built.status.success(), "penstock does not build: {}", String::from_utf8_lossy(&built.stderr));

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use serde_json::Value;
@@ -17,15 +17,32 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").to_owned()
 }
 
+/// cargo, in the repository, without the variables that cargo gives to the tests it runs: a build script that looks at them (ring's
+/// does) would be run again, and everything above it be built again.
+#[must_use]
+pub fn cargo() -> Command {
+    let mut command = Command::new(env!("CARGO"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"]
+            .iter()
+            .any(|own| text.starts_with(own))
+        {
+            command.env_remove(&name);
+        }
+    }
+    command.current_dir(root()).stdin(Stdio::null());
+    command
+}
+
 /// What `cargo metadata` says, for Linux on x86-64, from the committed lock file.
 ///
 /// # Panics
 /// When cargo fails: with its own words.
 #[must_use]
 pub fn metadata() -> Value {
-    let out = Command::new(env!("CARGO"))
+    let out = cargo()
         .args(["metadata", "--format-version=1", "--locked", "--offline", "--filter-platform=x86_64-unknown-linux-gnu"])
-        .current_dir(root())
         .output()
         .expect("cargo starts");
     assert!(out.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&out.stderr));

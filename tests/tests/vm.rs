@@ -15,10 +15,6 @@ static ONE: Mutex<()> = Mutex::new(());
 /// Longest time of one scenario, in seconds. Emulated on a loaded machine, the longest takes a few minutes.
 const LIMIT_SECONDS: &str = "600";
 
-/// QEMU 7.2 (Debian 12) emulates cmpxchg16b with wrong flags on some hosts, and kernels that use it then corrupt their memory; without
-/// the feature they take another way.
-const CPU: (&str, &str) = ("VM_QEMU_ARGS", "-cpu max,-cx16");
-
 /// The directory with the kernel, or why there is none.
 fn kernel() -> Result<&'static Path, String> {
     static KERNEL: OnceLock<Result<PathBuf, String>> = OnceLock::new();
@@ -54,7 +50,6 @@ fn passes(scenario: &str) {
     let fixtures = fixtures.to_str().expect("UTF-8");
     let _one = ONE.lock();
     let out = Command::new(workspace::root().join("tests/vm/run-vm.sh"))
-        .env(CPU.0, CPU.1)
         .arg("-k")
         .arg(kernel().expect("asked before"))
         .args(["-m", "ublk_drv", "-m", "ext4", "-M", "2G", "-t", LIMIT_SECONDS])
@@ -105,16 +100,14 @@ fn a_ublk_device_is_attached_again_after_the_agent_was_killed() {
 fn the_device_crate_alone_serves_disks_through_ublk() {
     require!(cannot(), program("mkfs.erofs"), program("mke2fs"));
     let target = agent::binary().ancestors().nth(2).expect("the program lies in target/ci");
-    let built = Command::new(env!("CARGO"))
+    let built = workspace::cargo()
         .args(["build", "--quiet", "--locked", "--workspace", "--example=serve", "--target-dir"])
         .arg(target)
-        .current_dir(workspace::root())
         .output()
         .expect("cargo starts");
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let _one = ONE.lock();
     let out = Command::new(workspace::root().join("tests/vm/device.sh"))
-        .env(CPU.0, CPU.1)
         .env("LIMIT_SECONDS", LIMIT_SECONDS)
         .arg(kernel().expect("asked before"))
         .arg(target.join("debug/examples/serve"))
