@@ -1,7 +1,7 @@
 //! ZFile's CRC-32C: the Castagnoli polynomial without the usual inversions before and after.
 //!
-//! A standard CRC-32C is `!raw(!init, data)`; ZFile stores `raw(init, data)`, with an `init` of 0 for headers and jump tables and
-//! 100007 for blocks (docs/formats/overlaybd.md).
+//! A standard CRC-32C is `!raw(!init, data)`; ZFile stores `raw(init, data)`, with an `init` of 0 for headers and jump
+//! tables and 100007 for blocks (docs/formats/overlaybd.md).
 
 /// What the check of a block starts from.
 pub(crate) const BLOCK_SEED: u32 = 100_007;

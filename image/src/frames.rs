@@ -1,8 +1,9 @@
 //! The frame table of one ZFile: where each frame is stored, in pages.
 //!
-//! The jump table in a ZFile holds lengths only, so finding a frame means adding up all lengths before it. This table holds the sums: a
-//! base per page and 32-bit ends from there, so one page read finds a frame, at 4 bytes a frame like the jump table itself. It is named by
-//! the blob's digest and shared by every image that has the layer. Format: docs/formats/map.md, section 3.
+//! The jump table in a ZFile holds lengths only, so finding a frame means adding up all lengths before it. This table
+//! holds the sums: a base per page and 32-bit ends from there, so one page read finds a frame, at 4 bytes a frame like
+//! the jump table itself. It is named by the blob's digest and shared by every image that has the layer. Format:
+//! docs/formats/map.md, section 3.
 
 use std::path::{Path, PathBuf};
 
@@ -146,7 +147,7 @@ impl Frames {
         let mut stored = Stored { start: 0, ends: Vec::with_capacity(count) };
         let mut nth = first;
         while stored.ends.len() < count {
-            // Lint-free and exact: the number of pages was checked against a u32 when the table was opened.
+            // Exact for every frame of the file: opening compared the number of pages with that of frames.
             let number = u32::try_from(1 + nth / FRAMES_PER_PAGE).unwrap_or(u32::MAX);
             let held = usize::from(self.table.read(PageKind::Frames, number, &mut page)?);
             let slot = in_memory(nth % FRAMES_PER_PAGE);
@@ -207,7 +208,8 @@ impl FramesWriter {
         Ok(Self { writer, shape, page: [0; PAGE_BYTES], base: shape.data_start, end: 0, held: 0, frames: 0 })
     }
 
-    /// Adds the stored length of the next frame, which has been checked against [`MAX_STORED_BYTES`]: a page of ends fits in 32 bits.
+    /// Adds the stored length of the next frame, which has been checked against [`MAX_STORED_BYTES`]: a page of ends
+    /// fits in 32 bits.
     pub(crate) fn push(&mut self, stored_bytes: u32) -> Result<(), TableError> {
         self.end += stored_bytes;
         put(&mut self.page, ENDS + 4 * usize::from(self.held), &self.end.to_le_bytes());

@@ -125,8 +125,9 @@ enum Contents {
 }
 
 impl Image {
-    /// Opens the image made of these layers (bottom first). Its maps are taken from `maps_dir`, or built there, which reads the head,
-    /// the jump table and the index of each layer through `source`; with maps in place an OverlayBD image is opened without reading a byte.
+    /// Opens the image made of these layers (bottom first). Its maps are taken from `maps_dir`, or built there, which
+    /// reads the head, the jump table and the index of each layer through `source`; with maps in place an OverlayBD
+    /// image is opened without reading a byte.
     ///
     /// # Errors
     /// [`OpenError`]; what the image is when it is no disk, which layer is wrong and how otherwise.
@@ -261,8 +262,8 @@ impl Image {
         &self.how_verified
     }
 
-    /// Plans a read of device bytes. Never waits for a network or a lock: reads map pages (one per level, from the page cache) and asks
-    /// `source` where bytes already are. Allocates in proportion to the request.
+    /// Plans a read of device bytes. Never waits for a network or a lock: reads map pages (one per level, from the page
+    /// cache) and asks `source` where bytes already are. Allocates in proportion to the request.
     ///
     /// # Errors
     /// [`PlanError`].

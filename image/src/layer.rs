@@ -1,7 +1,8 @@
 //! Opening one layer: which bytes of its blob are the layer file, how it is compressed, where its index is.
 //!
-//! Reads the head and the tail of the blob, and once, in order, the jump table. Everything goes through the source, so a cache below keeps it; the frame
-//! table made from it stays in the maps directory and makes the next open read two frames.
+//! Reads the head and the tail of the blob, and once, in order, the jump table. Everything goes through the source, so
+//! a cache below keeps it; the frame table made from it stays in the maps directory and makes the next open read two
+//! frames.
 
 use std::{path::PathBuf, sync::Arc};
 

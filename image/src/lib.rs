@@ -1,18 +1,18 @@
 //! Mapping a device's bytes to bytes of blobs.
 //!
-//! An [`Image`] is opened from the layers that a manifest lists: a stack of OverlayBD layers (LSMT files, in ZFiles, in tar archives) or one raw disk.
-//! It answers one question, [`Image::plan`]: which bytes of which blobs are these bytes of the device? It stores nothing but maps, and fetches nothing
-//! but what opening needs, through a [`BlobSource`].
+//! An [`Image`] is opened from the layers that a manifest lists: a stack of OverlayBD layers (LSMT files, in ZFiles, in
+//! tar archives) or one raw disk. It answers one question, [`Image::plan`]: which bytes of which blobs are these bytes
+//! of the device? It stores nothing but maps, and fetches nothing but what opening needs, through a [`BlobSource`].
 //!
 //! # Contract
 //!
 //! 1. Every byte of a request lies in exactly one step of its plan, in order.
 //! 2. Planning never waits: it reads map pages, and asks `locate`. What it lacks it names as `Missing`.
 //! 3. A frame that carries a check is checked each time that it is decoded.
-//! 4. Parsers are total: any bytes give a typed error or an image, never a panic, and memory stays bounded however large the counts inside are. A count is
-//!    compared with the size of the blob before anything is sized by it.
-//! 5. Memory does not grow with the image: the merged map and the frame tables are files of checked pages in the maps directory,
-//!    read one page at a time. An open image holds a page, and a file handle per layer.
+//! 4. Parsers are total: any bytes give a typed error or an image, never a panic, and memory stays bounded however large
+//!    the counts inside are. A count is compared with the size of the blob before anything is sized by it.
+//! 5. Memory does not grow with the image: the merged map and the frame tables are files of checked pages in the maps
+//!    directory, read one page at a time. An open image holds a page, and a file handle per layer.
 //!
 //! # Layout
 //!
@@ -29,8 +29,9 @@
 //!
 //! # Concurrency
 //!
-//! An image is read-only and shared. Table files are immutable: built under a temporary name, synced, renamed; two processes building the same table write the
-//! same bytes. File work while opening runs on the blocking pool; page reads while planning run on the caller's thread.
+//! An image is read-only and shared. Table files are immutable: built under a temporary name, synced, renamed; two
+//! processes building the same table write the same bytes. File work while opening runs on the blocking pool; page
+//! reads while planning run on the caller's thread.
 //!
 //! Formats: docs/formats/overlaybd.md, docs/formats/map.md.
 //!

@@ -1,7 +1,7 @@
 //! LSMT: the layer file, raw sectors and a sorted index of the extents that they fill.
 //!
-//! Pure. The trailer is the truth; every index entry goes through an [`IndexCheck`], which holds one number, so an index of any length
-//! is read in pieces. Format: docs/formats/overlaybd.md, section 3.
+//! Pure. The trailer is the truth; every index entry goes through an [`IndexCheck`], which holds one number, so an
+//! index of any length is read in pieces. Format: docs/formats/overlaybd.md, section 3.
 
 use crate::units::{SECTOR_BYTES, field, u32_at, u64_at};
 

@@ -1,8 +1,8 @@
 //! The map of a stack: which layer holds each extent of the device, in pages.
 //!
-//! A static B+tree: leaves of 255 extents in order, then a level of first sectors over them, up to one root. The root stays in memory
-//! (4 KiB per image); a lookup reads one page per level below it: one at 130 000 extents, two at 66 million. Format: docs/formats/map.md,
-//! section 2.
+//! A static B+tree: leaves of 255 extents in order, then a level of first sectors over them, up to one root. The root
+//! stays in memory (4 KiB per image); a lookup reads one page per level below it: one at 130 000 extents, two at 66
+//! million. Format: docs/formats/map.md, section 2.
 
 use std::{
     fmt,

@@ -1,8 +1,8 @@
 //! Merging the indexes of a stack into one map: the top-most layer wins.
 //!
-//! A pure k-way sweep over the device. It holds one entry per layer plus what it was fed and has not used, so memory grows with the number of layers and
-//! not with the number of extents; time is O(extents x log layers). Ranges that read as zeros are dropped from the
-//! result: what a map does not cover reads as zeros already.
+//! A pure k-way sweep over the device. It holds one entry per layer plus what it was fed and has not used, so memory
+//! grows with the number of layers and not with the number of extents; time is O(extents x log layers). Ranges that
+//! read as zeros are dropped from the result: what a map does not cover reads as zeros already.
 
 use std::{cmp::Reverse, collections::BinaryHeap, collections::VecDeque};
 
@@ -99,7 +99,8 @@ impl Merge {
         None
     }
 
-    /// Moves the sweep on: the outer `None` when nothing is left, the inner one when there is nothing to show for the move.
+    /// Moves the sweep on: the outer `None` when nothing is left, the inner one when there is nothing to show for the
+    /// move.
     fn sweep(&mut self) -> Option<Option<Entry>> {
         let Some(&top) = self.under.peek() else {
             let Reverse((start, layer)) = self.ahead.pop()?;

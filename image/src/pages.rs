@@ -1,8 +1,8 @@
 //! Table files: 4 KiB pages, each with its own checksum, written once and read one page at a time.
 //!
-//! A page is read with one `pread` into the caller's buffer and checked every time, so nothing of a table lives on the heap:
-//! the page cache holds what is used, and the kernel may take it back. Why not `mmap`: docs/decisions/0004-paged-maps.md.
-//! Byte-exact format: docs/formats/map.md.
+//! A page is read with one `pread` into the caller's buffer and checked every time, so nothing of a table lives on the
+//! heap: the page cache holds what is used, and the kernel may take it back. Why not `mmap`:
+//! docs/decisions/0004-paged-maps.md. Byte-exact format: docs/formats/map.md.
 
 use std::{
     fs::{self, File},
@@ -14,7 +14,7 @@ use std::{
 use penstock_blob::{Digest, Hasher};
 use tempfile::NamedTempFile;
 
-use crate::units::{field, in_memory, u32_at, u64_at};
+use crate::units::{field, u32_at, u64_at};
 
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
@@ -32,11 +32,11 @@ const WRITE_PAGES: usize = 64;
 const TEMPORARY: &str = ".building-";
 
 /// A page in memory.
-pub type Page = [u8; PAGE_BYTES];
+pub(crate) type Page = [u8; PAGE_BYTES];
 
 /// What a page holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PageKind {
+pub(crate) enum PageKind {
     /// The file's header.
     Header,
     /// The layers of a map.
@@ -100,7 +100,7 @@ pub(crate) fn seal(page: &mut Page, kind: PageKind, number: u32, count: u16, ide
 ///
 /// # Errors
 /// Which check failed.
-pub fn check(page: &Page, kind: PageKind, number: u32, identity: &Digest) -> Result<u16, &'static str> {
+pub(crate) fn check(page: &Page, kind: PageKind, number: u32, identity: &Digest) -> Result<u16, &'static str> {
     if u32_at(page, 0) != crc32c::crc32c(&page[4..]) {
         return Err("its checksum is wrong");
     }
@@ -137,7 +137,7 @@ fn common_header(page: &mut Page, pages: u32, identity: &Digest) {
 ///
 /// # Errors
 /// Which check failed.
-pub fn check_header(page: &Page, identity: &Digest, file_bytes: u64) -> Result<u32, &'static str> {
+pub(crate) fn check_header(page: &Page, identity: &Digest, file_bytes: u64) -> Result<u32, &'static str> {
     check(page, PageKind::Header, 0, identity)?;
     if &page[PAGE_HEAD..PAGE_HEAD + 8] != MAGIC || u32_at(page, PAGE_HEAD + 8) != VERSION {
         return Err("it has another version");
@@ -204,8 +204,8 @@ impl Table {
         }
     }
 
-    /// The error for a damaged page, after removing the file so that the next open builds a new one. An open handle stays
-    /// good for the pages that are.
+    /// The error for a damaged page, after removing the file so that the next open builds a new one. An open handle
+    /// stays good for the pages that are.
     pub(crate) fn damaged(&self, page: u32, what: &'static str) -> TableError {
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(%error, path = %self.path.display(), "a damaged map could not be removed");
@@ -270,8 +270,8 @@ impl TableWriter {
         Ok(u64_at(&key, 0))
     }
 
-    /// Completes the header page, whose bytes from [`HEADER_FIELDS`] on are the caller's, and makes the file appear under its name, all of it
-    /// on disk. Whatever had that name before is replaced by the same content.
+    /// Completes the header page, whose bytes from [`HEADER_FIELDS`] on are the caller's, and makes the file appear
+    /// under its name, all of it on disk. Whatever had that name before is replaced by the same content.
     pub(crate) fn finish(mut self, header: &mut Page) -> Result<(), TableError> {
         self.flush()?;
         common_header(header, self.pages, &self.identity);
@@ -287,7 +287,8 @@ impl TableWriter {
     }
 }
 
-/// Removes what a killed process left half-written in `dir`. Called once, before the first image is opened there; answers how many files went.
+/// Removes what a killed process left half-written in `dir`. Called once, before the first image is opened there;
+/// answers how many files went.
 ///
 /// # Errors
 /// What listing or removing says.
@@ -306,11 +307,4 @@ pub fn sweep(dir: &Path) -> io::Result<usize> {
 /// Writes `bytes` at `at` of a page being made.
 pub(crate) fn put(page: &mut Page, at: usize, bytes: &[u8]) {
     page[at..at + bytes.len()].copy_from_slice(bytes);
-}
-
-/// Copies one page out of the bytes of a table, as tests and fuzzers have them.
-#[must_use]
-pub fn page_of(bytes: &[u8], number: u32) -> Option<Page> {
-    let at = in_memory(u64::from(number)).checked_mul(PAGE_BYTES)?;
-    bytes.get(at..)?.first_chunk().copied()
 }

@@ -75,7 +75,8 @@ pub struct PlacedStep {
     pub step: Step,
 }
 
-/// The answer to a request in steps: in order, without gaps, each byte in exactly one. While it lives, what it located stays in place.
+/// The answer to a request in steps: in order, without gaps, each byte in exactly one. While it lives, what it located
+/// stays in place.
 #[derive(Debug)]
 pub struct Plan {
     /// The steps.
@@ -109,7 +110,8 @@ impl Plan {
         })
     }
 
-    /// Executes every step into `buf`, which has the length of the request. On an error the buffer's content means nothing.
+    /// Executes every step into `buf`, which has the length of the request. On an error the buffer's content means
+    /// nothing.
     ///
     /// # Errors
     /// [`StepError`]: see its cases for what to do next.

@@ -1,7 +1,7 @@
 //! Reading device bytes from start to end: plan, fetch what is missing, plan again, execute.
 //!
-//! `device` runs the same parts in other places: [`Image::plan`] and [`crate::Plan::read_into`] on a queue's thread, [`Held::fetch`] on the
-//! runtime in between.
+//! `device` runs the same parts in other places: [`Image::plan`] and [`crate::Plan::read_into`] on a queue's thread,
+//! [`Held::fetch`] on the runtime in between.
 
 use std::sync::Arc;
 
@@ -16,8 +16,9 @@ const FETCHES_AT_ONCE: usize = 16;
 /// Most missing bytes fetched for one plan in [`read`]; a longer request is split.
 const HELD_BYTES: u64 = 16 << 20;
 
-/// A source, and over it the bytes that one request fetched. Answers `locate` from those bytes first, so the request can be executed even if the source below
-/// kept nothing (a full disk, a cache that was bypassed). Lives as long as the request.
+/// A source, and over it the bytes that one request fetched. Answers `locate` from those bytes first, so the request
+/// can be executed even if the source below kept nothing (a full disk, a cache that was bypassed). Lives as long as the
+/// request.
 #[derive(Debug)]
 pub struct Held {
     source: Arc<dyn BlobSource>,
@@ -31,7 +32,8 @@ impl Held {
         Self { source, pieces: Vec::new() }
     }
 
-    /// Fetches all of `missing` (see [`crate::Plan::missing`]) through `source`, concurrently, and holds the bytes. Ranges that touch are read as one.
+    /// Fetches all of `missing` (see [`crate::Plan::missing`]) through `source`, concurrently, and holds the bytes.
+    /// Ranges that touch are read as one.
     ///
     /// # Errors
     /// The first error met; the other fetches are given up.
@@ -114,8 +116,8 @@ pub enum DeviceReadError {
     Step(#[from] StepError),
 }
 
-/// Reads device bytes. Decodes on the caller's thread; allocates the answer and what is missing of it, the latter at most 16 MiB at a
-/// time.
+/// Reads device bytes. Decodes on the caller's thread; allocates the answer and what is missing of it, the latter at
+/// most 16 MiB at a time.
 ///
 /// # Errors
 /// [`DeviceReadError`]. Bytes that fail a check are rejected and fetched anew once before.
@@ -154,8 +156,8 @@ fn halves(range: ByteRange) -> Option<(ByteRange, ByteRange)> {
     Some((ByteRange::new(range.start(), middle).ok()?, ByteRange::new(middle, range.end()).ok()?))
 }
 
-/// Plans and fetches until nothing is missing, then executes. Each round holds more, so the rounds end; the plan before is kept until the next
-/// one is made, so what it located is not evicted in between.
+/// Plans and fetches until nothing is missing, then executes. Each round holds more, so the rounds end; the plan before
+/// is kept until the next one is made, so what it located is not evicted in between.
 async fn attempt(
     image: &Image,
     source: &Arc<dyn BlobSource>,

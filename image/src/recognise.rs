@@ -63,7 +63,8 @@ impl FileSystem {
         if head.len() >= 1028 && u32_at(head, 1024) == 0xe0f5_e1e2 {
             return Some(Self::Erofs);
         }
-        // Two bytes alone are weak evidence: the superblock's log block size (at 24) is 0 to 6 in every ext file system.
+        // Two bytes alone are weak evidence: the superblock's log block size (at 24) is 0 to 6 in every ext file
+        // system.
         let ext = head.get(1080..1082) == Some(&[0x53, 0xef]) && u32_at(head, 1048) <= 6;
         ext.then_some(Self::Ext)
     }

@@ -25,7 +25,8 @@ pub enum StepError {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// The file that held the bytes could not be read. The caller treats it as a failed check: `reject`, and fetch once more.
+    /// The file that held the bytes could not be read. The caller treats it as a failed check: `reject`, and fetch once
+    /// more.
     #[error("blob {}, bytes {range}: the local copy cannot be read", blob.digest)]
     Io {
         /// The blob.
@@ -65,8 +66,8 @@ impl StepError {
     }
 }
 
-/// Buffers and contexts for executing plans, kept between them: after the first frames nothing is allocated. Holds at most 448 KiB and a zstd
-/// context (about 160 KiB). One per thread that executes plans.
+/// Buffers and contexts for executing plans, kept between them: after the first frames nothing is allocated. Holds at
+/// most 448 KiB and a zstd context (about 160 KiB). One per thread that executes plans.
 #[derive(Debug, Default)]
 pub struct Scratch {
     stored: Vec<u8>,

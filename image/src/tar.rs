@@ -1,7 +1,7 @@
 //! The tar wrapper: one member holds the layer, found by what it contains and not by its name.
 //!
-//! Pure: looks only at the head of the blob. Sizes are read as ustar octal, GNU base-256, or the `size` record of a pax header, which
-//! is what `overlaybd-commit -t` writes (its ustar size field is 0).
+//! Pure: looks only at the head of the blob. Sizes are read as ustar octal, GNU base-256, or the `size` record of a pax
+//! header, which is what `overlaybd-commit -t` writes (its ustar size field is 0).
 
 use penstock_blob::ByteRange;
 
@@ -9,8 +9,8 @@ use crate::units::in_memory;
 
 /// Bytes of a tar block.
 pub const BLOCK_BYTES: usize = 512;
-/// Members looked at before the archive counts as an ordinary one. A wrapped layer is the first member (the second at most,
-/// behind its pax header); 16 leaves room and bounds the walk.
+/// Members looked at before the archive counts as an ordinary one. A wrapped layer is the first member (the second at
+/// most, behind its pax header); 16 leaves room and bounds the walk.
 const MAX_MEMBERS: usize = 16;
 
 /// What the head of a blob says about a wrapper.
@@ -49,7 +49,8 @@ pub enum TarError {
     },
 }
 
-/// Finds the member whose content `wanted` recognises by its first bytes. `head` is the start of a blob of `blob_bytes`.
+/// Finds the member whose content `wanted` recognises by its first bytes. `head` is the start of a blob of
+/// `blob_bytes`.
 ///
 /// # Errors
 /// [`TarError`] when the head is a tar archive (its first checksum is right) but cannot be walked.

@@ -3,8 +3,8 @@
 /// Bytes of a sector. Every OverlayBD number of sectors means these, whatever the file system inside uses.
 pub(crate) const SECTOR_BYTES: u64 = 512;
 
-/// A count of bytes that is already known to be small, as a length in memory. A count that does not fit saturates, and the
-/// slice or allocation made with it fails its own bounds check.
+/// A count of bytes that is already known to be small, as a length in memory. A count that does not fit saturates, and
+/// the slice or allocation made with it fails its own bounds check.
 pub(crate) fn in_memory(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }

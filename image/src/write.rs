@@ -1,8 +1,8 @@
 //! The canonical writer: device bytes to an OverlayBD layer blob that upstream's reader takes.
 //!
-//! [`disk`] turns a raw disk into a layer, leaving out holes and zeros; [`LayerWriter`] takes extents one by one, for upper layers. Both stream: they hold the
-//! index (at most 16 MB) and a few MiB of data. The output is written once from start to end, then the headers that hold
-//! totals are filled in, then it is read once for its digest.
+//! [`disk`] turns a raw disk into a layer, leaving out holes and zeros; [`LayerWriter`] takes extents one by one, for
+//! upper layers. Both stream: they hold the index (at most 16 MB) and a few MiB of data. The output is written once
+//! from start to end, then the headers that hold totals are filled in, then it is read once for its digest.
 
 mod disk;
 mod frames;
@@ -85,7 +85,8 @@ impl FromStr for Uuid {
 /// How a layer is written.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How frames are stored; `None` writes a bare layer file. Upstream cannot read incompressible frames of 64 KiB: use at most 32 KiB for it.
+    /// How frames are stored; `None` writes a bare layer file. Upstream cannot read incompressible frames of 64 KiB:
+    /// use at most 32 KiB for it.
     pub frames: Option<Format>,
     /// Whether a tar archive goes around it, as registries expect.
     pub tar: bool,

@@ -1,7 +1,7 @@
 //! ZFile: a file cut into blocks of one size, each compressed alone, with a table of their stored lengths at the end.
 //!
-//! This module reads the header and decodes a block; `frames` turns the jump table into one that can be looked up. In Penstock's words
-//! a compressed block is a *frame*. Format: docs/formats/overlaybd.md, section 2.
+//! This module reads the header and decodes a block; `frames` turns the jump table into one that can be looked up. In
+//! Penstock's words a compressed block is a *frame*. Format: docs/formats/overlaybd.md, section 2.
 
 use std::fmt;
 
@@ -16,8 +16,9 @@ pub const MAGIC: [u8; 24] = *b"ZFile\0\x01\0tuji.yyf@Alibaba";
 pub const HEADER_BYTES: u64 = 512;
 /// Smallest and largest frame before compression, in bytes (what upstream's tools write).
 pub const BLOCK_BYTES: std::ops::RangeInclusive<u32> = (4 << 10)..=(64 << 10);
-/// Most bytes that a stored frame may have, its check included. Upstream refuses more than 64 KiB; an incompressible 64 KiB block needs
-/// up to 65 798 (lz4). Twice the largest block leaves room for any encoder and bounds what one frame costs.
+/// Most bytes that a stored frame may have, its check included. Upstream refuses more than 64 KiB; an incompressible 64
+/// KiB block needs up to 65 798 (lz4). Twice the largest block leaves room for any encoder and bounds what one frame
+/// costs.
 pub const MAX_STORED_BYTES: u32 = 128 << 10;
 /// Bytes of the check behind a stored frame.
 pub(crate) const CRC_BYTES: u32 = 4;
@@ -215,8 +216,9 @@ impl Header {
         }
     }
 
-    /// Checks the counts against each other and against the file, so that nothing sized by them is larger than the file: frames
-    /// of at least a byte before the jump table, the table before the trailer, as many frames as the decoded size needs.
+    /// Checks the counts against each other and against the file, so that nothing sized by them is larger than the
+    /// file: frames of at least a byte before the jump table, the table before the trailer, as many frames as the
+    /// decoded size needs.
     ///
     /// # Errors
     /// [`HeaderError::Layout`].

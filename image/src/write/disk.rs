@@ -78,7 +78,8 @@ impl Disk for [u8] {
     }
 }
 
-/// Writes a raw disk as one layer, without its holes and zeros. A disk that ends inside a sector is filled up with zeros.
+/// Writes a raw disk as one layer, without its holes and zeros. A disk that ends inside a sector is filled up with
+/// zeros.
 ///
 /// # Errors
 /// [`WriteError`].

@@ -1,5 +1,5 @@
-//! The tar archive around a layer, byte for byte as `overlaybd-commit -t` writes it: the size stands in a pax record, because it is not known at the start
-//! and may not fit in 33 bits.
+//! The tar archive around a layer, byte for byte as `overlaybd-commit -t` writes it: the size stands in a pax record,
+//! because it is not known at the start and may not fit in 33 bits.
 
 use std::io::{self, Seek, SeekFrom, Write};
 

@@ -16,7 +16,8 @@ use penstock_image::{
 
 use crate::common::{LZ4, blob, noise, range, source};
 
-/// Flips a bit of the byte at `at` of every blob, in the first `wrong` answers that hold it, and counts what is rejected.
+/// Flips a bit of the byte at `at` of every blob, in the first `wrong` answers that hold it, and counts what is
+/// rejected.
 #[derive(Debug)]
 struct WrongAtFirst {
     below: Arc<Memory>,
@@ -88,7 +89,8 @@ async fn a_layer_that_makes_no_sense_is_rejected_and_fetched_once_more() {
     let (memory, mut layers) = source(vec![blob(LZ4[0])]);
     let digest = layers[0].blob.digest.to_string();
     layers[0].annotations.insert(BLOB_DIGEST.into(), digest);
-    // The tar header, the ZFile header, the first frame (the layer file's header), and from the end: its trailer, the jump table.
+    // The tar header, the ZFile header, the first frame (the layer file's header), and from the end: its trailer, the
+    // jump table.
     for at in [500, 1536 + 41, 2048 + 9, 3_750_691 - 60, 3_750_691 + 400] {
         let maps = tempfile::tempdir().unwrap();
         let once = WrongAtFirst::new(memory.clone(), at, 1);

@@ -1,6 +1,7 @@
 //! Table files and written layers, byte for byte.
 //!
-//! When a format changes on purpose, raise its version and replace the golden files by what the failing test leaves in `CARGO_TARGET_TMPDIR`.
+//! When a format changes on purpose, raise its version and replace the golden files by what the failing test leaves in
+//! `CARGO_TARGET_TMPDIR`.
 
 use std::{io::Cursor, path::Path, sync::Arc};
 
@@ -41,7 +42,8 @@ async fn table_files_are_as_documented() {
     assert_golden("stack.map", &std::fs::read(map).unwrap());
 }
 
-/// The layer file inside a blob, through our reader: an image's device is the merged disk, so this goes one step lower, by the frames.
+/// The layer file inside a blob, through our reader: an image's device is the merged disk, so this goes one step lower,
+/// by the frames.
 fn layer_file(blob: &Bytes) -> Vec<u8> {
     let file = &blob[1536..];
     let field = |at: usize| usize::try_from(u64::from_le_bytes(file[at..at + 8].try_into().unwrap())).unwrap();

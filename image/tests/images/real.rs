@@ -1,4 +1,5 @@
-//! Images made by upstream's tools, read whole: sha256 of the device as two other readers give it (tests/fixtures/overlaybd).
+//! Images made by upstream's tools, read whole: sha256 of the device as two other readers give it
+//! (tests/fixtures/overlaybd).
 
 use crate::common::{LZ4, ZSTD16, blob, device_sha256, fixtures, source};
 use bytes::Bytes;

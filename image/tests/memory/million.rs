@@ -14,8 +14,8 @@ use penstock_image::{Image, Layer, Scratch, lsmt, zfile};
 /// Frames of data before the index: 8 GiB of zeros.
 const DATA_FRAMES: u64 = 2 << 20;
 const EXTENTS: u64 = 1_000_000;
-/// Bound on what opening adds at its peak, and on what an open image that is read holds. Upstream needs about 20 MB for the extents and
-/// 13 MB for the jump table of such an image at its peak.
+/// Bound on what opening adds at its peak, and on what an open image that is read holds. Upstream needs about 20 MB for
+/// the extents and 13 MB for the jump table of such an image at its peak.
 const PEAK_KIB: u64 = 12 << 10;
 const HELD_KIB: u64 = 4 << 10;
 
