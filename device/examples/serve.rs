@@ -1,7 +1,7 @@
 //! Shows a raw disk file as a device, for tests of the transports in a virtual machine.
 //!
 //! ```text
-//! serve id=NAME image=FILE transport=ublk|fuse ready=FILE [fuse-dir=DIR] [owner=N] [stick=OFFSET:LEN]
+//! serve id=NAME image=FILE transport=ublk|fuse ready=FILE [fuse-dir=DIR] [owner=N] [queues=N] [stick=OFFSET:LEN]
 //! serve leftovers owner=N
 //! ```
 //!
@@ -102,6 +102,10 @@ async fn serve(options: &HashMap<&str, &str>) -> Result<(), Failure> {
     let image = Arc::new(Image::open(vec![layer], source.clone(), &maps).await?);
 
     let mut config = Config { owner: number(options, "owner")?, ..Config::default() };
+    if options.contains_key("queues") {
+        // Few tags, so that they run out under a load of a few readers.
+        config = Config { queues: number(options, "queues")?.try_into()?, depth: 4, misses: 2, ..config };
+    }
     if let Some(dir) = options.get("fuse-dir") {
         config.fuse_dir = PathBuf::from(dir);
     }

@@ -113,8 +113,9 @@ fn ublk_usable() -> Result<(), String> {
         }
         _ => format!("{} cannot be opened: {error}", ublk::CONTROL),
     })?;
-    io_uring::IoUring::new(1)
-        .map_err(|error| format!("io_uring is not allowed here ({error}): a seccomp profile or kernel.io_uring_disabled"))?;
+    io_uring::IoUring::new(1).map_err(|error| {
+        format!("io_uring is not allowed here ({error}): a seccomp profile or kernel.io_uring_disabled")
+    })?;
     // libublk keeps a control ring per thread: ask on one that ends.
     let features = std::thread::spawn(UblkCtrl::get_features).join().ok().flatten();
     let Some(features) = features else {
@@ -125,7 +126,9 @@ fn ublk_usable() -> Result<(), String> {
 
 fn fuse_usable() -> Result<(), String> {
     open_both_ways("/dev/fuse").map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => "/dev/fuse does not exist: run `modprobe fuse`, or give the container the device".into(),
+        io::ErrorKind::NotFound => {
+            "/dev/fuse does not exist: run `modprobe fuse`, or give the container the device".into()
+        }
         _ => format!("/dev/fuse cannot be opened: {error}"),
     })?;
     if rustix::process::geteuid().is_root() {

@@ -37,14 +37,16 @@ impl Loop {
         let failed =
             |operation: &'static str| move |error| DeviceError::Loop { path: file.to_owned(), operation, error };
         let backing = File::options().read(true).write(!read_only).open(file).map_err(failed("opening it"))?;
-        let control = File::options().read(true).write(true).open(CONTROL).map_err(failed("opening /dev/loop-control"))?;
+        let control =
+            File::options().read(true).write(true).open(CONTROL).map_err(failed("opening /dev/loop-control"))?;
         let mut flags = sys::LO_FLAGS_AUTOCLEAR;
         flags |= if read_only { sys::LO_FLAGS_READ_ONLY } else { 0 };
         flags |= if direct_io { sys::LO_FLAGS_DIRECT_IO } else { 0 };
         for _ in 0..TRIES {
             let number = sys::loop_free(&control).map_err(failed("finding a free loop device"))?;
             let path = PathBuf::from(format!("/dev/loop{number}"));
-            let device = File::options().read(true).write(!read_only).open(&path).map_err(failed("opening /dev/loopN"))?;
+            let device =
+                File::options().read(true).write(!read_only).open(&path).map_err(failed("opening /dev/loopN"))?;
             match sys::loop_configure(&device, backing.as_fd(), flags, file.as_os_str().as_bytes()) {
                 Ok(()) => {
                     let direct_io = uses_direct_io(number);

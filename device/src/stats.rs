@@ -108,8 +108,7 @@ impl Metrics {
     /// Takes the series of a stopped device out.
     pub(crate) fn forget(&self, id: &DeviceId, transport: Transport) {
         let labels = DeviceLabels { device: id.to_string(), transport: transport.to_string() };
-        for family in
-            [&self.requests, &self.served, &self.hits, &self.misses, &self.errors, &self.asked, &self.dropped]
+        for family in [&self.requests, &self.served, &self.hits, &self.misses, &self.errors, &self.asked, &self.dropped]
         {
             family.remove(&labels);
         }

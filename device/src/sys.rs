@@ -1,5 +1,8 @@
 //! The only unsafe code of the crate: what the kernel offers and no crate wraps.
-#![expect(unsafe_code, reason = "loop ioctls and a borrowed descriptor have no safe wrapper; every block says why it is sound")]
+#![expect(
+    unsafe_code,
+    reason = "loop ioctls and a borrowed descriptor have no safe wrapper; every block says why it is sound"
+)]
 
 use std::{
     io,

@@ -1,4 +1,5 @@
 //! Devices through a real FUSE mount. Needs root, /dev/fuse and, for some, loop devices: skips, loudly, where they are missing.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 #[path = "fuse/machine.rs"]
 mod machine;
@@ -16,7 +17,7 @@ use std::{
 use penstock_blob::{BlobSource, ByteRange, faults::Stuck};
 use penstock_device::{DeviceError, Loop, Transport, User, Wanted, choose};
 
-use machine::{Bench, Disk, Mounted, can_loop, can_mount_files, can_mount_fuse, hashes, read_all, tool};
+use machine::{Bench, Disk, Mounted, can_loop, can_mount_files, can_mount_fuse, can_open_fuse, hashes, read_all, tool};
 
 type Test = tokio::runtime::Runtime;
 
@@ -74,7 +75,8 @@ fn nothing_can_be_written_or_made() {
         let device = bench.start("readonly", bench.memory.clone()).await;
         let path = device.path().to_owned();
         let tries = move || {
-            let read_only = |result: io::Result<()>| assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+            let read_only =
+                |result: io::Result<()>| assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
             read_only(File::options().write(true).open(&path).map(drop));
             read_only(File::create(path.with_file_name("other")).map(drop));
             read_only(fs::remove_file(&path));
@@ -91,7 +93,8 @@ fn erofs_is_mounted_straight_from_the_file() {
         return;
     }
     let tree = machine::Tree::new();
-    let disk = tree.disk(|tree, image| Command::new("mkfs.erofs").arg("--quiet").arg("-zlz4hc").args([image, tree]).status());
+    let disk =
+        tree.disk(|tree, image| Command::new("mkfs.erofs").arg("--quiet").arg("-zlz4hc").args([image, tree]).status());
     file_system_reads(&tree, &disk, "erofs", |path, dir| Mounted::new(path, dir, "erofs", ""));
     file_system_reads(&tree, &disk, "erofs-dio", |path, dir| Mounted::new(path, dir, "erofs", "directio"));
 }
@@ -117,13 +120,34 @@ fn ext4_squashfs_and_xfs_are_mounted_through_a_loop_device() {
         file_system_reads(&tree, &disk, "ext4", through_loop("ext4", "noload"));
     }
     if tool("mksquashfs") {
-        let disk = tree.disk(|tree, image| Command::new("mksquashfs").args([tree, image]).arg("-quiet").status());
+        let disk = tree.disk(|tree, image| {
+            Command::new("mksquashfs").args([tree, image]).args(["-quiet", "-no-progress"]).status()
+        });
         file_system_reads(&tree, &disk, "squashfs", through_loop("squashfs", ""));
+    }
+    if tool("mkfs.xfs") {
+        // There is no way to fill it but to mount it. Unsupported is the size, which saves a disk of 300 MB.
+        let disk = tree.disk(|tree, image| {
+            File::create(image)?.set_len(64 << 20)?;
+            let made = Command::new("mkfs.xfs").args(["-q", "--unsupported"]).arg(image).status()?;
+            let (device, dir) = (Loop::attach(image, false, false).unwrap(), image.with_extension("mnt"));
+            let mounted = Mounted::writable(device.path(), &dir, "xfs");
+            Command::new("cp").arg("-a").arg(tree.join(".")).arg(&dir).status()?;
+            drop(mounted);
+            device.detach().unwrap();
+            Ok(made)
+        });
+        file_system_reads(&tree, &disk, "xfs", through_loop("xfs", "norecovery"));
     }
 }
 
 /// Mounts what `disk` holds from a device, compares every file, and takes it all down again.
-fn file_system_reads(tree: &machine::Tree, disk: &Disk, id: &str, mount: impl Fn(&Path, &Path) -> Mounted + Send + 'static) {
+fn file_system_reads(
+    tree: &machine::Tree,
+    disk: &Disk,
+    id: &str,
+    mount: impl Fn(&Path, &Path) -> Mounted + Send + 'static,
+) {
     let expected = hashes(&tree.path());
     runtime().block_on(async {
         let bench = Bench::new(disk);
@@ -169,7 +193,8 @@ fn a_stuck_fetch_stalls_only_its_own_readers() {
         };
         let slow = tokio::task::spawn_blocking(read_at(1 << 20));
         stuck.until_waiting(1).await;
-        let others: Vec<_> = (0..100).map(|i| i * 65_536 + 4096).filter(|at| !(1 << 20..(1 << 20) + 4096).contains(at)).collect();
+        let others: Vec<_> =
+            (0..100).map(|i| i * 65_536 + 4096).filter(|at| !(1 << 20..(1 << 20) + 4096).contains(at)).collect();
         for start in others {
             let bytes = tokio::task::spawn_blocking(read_at(start)).await.unwrap().unwrap();
             let at = usize::try_from(start).unwrap();
@@ -276,7 +301,8 @@ fn only_root_may_look_when_root_mounts() {
         let path = device.path().to_owned();
         let looks = move || {
             let cat = |user: &str| {
-                let status = Command::new("setpriv").args(["--reuid", user, "--clear-groups", "cat"]).arg(&path).output();
+                let status =
+                    Command::new("setpriv").args(["--reuid", user, "--clear-groups", "cat"]).arg(&path).output();
                 status.unwrap().status.success()
             };
             assert!(cat("0") && !cat("65534"));
@@ -288,8 +314,44 @@ fn only_root_may_look_when_root_mounts() {
     });
 }
 
+/// What root runs to become nobody: with a `/dev/fuse` that nobody may open, in a mount namespace of its own.
+const BECOME_NOBODY: &str = "mknod \"$1/fuse\" c 10 229 && chmod 666 \"$1/fuse\" && mount --bind \"$1/fuse\" /dev/fuse && \
+     exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$2\" --exact \"$3\" --nocapture";
+
 #[test]
-fn direct_and_mapped_reads_get_the_same_bytes() {
+fn a_user_who_is_not_root_mounts_through_fusermount3() {
+    if !tool("fusermount3") || !tool("setpriv") || !tool("unshare") || !can_open_fuse() {
+        return;
+    }
+    if rustix::process::geteuid().is_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "a_user_who_is_not_root_mounts_through_fusermount3";
+        let mut nobody = Command::new("unshare");
+        nobody.args(["-m", "sh", "-c", BECOME_NOBODY, "sh"]).arg(dir.path());
+        let ran = nobody.arg(std::env::current_exe().unwrap()).arg(name).output().unwrap();
+        let said = String::from_utf8_lossy(&ran.stdout);
+        assert!(ran.status.success() && said.contains("1 passed") && !said.contains("skipped:"), "{ran:?}");
+        return;
+    }
+    runtime().block_on(async {
+        let disk = Disk::random(2 << 20);
+        let bench = Bench::new(&disk);
+        let device = bench.start("nobody", bench.memory.clone()).await;
+        let path = device.path().to_owned();
+        let file = tokio::task::spawn_blocking(move || {
+            assert_eq!(read_all(&path), disk.bytes);
+            File::open(&path).unwrap()
+        });
+        let file = file.await.unwrap();
+        assert!(matches!(device.stop().await, Err(DeviceError::Busy { .. })));
+        drop(file);
+        device.stop().await.unwrap();
+        assert!(!bench.dir.path().join("fuse/nobody").exists());
+    });
+}
+
+#[test]
+fn direct_reads_get_the_same_bytes() {
     if !can_mount_fuse() {
         return;
     }

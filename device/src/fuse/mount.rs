@@ -61,9 +61,12 @@ impl Mount {
     pub(super) fn close(self) -> Result<(), DeviceError> {
         let Self { session, dir } = self;
         drop(session);
-        fs::remove_dir(&dir).or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }).map_err(
-            |error| DeviceError::Unmount { path: dir, reason: format!("its directory could not be removed: {error}") },
-        )
+        fs::remove_dir(&dir)
+            .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+            .map_err(|error| DeviceError::Unmount {
+                path: dir,
+                reason: format!("its directory could not be removed: {error}"),
+            })
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{Metrics, Transport, counted::Counted, offload::Offload, request::rec
 
 /// A disk of 64 KiB that the image crate takes for EROFS, every other byte telling its place.
 fn disk() -> Bytes {
-    let mut bytes: Vec<u8> = (0..64_u32 << 10).map(|at| (at / 512 + at) as u8).collect();
+    let mut bytes: Vec<u8> = (0..64_u32 << 10).map(|at| (at / 512 + at).to_le_bytes()[0]).collect();
     bytes[1024..1028].copy_from_slice(&0xe0f5_e1e2_u32.to_le_bytes());
     bytes.into()
 }
@@ -40,8 +40,7 @@ impl Bench {
         let layer = Layer { blob: memory.blob(0), media_type: String::new(), annotations: Default::default() };
         let opened = Memory::new(vec![disk()]);
         let image = Image::open(vec![layer], opened, maps.path()).await.unwrap();
-        let counters =
-            Metrics::new(&mut Registry::default()).device(&"t".parse().unwrap(), Transport::Fuse);
+        let counters = Metrics::new(&mut Registry::default()).device(&"t".parse().unwrap(), Transport::Fuse);
         let (inbox, offload) = (Inbox::new().unwrap(), Offload::start(&Handle::current(), bound));
         let setup = Setup {
             id: "t".parse().unwrap(),
@@ -72,7 +71,8 @@ impl Bench {
     }
 
     /// The answer to `key`: whether it was the right bytes of the disk, or the error.
-    fn answer(&self, key: u64, start: usize) -> Result<(), Errno> {
+    fn answer(&self, key: u64, start: u64) -> Result<(), Errno> {
+        let start = usize::try_from(start).unwrap();
         let answers = self.port.answers();
         let mut mine = answers.into_iter().filter(|(k, _)| *k == key);
         let answer = mine.next().expect("an answer").1;
@@ -116,7 +116,7 @@ async fn a_stuck_fetch_delays_only_its_own_readers() {
     }
     bench.until_answered(31).await;
     stuck.until_waiting(1).await;
-    assert!((1..32).all(|key| bench.answer(key, key as usize * 1024).is_ok()));
+    assert!((1..32).all(|key| bench.answer(key, key * 1024).is_ok()));
     stuck.release();
     bench.until_answered(32).await;
     assert_eq!(bench.answer(0, 0), Ok(()));
@@ -134,7 +134,7 @@ async fn requests_beyond_the_bound_wait_and_are_answered_later() {
     assert_eq!((stuck.waiting(), bench.queue.parked.len()), (2, 8));
     stuck.release();
     bench.until_answered(10).await;
-    assert!((0..10).all(|key| bench.answer(key, key as usize * 4096).is_ok()));
+    assert!((0..10).all(|key| bench.answer(key, key * 4096).is_ok()));
     assert_eq!(bench.counters.stats().misses, 10);
 }
 

@@ -157,7 +157,8 @@ impl Up<'_> {
         let (ready, fetched) = sync_channel(queues.into());
         for number in 0..queues {
             let inbox = Inbox::new().map_err(DeviceError::io("making an eventfd"))?;
-            let (dev, setup, ready, inbox_of) = (self.dev.clone(), self.plan.setup.clone(), ready.clone(), inbox.clone());
+            let (dev, setup, ready, inbox_of) =
+                (self.dev.clone(), self.plan.setup.clone(), ready.clone(), inbox.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("q{number}-{}", setup.id))
                 .spawn(move || ring::run(number, &dev, setup, inbox_of, &ready))

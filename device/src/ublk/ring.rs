@@ -66,13 +66,7 @@ impl Port for Tags<'_> {
 }
 
 /// Serves queue `number` until the device stops. `ready` hears once that every tag was fetched, or why not.
-pub(super) fn run(
-    number: u16,
-    dev: &UblkDev,
-    setup: Setup,
-    inbox: Arc<Inbox>,
-    ready: &SyncSender<io::Result<()>>,
-) {
+pub(super) fn run(number: u16, dev: &UblkDev, setup: Setup, inbox: Arc<Inbox>, ready: &SyncSender<io::Result<()>>) {
     let id = setup.id.clone();
     let ublk = match fetch(number, dev) {
         Ok(ublk) => ublk,
@@ -186,8 +180,7 @@ impl Ring<'_> {
     /// Commits the answers made since the last time; the next wait submits them.
     fn commit(&self) {
         for (tag, result) in self.port.answers.borrow_mut().drain(..) {
-            let committed =
-                self.ublk.complete_io_cmd_unified(tag, BufDesc::Slice(&[]), Ok(UblkIORes::Result(result)));
+            let committed = self.ublk.complete_io_cmd_unified(tag, BufDesc::Slice(&[]), Ok(UblkIORes::Result(result)));
             if let Err(error) = committed {
                 tracing::error!(tag, %error, "an answer could not be committed");
             }

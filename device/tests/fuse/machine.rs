@@ -1,4 +1,10 @@
 //! What the tests need of the machine: disks, mounts, and finding out what can be done here.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "support of tests: a failure is theirs, and a skip is told on the standard output"
+)]
 
 use std::{
     collections::BTreeMap,
@@ -22,11 +28,16 @@ fn skip(reason: &str) -> bool {
     false
 }
 
-/// Whether a FUSE file system can be mounted here.
+/// Whether root can mount a FUSE file system here, and is who we are.
 pub(crate) fn can_mount_fuse() -> bool {
     if !rustix::process::geteuid().is_root() {
         return skip("not root");
     }
+    can_open_fuse()
+}
+
+/// Whether we can have a FUSE connection.
+pub(crate) fn can_open_fuse() -> bool {
     let open = fs::File::options().read(true).write(true).open("/dev/fuse");
     open.is_ok() || skip("/dev/fuse cannot be opened")
 }
@@ -137,6 +148,11 @@ pub(crate) struct Mounted(PathBuf);
 impl Mounted {
     pub(crate) fn new(source: &Path, dir: &Path, file_system: &str, options: &str) -> Self {
         Self::with(source, dir, (file_system, options), MountFlags::RDONLY)
+    }
+
+    /// One that can be written.
+    pub(crate) fn writable(source: &Path, dir: &Path, file_system: &str) -> Self {
+        Self::with(source, dir, (file_system, ""), MountFlags::empty())
     }
 
     /// The kernel's control files of FUSE connections.

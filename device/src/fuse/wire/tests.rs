@@ -1,4 +1,4 @@
-use fuse_backend_rs::abi::fuse_abi::{OpenIn, Opcode};
+use fuse_backend_rs::abi::fuse_abi::{Opcode, OpenIn};
 
 use super::*;
 
