@@ -82,7 +82,7 @@ pub struct Agent {
     /// Tasks that live as long as the agent.
     tasks: JoinSet<()>,
     drain_deadline: Duration,
-    /// Held to the end.
+    /// Given up at the end.
     state: Arc<StateDir>,
 }
 
@@ -136,8 +136,9 @@ impl Agent {
             platform: config.platform.clone(),
             transport: config.transport,
             events: events.clone(),
+            stop: stop.child_token(),
         });
-        attachments.restore(records, stop).await;
+        attachments.restore(records).await;
 
         let ready = Arc::new(AtomicBool::new(true));
         let node = Arc::new(AgentNode::new(
@@ -212,7 +213,9 @@ impl Agent {
             self.fetcher.stop().await;
         };
         let outcome = tokio::time::timeout(deadline, Box::pin(drained)).await;
-        drop(self.state);
+        if let Err(error) = self.state.release() {
+            tracing::warn!(%error, "the lock goes with the process instead");
+        }
         outcome.map_err(|_| DrainError::Deadline { deadline, doing: doing.into_inner() })
     }
 }

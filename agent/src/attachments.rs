@@ -7,6 +7,7 @@ mod error;
 mod live;
 mod show;
 mod state;
+mod watch;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -53,9 +54,22 @@ pub(crate) struct Parts {
     pub(crate) platform: Platform,
     pub(crate) transport: Wanted,
     pub(crate) events: Events,
+    /// Cancelled when no more is to be waited for on anybody's behalf.
+    pub(crate) stop: CancellationToken,
 }
 
 impl Parts {
+    /// What `work` answers, unless the agent stops first. Only for what can be dropped at any await.
+    async fn unless_stopping<T, E>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, AttachError>
+    where
+        AttachError: From<E>,
+    {
+        tokio::select! {
+            outcome = work => Ok(outcome?),
+            () = self.stop.cancelled() => Err(AttachError::Stopping),
+        }
+    }
+
     async fn open(&self, reference: &Reference, layers: &[LayerRecord]) -> Result<Arc<Image>, AttachError> {
         let layers = layers
             .iter()
@@ -65,10 +79,10 @@ impl Parts {
                 annotations: layer.annotations.clone(),
             })
             .collect();
-        Image::open(layers, Arc::clone(&self.source), &self.state.maps())
-            .await
-            .map(Arc::new)
-            .map_err(|error| AttachError::Open { reference: reference.to_string(), error })
+        let maps = self.state.maps();
+        let opening = Image::open(layers, Arc::clone(&self.source), &maps);
+        let failed = |error| AttachError::Open { reference: reference.to_string(), error };
+        self.unless_stopping(async { opening.await.map(Arc::new).map_err(failed) }).await
     }
 }
 
@@ -152,34 +166,28 @@ impl Attachments {
         outcomes
     }
 
-    /// Makes the recorded attachments again, until `stop`. Those that cannot be stay listed as failed.
-    pub(crate) async fn restore(self: &Arc<Self>, records: Vec<Record>, stop: &CancellationToken) {
-        for record in &records {
-            let entry = Entry {
-                id: record.id.clone(),
-                reference: record.reference.clone(),
-                mount: record.mount.clone(),
-                state: State::Attaching,
-                record: Some(record.clone()),
-            };
-            self.table.lock().entries.push(entry);
-        }
-        let restored = stream::iter(records).for_each_concurrent(RESTORED_AT_ONCE, |record| async move {
-            let id = record.id.clone();
-            let outcome = tokio::select! {
-                outcome = self.restore_one(record) => outcome.map(drop),
-                () = stop.cancelled() => Err(AttachError::Stopping),
-            };
-            if let Err(error @ AttachError::Stopping) = outcome {
-                self.change(&id, Change::Broke(error.to_string()));
-            }
-        });
-        restored.await;
+    /// Makes the recorded attachments again. Those that cannot be stay listed as failed.
+    pub(crate) async fn restore(&self, records: Vec<Record>) {
+        let entry = |record: &Record| Entry {
+            id: record.id.clone(),
+            reference: record.reference.clone(),
+            mount: record.mount.clone(),
+            state: State::Attaching,
+            record: Some(record.clone()),
+        };
+        self.table.lock().entries.extend(records.iter().map(entry));
+        stream::iter(records)
+            .for_each_concurrent(RESTORED_AT_ONCE, |record| async move {
+                // What went wrong is in the attachment's state, and an event.
+                let _told = self.restore_one(record).await;
+            })
+            .await;
     }
 
     /// Takes no more work, lets what is under way end, and takes all devices away, the newest first. Their records stay.
     pub(crate) async fn drain(&self) {
         self.table.lock().is_stopping = true;
+        self.parts.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
         let live: Vec<(DeviceId, Arc<Live>)> = {
@@ -292,7 +300,8 @@ impl Attachments {
     }
 
     async fn try_build(&self, id: &DeviceId, request: Request) -> Result<api::Device, AttachError> {
-        let manifest = self.parts.fetcher.resolve(&request.reference, &request.platform).await?;
+        let resolving = self.parts.fetcher.resolve(&request.reference, &request.platform);
+        let manifest = self.parts.unless_stopping(resolving).await?;
         let layers: Vec<LayerRecord> = manifest
             .layers
             .into_iter()
@@ -329,6 +338,7 @@ impl Attachments {
 
     /// Makes a recorded attachment again. On failure it stays, as failed.
     async fn restore_one(&self, record: Record) -> Result<api::Device, AttachError> {
+        let reference = record.reference.to_string();
         let plan = Plan {
             id: record.id.clone(),
             reference: record.reference.with_digest(record.manifest),
@@ -343,7 +353,7 @@ impl Attachments {
                     Severity::Note,
                     "device.restored",
                     &plan.id,
-                    &format!("{} is attached again as {}", plan.reference, plan.id),
+                    &format!("{reference} is attached again as {}", plan.id),
                 );
                 Ok(device)
             }
@@ -353,7 +363,7 @@ impl Attachments {
                     Severity::Warning,
                     "device.restore_failed",
                     &plan.id,
-                    &format!("{} was not attached again: {error}", plan.reference),
+                    &format!("{reference} was not attached again: {error}"),
                 );
                 Err(error)
             }

@@ -48,9 +48,11 @@ impl Events {
 
     /// Keeps an event, and logs it. `kind` is stable words for programs, `text` a sentence, `facts` are by name.
     pub fn record(&self, severity: Severity, kind: &str, text: &str, facts: &[(&str, &str)]) {
+        // The one fact worth a field of its own in the log; an absent one is left out there.
+        let device = facts.iter().find(|(name, _)| *name == "device").map(|(_, fact)| *fact);
         match severity {
-            Severity::Note => tracing::info!(target: "penstock_agent::event", kind, ?facts, "{text}"),
-            Severity::Warning => tracing::warn!(target: "penstock_agent::event", kind, ?facts, "{text}"),
+            Severity::Note => tracing::info!(target: "penstock_agent::event", kind, device, "{text}"),
+            Severity::Warning => tracing::warn!(target: "penstock_agent::event", kind, device, "{text}"),
         }
         let fields = facts.iter().map(|(name, fact)| ((*name).to_owned(), cut(fact))).collect();
         let mut ring = self.ring.lock();

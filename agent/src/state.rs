@@ -27,8 +27,8 @@ const UNFINISHED: &str = ".unfinished";
 #[derive(Debug)]
 pub struct StateDir {
     root: PathBuf,
-    /// Holds the lock: closing it gives the directory up.
-    _lock: File,
+    /// Closing it, at the latest, gives the directory up.
+    lock: File,
 }
 
 /// Why a state directory cannot be used.
@@ -96,11 +96,19 @@ impl StateDir {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(StateError::io("create", &dir))?;
         }
         let lock = lock(root)?;
-        let state = Self { root: root.to_path_buf(), _lock: lock };
+        let state = Self { root: root.to_path_buf(), lock };
         for path in state.files()?.into_iter().filter(|path| path.to_string_lossy().ends_with(UNFINISHED)) {
             fs::remove_file(&path).map_err(StateError::io("remove", &path))?;
         }
         Ok(state)
+    }
+
+    /// Gives the directory up before the value is dropped. Nothing may be written to it from then on.
+    ///
+    /// # Errors
+    /// When the system does not unlock the file.
+    pub fn release(&self) -> Result<(), StateError> {
+        self.lock.unlock().map_err(StateError::io("unlock", &self.root.join("lock")))
     }
 
     /// The directory itself.

@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use penstock_agent::{Agent, Config, StartError, mount::table, state::StateError};
 use penstock_api::{self as api, DeviceState, NodeError};
 use penstock_blob::Digest;
-use penstock_registry::{Artifact, Layer, Registry};
+use penstock_registry::{Artifact, Fault, Layer, Registry};
 
 /// Skips the test, visibly, unless this process can mount through FUSE and loop devices.
 macro_rules! require_mounts {
@@ -382,6 +382,40 @@ async fn an_unmounted_device_is_a_file_with_the_disk_in_it() {
     assert_eq!(head.await[1080..1082], [0x53, 0xEF]);
     agent.stop().await.unwrap();
     assert_eq!(bench.mounts(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attach_under_way_does_not_hold_up_the_drain_and_leaves_nothing() {
+    require_mounts!();
+    let bench = Bench::new().await;
+    let agent = bench.agent().await;
+    bench.registry.fail(Fault::Stall);
+    let (node, reference) = (agent.node(), bench.image());
+    let mut attaching = tokio::task::JoinSet::new();
+    attaching.spawn(async move { node.attach(request(&reference, None)).await });
+    bench.registry.until_stalled(1).await;
+    agent.stop().await.unwrap();
+    let outcome = attaching.join_next().await.unwrap().unwrap();
+    assert!(matches!(outcome, Err(NodeError::Stopping(_))), "{outcome:?}");
+    assert_eq!((bench.records(), bench.mounts()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_fails_is_an_event_of_its_device() {
+    require_mounts!();
+    let bench = Bench::new().await;
+    let config = Config { fetch_deadline: Duration::from_secs(1), ..bench.config() };
+    let agent = Agent::start(config).await.unwrap();
+    let device = agent.node().attach(request(&bench.image(), None)).await.unwrap();
+    bench.registry.set_down(true);
+    let path = device.device_path.clone().unwrap();
+    let read = off_runtime(move || fs::read(path)).await;
+    assert!(read.is_err());
+    let events = agent.node().events(0, 100).await.unwrap().events;
+    let event = events.iter().find(|event| event.kind == "device.read_failed").unwrap();
+    assert_eq!(event.fields["device"], device.id);
+    assert!(agent.node().device(&device.id).await.unwrap().stats.errors > 0);
+    agent.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

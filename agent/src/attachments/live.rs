@@ -1,6 +1,6 @@
 //! An image that is being served: how it is made, step by step, and unmade in the reverse order.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use penstock_blob::{Blob, ByteRange};
@@ -9,7 +9,7 @@ use penstock_device::{Choice, Content, Device, DeviceError, DeviceId, Wanted};
 use penstock_fetcher::{Fetcher, Reference};
 use penstock_image::Image;
 
-use super::{AttachError, Parts, blocking};
+use super::{AttachError, Parts, blocking, watch::Watched};
 use crate::{
     mount::{
         self, MountError, Mounted, Unmount,
@@ -17,6 +17,10 @@ use crate::{
     },
     state::record::{LayerRecord, Seen},
 };
+
+/// How often a device that was just unmounted is tried to be stopped, and how long apart: a second in all.
+const BUSY_TRIES: u32 = 20;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// What is to be served.
 #[derive(Debug, Clone)]
@@ -86,7 +90,8 @@ impl Live {
         let choice = blocking("looking for a transport", move || penstock_device::choose(transport)).await??;
         let served = Served::new(parts, &plan.reference, &plan.layers);
         let image = parts.open(&plan.reference, &plan.layers).await?;
-        let content = Content { image: Arc::clone(&image), source: Arc::clone(&parts.source) };
+        let source = Watched::new(Arc::clone(&parts.source), plan.id.clone(), parts.events.clone());
+        let content = Content { image: Arc::clone(&image), source };
         let device =
             Device::start(plan.id.clone(), content, choice.transport, &parts.device, &parts.device_metrics).await?;
         let live = Self { device, image, choice, mounted: Mutex::new(None), _served: served };
@@ -105,7 +110,10 @@ impl Live {
     async fn mount(&self, parts: &Parts, dir: PathBuf) -> Result<(), AttachError> {
         let looked_at = self.image.size_bytes().min(LOOKED_AT_BYTES as u64);
         let head = match ByteRange::at(0, looked_at) {
-            Ok(range) => penstock_image::read(&self.image, &parts.source, range).await.map_err(AttachError::Head)?,
+            Ok(range) => {
+                let reading = penstock_image::read(&self.image, &parts.source, range);
+                parts.unless_stopping(async { reading.await.map_err(AttachError::Head) }).await?
+            }
             Err(_) => bytes::Bytes::new(),
         };
         let file_system = found::find(&head).map_err(MountError::NoFileSystem)?;
@@ -125,6 +133,7 @@ impl Live {
             *self.mounted.lock() = None;
         }
         let stopped = match how {
+            Unmount::IfIdle if mounted.is_some() => self.stop_once_idle().await,
             Unmount::IfIdle => self.device.stop().await,
             Unmount::Lazily => self.device.stop_by_force().await,
         };
@@ -138,6 +147,20 @@ impl Live {
             }
             outcome => Ok(outcome?),
         }
+    }
+
+    /// Stops the device after its unmount. Others (udev, a loop device that clears itself) let go of it a moment after that, and
+    /// nothing tells when: so this asks again a few times before it takes them for users.
+    async fn stop_once_idle(&self) -> Result<(), DeviceError> {
+        let mut pauses = tokio::time::interval(BUSY_PAUSE);
+        for _ in 0..BUSY_TRIES {
+            pauses.tick().await;
+            match self.device.stop().await {
+                Err(DeviceError::Busy { .. }) => {}
+                outcome => return outcome,
+            }
+        }
+        self.device.stop().await
     }
 
     /// What it is, for its record.

@@ -117,11 +117,9 @@ impl Stage {
         self.mounted.as_deref()
     }
 
-    /// What could not be shown, each once.
-    pub(super) fn not_shown(&mut self) -> Vec<String> {
-        let mut reasons = std::mem::take(&mut self.not_shown);
-        reasons.dedup();
-        reasons
+    /// What could not be shown, and why.
+    pub(super) fn not_shown(&self) -> Vec<String> {
+        self.not_shown.clone()
     }
 
     /// Gets at the image by the best way that this machine and user allow, and reads.
@@ -142,7 +140,7 @@ impl Stage {
                 let work = Work::Files(image.program.files.clone());
                 return Ok(Opened { work, door: Door::Mount(dir), device: Some(device.id) });
             }
-            Err(error) => self.not_shown.push(format!("a mounted file system ({error})")),
+            Err(error) => self.not_shown.push(format!("the file system mounted: {error}")),
         }
         let work = Work::Pieces(work::pieces(image.facts.disk_bytes));
         match self.attach(image, None).await {
@@ -150,7 +148,8 @@ impl Stage {
                 return Ok(Opened { work, door: Door::Disk(path), device: Some(id) });
             }
             Ok(_) => self.not_shown.push("a device (it has no path)".to_owned()),
-            Err(error) => self.not_shown.push(format!("a device ({error})")),
+            // What keeps the device away kept the mount away, too.
+            Err(error) => self.not_shown = vec![format!("a device, and the file system mounted from it: {error}")],
         }
         let agent = self.agent()?;
         let reference: Reference =
