@@ -184,12 +184,10 @@ fn split_tag(named: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The first component is a registry when it can be nothing else: it has a dot, a colon or an upper-case letter, or is
-/// `localhost`.
+/// The first component is a registry when it can be nothing else: it has a dot or a colon, or is `localhost`. (Docker also
+/// takes one with an upper-case letter; here that is refused as a repository, because it is a slip and never a host.)
 fn split_registry(name: &str) -> Result<(String, &str), ReferenceError> {
-    let is_registry = |first: &str| {
-        first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase())
-    };
+    let is_registry = |first: &str| first.contains(['.', ':']) || first.eq_ignore_ascii_case("localhost");
     match name.split_once('/') {
         Some((first, path)) if is_registry(first) => {
             let registry = first.to_ascii_lowercase();

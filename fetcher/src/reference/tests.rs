@@ -35,7 +35,7 @@ fn registries_ports_tags_and_digests_are_told_apart() {
         ("127.0.0.1:5000/app:x", "127.0.0.1:5000", "app", Some("x"), false),
         ("[::1]:5000/app:x", "[::1]:5000", "app", Some("x"), false),
         ("[fe80::1]/app", "[fe80::1]", "app", Some("latest"), false),
-        ("Registry/app", "registry", "app", Some("latest"), false),
+        ("LocalHost/app", "localhost", "app", Some("latest"), false),
         ("REG.example.COM/app", "reg.example.com", "app", Some("latest"), false),
         (&format!("quay.io/app@{digest}"), "quay.io", "app", None, true),
         (&format!("quay.io:443/app:1@{digest}"), "quay.io:443", "app", Some("1"), true),
@@ -85,6 +85,8 @@ fn hostile_repositories_are_refused() {
         "a/../b",
         "ghcr.io/",
         "ghcr.io/A",
+        "Team/app",
+        "L/z",
         &long,
         "https://ghcr.io/a",
         "a%2fb",
@@ -147,7 +149,7 @@ fn hostile_tags_and_digests_are_refused() {
 
 proptest! {
     #[test]
-    fn any_text_parses_or_is_refused_and_what_parses_reads_back(text in "\\PC{0,80}|[a-z0-9./:@_\\[\\]-]{0,120}") {
+    fn any_text_parses_or_is_refused_and_what_parses_reads_back(text in "\\PC{0,80}|[a-zA-Z0-9./:@_\\[\\]-]{0,120}|[a-zA-Z]{1,3}/[a-z]{1,3}") {
         if let Ok(reference) = text.parse::<Reference>() {
             prop_assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference);
         }
