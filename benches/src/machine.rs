@@ -17,6 +17,8 @@ pub struct Machine {
     pub memory_bytes: u64,
     /// System name and release.
     pub kernel: String,
+    /// Processes that wanted a CPU, on average of the minute before the run: above `cpus`, the machine was busy with other things.
+    pub load_before: f64,
     /// Whether the compiler optimised. Numbers of a run that it did not mean nothing.
     pub optimised: bool,
 }
@@ -38,9 +40,15 @@ impl Machine {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: memory_kib.trim_end_matches(" kB").parse().map_or(0, |kib: u64| kib << 10),
             kernel: format!("{} {}", uname.sysname().to_string_lossy(), uname.release().to_string_lossy()),
+            load_before: load(),
             optimised: !cfg!(debug_assertions),
         }
     }
+}
+
+fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
 }
 
 /// The commit that was built, if git knows.

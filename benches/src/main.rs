@@ -84,11 +84,11 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         None => tempfile::tempdir(),
     };
     let place = place.context("there is no room for temporary files: name a directory with --dir")?;
-    let began_unix_seconds = report::now();
+    let (machine, began_unix_seconds) = (Machine::this(), report::now());
     output::note("Making the images ...");
     let packed = Packed::make(place.path(), args.size_mib << 20, link).await?;
     let mut report = Report {
-        machine: Machine::this(),
+        machine,
         began_unix_seconds,
         link,
         image: packed.facts.clone(),

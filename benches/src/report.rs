@@ -51,9 +51,9 @@ impl Report {
     /// The report as text.
     #[must_use]
     pub fn tables(&self) -> String {
-        let Machine { commit, cpu, cpus, memory_bytes, kernel, optimised } = &self.machine;
+        let Machine { commit, cpu, cpus, memory_bytes, kernel, load_before, optimised } = &self.machine;
         let mut text = format!(
-            "commit {commit}, {cpus} x {cpu}, {} of memory, {kernel}\n\
+            "commit {commit}, {cpus} x {cpu}, {} of memory, {kernel}, load {load_before:.1} before\n\
              link: {:.0} ms to each answer, {:.0} MB/s shared by all connections\n\
              image: {} entries of {}; OverlayBD layer {}, tar.gz layers {}\n",
             size(*memory_bytes),
