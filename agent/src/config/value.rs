@@ -17,7 +17,7 @@ const UNITS: [(&str, u64); 8] = [
     ("KB", 1_000),
 ];
 
-/// A size in bytes: a whole number, alone or with one of the [`UNITS`].
+/// A size in bytes: a whole number, alone or with a unit, such as `10GiB`.
 ///
 /// # Errors
 /// A sentence that says how a size is written.
