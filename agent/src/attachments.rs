@@ -7,9 +7,10 @@ mod error;
 mod live;
 mod show;
 mod state;
+mod table;
 mod watch;
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
 use parking_lot::Mutex;
@@ -24,6 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) use error::AttachError;
 use live::{Live, Plan};
 use state::{Change, Illegal, State};
+use table::{Claim, Entry, Request, Table};
 
 use crate::{
     events::{Events, Severity},
@@ -33,9 +35,6 @@ use crate::{
         record::{LayerRecord, New, Record},
     },
 };
-
-/// Most attachments of a node. Each has a thread or two and a dozen descriptors; containerd starts at most 250 pods of a few images.
-pub(crate) const MOST: usize = 1024;
 
 /// Attachments restored at the same time: enough to hide a slow registry's answers, few enough to leave it and the disk alone.
 const RESTORED_AT_ONCE: usize = 8;
@@ -94,41 +93,6 @@ pub(crate) struct Attachments {
     tasks: TaskTracker,
 }
 
-#[derive(Debug, Default)]
-struct Table {
-    /// In the order of attaching.
-    entries: Vec<Entry>,
-    is_stopping: bool,
-}
-
-#[derive(Debug)]
-struct Entry {
-    id: DeviceId,
-    reference: Reference,
-    mount: Option<PathBuf>,
-    state: State,
-    /// What is recorded, or will be; `None` until the reference is resolved.
-    record: Option<Record>,
-}
-
-/// An attach request whose parts are checked.
-#[derive(Debug, Clone)]
-struct Request {
-    reference: Reference,
-    platform: Platform,
-    transport: Wanted,
-    mount: Option<PathBuf>,
-}
-
-/// What a claim found.
-#[derive(Debug)]
-enum Claim {
-    /// A place in the table for a new attachment.
-    New(DeviceId),
-    /// The same attachment, which had failed: it is tried again from its record.
-    Retry(Box<Record>),
-}
-
 impl Attachments {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self { parts, table: Mutex::default(), tasks: TaskTracker::new() })
@@ -137,7 +101,7 @@ impl Attachments {
     /// Attaches an image; answers once it can be read and is recorded.
     pub(crate) async fn attach(self: &Arc<Self>, request: api::Attach) -> Result<api::Device, AttachError> {
         let request = self.check(request).await?;
-        let claim = self.claim(&request)?;
+        let claim = self.table.lock().claim(&request)?;
         let this = Arc::clone(self);
         self.run("attaching", async move {
             match claim {
@@ -151,7 +115,7 @@ impl Attachments {
     /// Detaches a device.
     pub(crate) async fn detach(self: &Arc<Self>, id: &str, force: bool) -> Result<(), AttachError> {
         let this = Arc::clone(self);
-        let (id, live) = self.begin_detach(id)?;
+        let (id, live) = self.table.lock().begin_detach(id)?;
         self.run("detaching", async move { this.unbuild(&id, live, force).await }).await
     }
 
@@ -241,41 +205,6 @@ impl Attachments {
             None => None,
         };
         Ok(Request { reference, platform, transport, mount })
-    }
-
-    fn claim(&self, request: &Request) -> Result<Claim, AttachError> {
-        let mut table = self.table.lock();
-        if table.is_stopping {
-            return Err(AttachError::Stopping);
-        }
-        let same = |entry: &&mut Entry| entry.reference == request.reference && entry.mount == request.mount;
-        let failed = |entry: &&mut Entry| matches!(entry.state, State::Failed(_));
-        if let Some(entry) = table.entries.iter_mut().filter(same).find(failed)
-            && let Some(record) = entry.record.clone()
-        {
-            entry
-                .state
-                .apply(Change::Retried)
-                .map_err(|Illegal(state)| AttachError::WrongState { id: record.id.clone(), state })?;
-            return Ok(Claim::Retry(Box::new(record)));
-        }
-        if let Some(dir) = &request.mount
-            && let Some(entry) = table.entries.iter().find(|entry| entry.mount.as_ref() == Some(dir))
-        {
-            return Err(AttachError::MountTaken { dir: dir.display().to_string(), id: entry.id.clone() });
-        }
-        if table.entries.len() >= MOST {
-            return Err(AttachError::TooMany { most: MOST });
-        }
-        let id = table.new_id(&request.reference);
-        table.entries.push(Entry {
-            id: id.clone(),
-            reference: request.reference.clone(),
-            mount: request.mount.clone(),
-            state: State::Attaching,
-            record: None,
-        });
-        Ok(Claim::New(id))
     }
 
     /// A new attachment, from its reference on. On failure nothing of it stays but an event.
@@ -382,20 +311,6 @@ impl Attachments {
         device
     }
 
-    fn begin_detach(&self, id: &str) -> Result<(DeviceId, Option<Arc<Live>>), AttachError> {
-        let mut table = self.table.lock();
-        if table.is_stopping {
-            return Err(AttachError::Stopping);
-        }
-        let entry = table.entries.iter_mut().find(|entry| entry.id.as_str() == id);
-        let entry = entry.ok_or_else(|| AttachError::NoDevice { id: id.chars().take(64).collect() })?;
-        let id = entry.id.clone();
-        match entry.state.apply(Change::DetachBegun) {
-            Ok(()) => Ok((id, entry.state.live().cloned())),
-            Err(Illegal(state)) => Err(AttachError::WrongState { id, state }),
-        }
-    }
-
     async fn unbuild(&self, id: &DeviceId, live: Option<Arc<Live>>, force: bool) -> Result<(), AttachError> {
         if let Some(live) = live {
             let how = if force { Unmount::Lazily } else { Unmount::IfIdle };
@@ -445,54 +360,10 @@ impl Attachments {
     }
 }
 
-impl Table {
-    /// A name that says what it is of and that no other device has had, as far as chance goes: `redis-3f9a2c`.
-    fn new_id(&self, reference: &Reference) -> DeviceId {
-        loop {
-            let name = name_part(reference.repository());
-            let id = format!("{name}-{:06x}", fastrand::u32(..1 << 24)).parse::<DeviceId>();
-            // The parse cannot fail, by the make of `name_part`.
-            if let Ok(id) = id
-                && !self.entries.iter().any(|entry| entry.id == id)
-            {
-                return id;
-            }
-        }
-    }
-}
-
-/// The last word of a repository's name, made fit for a device's.
-fn name_part(repository: &str) -> String {
-    let last = repository.rsplit('/').next().unwrap_or_default();
-    let kept: String =
-        last.chars().map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' }).take(20).collect();
-    let kept = kept.trim_matches('-');
-    if kept.is_empty() { "image".to_owned() } else { kept.to_owned() }
-}
-
 /// Runs what waits for the kernel or the disk where that is allowed.
 async fn blocking<T: Send + 'static>(
     doing: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, AttachError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| AttachError::Crashed { doing, reason: error.to_string() })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_devices_say_what_they_are_of() {
-        for (repository, name) in [
-            ("library/redis", "redis"),
-            ("team/my_app.v2", "my-app-v2"),
-            ("x", "x"),
-            ("team/___", "image"),
-            ("a/very-long-name-of-a-repository-that-goes-on", "very-long-name-of-a"),
-        ] {
-            assert_eq!(name_part(repository), name);
-            assert!(format!("{name}-123456").parse::<DeviceId>().is_ok());
-        }
-    }
 }

@@ -2,6 +2,7 @@
 
 use std::{io, time::Duration};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime::Runtime,
     signal::unix::{Signal, SignalKind, signal},
@@ -50,10 +51,20 @@ pub fn agent(args: &AgentArgs) -> Result<(), RunError> {
         return Ok(output::print(&loaded.print())?);
     }
     log::start(loaded.config.log_format, loaded.config.log_level);
+    raise_open_files();
     for notice in &loaded.notices {
         tracing::warn!("{notice}");
     }
     with_runtime(serve(loaded.config))?
+}
+
+/// Lets this process open as many files as it may: a device has several, the cache's index some eighty, and the usual soft limit of 1024
+/// is there for programs that use select(2).
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, current = ?limit.current, "the limit of open files stays as it is");
+    }
 }
 
 /// Runs `work` on a runtime whose last threads are not waited for without bound.
