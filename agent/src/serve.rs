@@ -2,13 +2,6 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use axum::{
-    extract::Request,
-    middleware::{Next, from_fn},
-    response::{IntoResponse as _, Response},
-};
-use http::Method;
-use penstock_api::{Problem, ProblemKind};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -32,14 +25,15 @@ pub(crate) struct Servers {
 
 /// Answers on the config's socket, and on its TCP address if there is one.
 pub(crate) fn start(config: &Config, node: Arc<AgentNode>) -> Result<Servers, SocketError> {
-    let router = penstock_api::router(node);
+    let router = penstock_api::router(Arc::clone(&node) as _);
     let tcp = config.listen.map(listen).transpose()?;
     let (unix, socket) = socket::listen(&config.socket)?;
     let listening = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
     let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
-    tasks.spawn(run(axum::serve(unix, router.clone()).with_graceful_shutdown(stop.clone().cancelled_owned())));
+    tasks.spawn(run(axum::serve(unix, router).with_graceful_shutdown(stop.clone().cancelled_owned())));
     if let Some(tcp) = tcp {
-        let reading = router.layer(from_fn(only_reading));
+        // TCP has no owner: every user of the node, and every page in its browsers, can connect. So it shows and changes nothing.
+        let reading = penstock_api::read_only_router(node);
         tasks.spawn(run(axum::serve(tcp, reading).with_graceful_shutdown(stop.clone().cancelled_owned())));
     }
     Ok(Servers { socket, listening, stop, tasks })
@@ -56,15 +50,6 @@ fn listen(address: SocketAddr) -> Result<TcpListener, SocketError> {
     let listener = std::net::TcpListener::bind(address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     TcpListener::from_std(listener).map_err(failed)
-}
-
-/// TCP has no owner: every user of the node, and every page in its browsers, can connect. So it shows and changes nothing.
-async fn only_reading(request: Request, next: Next) -> Response {
-    if [Method::GET, Method::HEAD].contains(request.method()) {
-        return next.run(request).await;
-    }
-    let detail = "over TCP the agent only shows; ask for changes on its unix socket, which only its owner can use";
-    Problem::new(ProblemKind::MethodNotAllowed, detail).into_response()
 }
 
 impl Servers {

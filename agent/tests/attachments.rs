@@ -349,8 +349,8 @@ async fn the_socket_is_its_owners_and_tcp_only_shows() {
     let address = agent.listening().unwrap();
     assert_eq!(status(address, "GET", "/v1/devices").await, 200);
     assert_eq!(status(address, "GET", "/readyz").await, 200);
-    assert_eq!(status(address, "DELETE", "/v1/devices").await, 405);
-    assert_eq!(status(address, "POST", "/v1/devices").await, 405);
+    assert_eq!(status(address, "DELETE", "/v1/devices").await, 403);
+    assert_eq!(status(address, "POST", "/v1/devices").await, 403);
     agent.stop().await.unwrap();
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
 }
