@@ -50,6 +50,7 @@ pub enum Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::OverlayBd { layers: 1 } => f.write_str("overlaybd, 1 layer"),
             Self::OverlayBd { layers } => write!(f, "overlaybd, {layers} layers"),
             Self::Raw(file_system) => write!(f, "raw {file_system} disk"),
         }
