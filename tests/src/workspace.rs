@@ -107,10 +107,12 @@ impl Source {
             && !self.path.contains("/tests/")
     }
 
-    /// The lines before the file's unit tests.
+    /// The lines before the file's unit tests: before `#[cfg(test)]` over a module with a body. One without stands anywhere.
     #[must_use]
     pub fn product_lines(&self) -> usize {
-        self.text.lines().take_while(|line| line.trim() != "#[cfg(test)]").count()
+        let lines: Vec<&str> = self.text.lines().map(str::trim).collect();
+        let tests = |pair: &[&str]| pair[0] == "#[cfg(test)]" && pair[1].starts_with("mod ") && pair[1].ends_with('{');
+        lines.windows(2).position(tests).unwrap_or(lines.len())
     }
 
     /// The product lines without comments, numbered from 1.
