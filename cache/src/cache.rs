@@ -218,7 +218,7 @@ impl Cache {
         let table = self.store.table.load();
         let Some(entry) = table.get(blob).filter(|_| range.end() <= blob.size_bytes) else { return 0 };
         let span = entry.chunk_size.span(range);
-        self.store.discard_corrupt(entry, *span.start(), *span.end())
+        self.store.reject(entry, *span.start(), *span.end())
     }
 }
 

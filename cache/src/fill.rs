@@ -3,7 +3,10 @@
 use std::{
     io,
     os::unix::fs::FileExt,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -12,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::{
     bits::{Bits, SEGMENT_CHUNKS},
-    entry::Entry,
+    entry::{Entry, State},
     format::HEADER_BYTES,
     room::{Pending, Taken},
     slots::{Hold, Slots, by_segment, charge, overhead},
@@ -46,10 +49,21 @@ pub(crate) struct Fill {
     pub(crate) last: u32,
     /// The run's bytes in the blob.
     pub(crate) range: ByteRange,
+    /// A reader found its bytes wrong: they are not stored, and nobody joins it any more. Changed under the entry's lock.
+    rejected: AtomicBool,
     outcome: watch::Receiver<Option<Outcome>>,
 }
 
 impl Fill {
+    /// Marks its bytes as wrong.
+    pub(crate) fn reject(&self, _proof: &State) {
+        self.rejected.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_rejected(&self, _proof: &State) -> bool {
+        self.rejected.load(Ordering::Relaxed)
+    }
+
     /// Waits for the end.
     pub(crate) async fn outcome(&self) -> Outcome {
         let mut outcome = self.outcome.clone();
@@ -77,7 +91,7 @@ impl Lead {
     pub(crate) fn new(store: &Arc<Store>, entry: &Arc<Entry>, (first, last): (u32, u32), range: ByteRange) -> Self {
         let (tell, outcome) = watch::channel(None);
         store.fills.send_modify(|n| *n += 1);
-        let fill = Arc::new(Fill { first, last, range, outcome });
+        let fill = Arc::new(Fill { first, last, range, rejected: AtomicBool::new(false), outcome });
         Self { store: store.clone(), entry: entry.clone(), fill, tell }
     }
 
@@ -166,7 +180,7 @@ impl Lead {
             let written = write(&store, &entry, &fill, &bytes, space);
             drop(pending);
             store.note_write(&written);
-            written.is_ok()
+            written.unwrap_or(false)
         });
         // An error: the runtime is stopping.
         written.await.unwrap_or(false)
@@ -244,13 +258,19 @@ impl Drop for Space {
     }
 }
 
-/// Writes a run of chunks and their slot headers, and makes them locatable.
-fn write(store: &Arc<Store>, entry: &Arc<Entry>, fill: &Fill, bytes: &Bytes, mut space: Space) -> io::Result<()> {
+/// Writes a run of chunks and their slot headers, and makes them locatable. False when they were rejected meanwhile.
+fn write(store: &Arc<Store>, entry: &Arc<Entry>, fill: &Fill, bytes: &Bytes, mut space: Space) -> io::Result<bool> {
     let slots = store.slots(entry, &mut space)?;
     let crcs: Vec<u32> = bytes.chunks(entry.chunk_size.bytes() as usize).map(crc32c::crc32c).collect();
     write_run(store, &slots, fill, bytes, &crcs)?;
-    space.spend(&slots, charge(&entry.blob, entry.chunk_size, fill.first, fill.last, store.shared.block));
     let mut state = entry.lock();
+    if fill.is_rejected(&state) {
+        drop(state);
+        // The chunks are still this fill's alone.
+        unwrite(store, &slots, fill);
+        return Ok(false);
+    }
+    space.spend(&slots, charge(&entry.blob, entry.chunk_size, fill.first, fill.last, store.shared.block));
     for (number, first, last) in by_segment(fill.first, fill.last) {
         let Some(segment) = slots.segment_or_new(number) else { continue };
         let base = number * SEGMENT_CHUNKS;
@@ -263,7 +283,7 @@ fn write(store: &Arc<Store>, entry: &Arc<Entry>, fill: &Fill, bytes: &Bytes, mut
         store.queue().dirty(slots.no, entry, number, bytes);
     }
     store.maybe_verify(entry, &mut state);
-    Ok(())
+    Ok(true)
 }
 
 /// Writes the data, then the slot headers, of a run; undone when either fails.
@@ -273,12 +293,18 @@ fn write_run(store: &Store, slots: &Slots, fill: &Fill, bytes: &Bytes, crcs: &[u
     let (disk, start) = (&store.disk, fill.range.start());
     let written = disk.write_at(&slots.data, bytes, start).and_then(|()| disk.write_at(&slots.headers, &headers, at));
     if written.is_err() {
-        // Half a write must keep neither space nor a valid header. If undoing fails too, the checksum stands guard.
-        let whole = fill.range.len().next_multiple_of(u64::from(slots.chunk_size.bytes()));
-        let _ = disk.write_at(&slots.headers, &vec![0; headers.len()], at);
-        let _ = disk.punch(&slots.data, start, whole);
+        unwrite(store, slots, fill);
     }
     written
+}
+
+/// Leaves neither space nor a valid header behind. If that fails too, the checksum stands guard.
+fn unwrite(store: &Store, slots: &Slots, fill: &Fill) {
+    let chunks = (fill.last - fill.first + 1) as usize;
+    let at = u64::from(fill.first) * HEADER_BYTES as u64;
+    let whole = fill.range.len().next_multiple_of(u64::from(slots.chunk_size.bytes()));
+    let _ = store.disk.write_at(&slots.headers, &vec![0; chunks * HEADER_BYTES], at);
+    let _ = store.disk.punch(&slots.data, fill.range.start(), whole);
 }
 
 /// Reads chunks `first..=last` from disk and compares each that was not checked yet with its checksum. The bytes when all

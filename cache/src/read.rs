@@ -162,6 +162,11 @@ fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, window: ByteRange) -> Resu
         let whole = start.cover(end);
         let Some(range) = whole.intersection(window) else { continue };
         let kind = match piece.stand {
+            // Its bytes are wrong, and the chunk is its own until it ends.
+            Stand::Filling(fill) if fill.is_rejected(&state) => {
+                parts.push(Part::Around(range));
+                continue;
+            }
             Stand::Filling(fill) => {
                 parts.push(Part::Filled(fill, range));
                 continue;

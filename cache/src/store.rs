@@ -94,7 +94,7 @@ impl Store {
     }
 
     /// Counts a failed write; the log says when the trouble begins and ends, not each time.
-    pub(crate) fn note_write(&self, written: &std::io::Result<()>) {
+    pub(crate) fn note_write<T>(&self, written: &std::io::Result<T>) {
         match written {
             Err(e) => {
                 self.metrics.write_failures.inc();
@@ -102,7 +102,7 @@ impl Store {
                     tracing::warn!("fetched chunks cannot be stored and are served without: {e}");
                 }
             }
-            Ok(()) => {
+            Ok(_) => {
                 if self.cannot_store.load(Ordering::Relaxed) && self.cannot_store.swap(false, Ordering::Relaxed) {
                     tracing::info!("fetched chunks can be stored again");
                 }
@@ -182,6 +182,15 @@ impl Store {
         let dropped = self.discard(entry, first, last);
         self.metrics.corrupt_chunks.inc_by(u64::from(dropped));
         dropped
+    }
+
+    /// A reader found bytes of chunks `first..=last` wrong: drops what is stored and what is about to be; says how many chunks
+    /// were stored.
+    pub(crate) fn reject(&self, entry: &Arc<Entry>, first: u32, last: u32) -> u32 {
+        let state = entry.lock();
+        (first..=last).filter_map(|chunk| state.fills.get(&chunk)).for_each(|fill| fill.reject(&state));
+        drop(state);
+        self.discard_corrupt(entry, first, last)
     }
 
     /// Evicts one extent; the bytes that will come free.

@@ -175,6 +175,35 @@ impl Disk for FailingDisk {
     }
 }
 
+/// A disk whose writes wait while it is held.
+#[derive(Debug, Default)]
+pub(crate) struct HeldDisk {
+    held: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl HeldDisk {
+    pub(crate) fn hold(&self, yes: bool) {
+        *self.held.lock() = yes;
+        self.changed.notify_all();
+    }
+}
+
+impl Disk for HeldDisk {
+    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.changed.wait_while(&mut self.held.lock(), |held| *held);
+        Kernel.write_at(file, bytes, offset)
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        Kernel.sync(file)
+    }
+
+    fn punch(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        Kernel.punch(file, offset, len)
+    }
+}
+
 /// How a [`FakeIndex`] behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mood {

@@ -1,11 +1,15 @@
 //! A disk or an index that fails, stalls or panics: reads go on, nothing is stored wrong, it heals.
 
-use std::{process::Command, sync::atomic::Ordering, time::Duration};
+use std::{os::unix::fs::MetadataExt as _, process::Command, sync::atomic::Ordering, time::Duration};
+
+use prometheus_client::registry::Registry;
 
 use super::*;
 use crate::{
+    Cache,
+    config::Seams,
     disk::Kernel,
-    testing::{FailingDisk, FakeIndex, Mood},
+    testing::{FailingDisk, FakeIndex, HeldDisk, Mood},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -25,6 +29,30 @@ async fn when_writes_fail_bytes_are_served_and_storing_resumes_by_itself() {
     assert_eq!(cache.usage().durable_chunks, 8);
     bench.read_all(&cache).await;
     assert_eq!(bench.memory.reads(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_rejected_while_they_are_written_are_neither_kept_nor_given_to_others() {
+    let bench = Bench::new(&[8 * CHUNK]);
+    let (blob, bytes) = bench.blobs[0].clone();
+    let (corrupt, disk) = (Corrupt::new(bench.memory.clone()), Arc::new(HeldDisk::default()));
+    let seams =
+        Seams { disk: disk.clone(), index: FakeIndex::new(Mood::Good).opener(), backoff: Duration::from_millis(1) };
+    let cache = Cache::open_with(bench.config.clone(), corrupt.clone(), &mut Registry::default(), seams).await.unwrap();
+    disk.hold(true);
+    let all = range(0, 8 * CHUNK);
+    assert!(cache.read(blob, all).await.unwrap() != bytes, "the mirror lies");
+    cache.reject(&blob, range(4 * CHUNK, 4 * CHUNK + 1));
+    assert_eq!(bench.memory.rejects(), 1, "the source below hears of it");
+    corrupt.set(false);
+    assert!(cache.read(blob, all).await.unwrap() == bytes, "nobody joins the rejected fill");
+    disk.hold(false);
+    cache.settle().await;
+    assert_eq!(cache.usage().present_chunks, 0);
+    assert_eq!(fs::metadata(bench.file("data")).unwrap().blocks(), 0, "no space is kept for them");
+    bench.read_all(&cache).await;
+    cache.settle().await;
+    assert!(located(&cache, &blob, all).unwrap() == bytes);
 }
 
 #[tokio::test(flavor = "multi_thread")]
