@@ -23,9 +23,9 @@ use crate::{
     stats::{Counters, Tier},
 };
 
-/// How often one request may go to the offload: once for each level of a paged map, once for the data, once for a repeat
-/// after a failed check, with room. Beyond it something is wrong with the image or the source, and the answer is EIO.
-const MAX_ROUNDS: u32 = 16;
+/// How often one request may go to the offload: once for the data, and once for each place that fails its check (a mirror that
+/// lied has left many), with room. Beyond it the answer is EIO; what failed is dropped by then, so a later request gets further.
+const MAX_ROUNDS: u32 = 32;
 
 /// How many requests may wait for room at the offload before the queue asks to be given no more ([`Queue::is_full`]).
 const MAX_PARKED: usize = 1024;
@@ -62,7 +62,8 @@ struct Work<P: Port> {
     request: Request<P>,
     range: ByteRange,
     rounds: u32,
-    rechecked: bool,
+    /// Bytes that failed their check and were fetched again.
+    rejected: Vec<(Blob, ByteRange)>,
 }
 
 /// What one look at a request finds.
@@ -94,7 +95,7 @@ impl<P: Port> Queue<P> {
             return request.refuse(Errno::INVAL);
         }
         let held = Held::new(self.setup.source.clone());
-        self.advance(Work { request, range, rounds: 0, rechecked: false }, held);
+        self.advance(Work { request, range, rounds: 0, rejected: Vec::new() }, held);
     }
 
     /// Takes what the offload posted, and what waited for room there.
@@ -175,16 +176,16 @@ impl<P: Port> Queue<P> {
         done.map_or_else(|error| self.recheck(work, &error), |()| Attempt::Ready(bytes))
     }
 
-    /// Bytes that are here failed their check, or could not be read: the source drops them, and they are fetched again, once
-    /// per request, with nothing else in hand.
+    /// Bytes that are here failed their check, or could not be read: the source drops them, and they are fetched again, once,
+    /// with nothing else in hand. Several places of one request may be wrong; [`MAX_ROUNDS`] bounds them.
     fn recheck(&self, work: &mut Work<P>, error: &StepError) -> Attempt {
         let Some((blob, range)) = error.rejected() else { return Attempt::Failed(error.to_string()) };
         self.setup.source.reject(&blob, range);
-        if work.rechecked {
+        if work.rejected.contains(&(blob, range)) {
             return Attempt::Failed(format!("{error}, also after fetching it again"));
         }
         tracing::warn!(device = %self.setup.id, %error, "bytes failed their check and are fetched again");
-        work.rechecked = true;
+        work.rejected.push((blob, range));
         Attempt::Lacking(Held::new(self.setup.source.clone()), vec![(blob, range)])
     }
 

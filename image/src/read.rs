@@ -15,6 +15,8 @@ use crate::{Image, PlanError, Scratch, StepError, units::in_memory};
 const FETCHES_AT_ONCE: usize = 16;
 /// Most missing bytes fetched for one plan in [`read`]; a longer request is split.
 const HELD_BYTES: u64 = 16 << 20;
+/// Places of one piece that may fail their check and be fetched anew; what failed beyond it is dropped and is next time right.
+const MAX_REJECTED: usize = 32;
 
 /// A source, and over it the bytes that one request fetched. Answers `locate` from those bytes first, so the request
 /// can be executed even if the source below kept nothing (a full disk, a cache that was bypassed). Lives as long as the
@@ -137,15 +139,19 @@ pub async fn read(image: &Image, source: &Arc<dyn BlobSource>, range: ByteRange)
         }
         let start = in_memory(piece.start() - range.start());
         let out = &mut buf[start..start + in_memory(piece.len())];
-        match attempt(image, source, piece, (&mut *out, &mut scratch)).await {
-            Err(DeviceReadError::Step(error)) => {
-                let Some((blob, wrong)) = error.rejected() else { return Err(error.into()) };
-                tracing::warn!(%error, "rejecting bytes and fetching them again");
-                drop(plan);
-                source.reject(&blob, wrong);
-                attempt(image, source, piece, (out, &mut scratch)).await?;
+        // The pins go before a source is told to drop what they hold.
+        drop(plan);
+        let mut rejected = Vec::new();
+        loop {
+            let Err(error) = attempt(image, source, piece, (&mut *out, &mut scratch)).await else { break };
+            let wrong = if let DeviceReadError::Step(error) = &error { error.rejected() } else { None };
+            let Some((blob, wrong)) = wrong else { return Err(error) };
+            source.reject(&blob, wrong);
+            if rejected.contains(&(blob, wrong)) || rejected.len() == MAX_REJECTED {
+                return Err(error);
             }
-            result => result?,
+            tracing::warn!(%error, "bytes failed their check and are fetched again");
+            rejected.push((blob, wrong));
         }
     }
     Ok(buf.into())

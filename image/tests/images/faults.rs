@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use penstock_blob::{
     Blob, BlobSource, ByteRange, Located, ReadError, ReadFuture,
     faults::{Flaky, Memory},
@@ -82,6 +83,50 @@ async fn a_frame_that_fails_its_check_is_rejected_and_fetched_once_more() {
     let always: Arc<dyn BlobSource> = WrongAtFirst::new(memory, middle, u32::MAX);
     let error = read(&image, &always, wanted).await.unwrap_err();
     assert!(matches!(error, DeviceReadError::Step(StepError::Check { what, .. }) if what.contains("CRC")), "{error}");
+}
+
+/// A source whose copy is wrong in many places, until it is told of each.
+#[derive(Debug)]
+struct WrongInPlaces {
+    below: Arc<Memory>,
+    places: Mutex<Vec<u64>>,
+}
+
+impl BlobSource for WrongInPlaces {
+    fn locate(&self, _: &Blob, _: ByteRange) -> Option<Located> {
+        None
+    }
+
+    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+        Box::pin(async move {
+            let mut bytes = self.below.read(blob, range).await?.to_vec();
+            for at in self.places.lock().iter().filter(|&&at| range.start() <= at && at < range.end()) {
+                bytes[usize::try_from(at - range.start()).unwrap()] ^= 1;
+            }
+            Ok(Bytes::from(bytes))
+        })
+    }
+
+    fn reject(&self, _: &Blob, range: ByteRange) {
+        self.places.lock().retain(|&at| at < range.start() || range.end() <= at);
+    }
+}
+
+#[tokio::test]
+async fn every_wrong_place_of_a_request_is_fetched_again() {
+    let (memory, layers) = source(vec![blob(LZ4[0])]);
+    let image = open(&memory, layers).await;
+    let wanted = range(2 << 20, 3 << 20);
+    let memory_source: Arc<dyn BlobSource> = memory.clone();
+    let good = read(&image, &memory_source, wanted).await.unwrap();
+    let missing: Vec<ByteRange> = image.plan(wanted, &*memory).unwrap().missing().map(|(_, range)| range).collect();
+    let spread = |range: &ByteRange| (range.start()..range.end()).step_by(40_000).collect::<Vec<_>>();
+    let places: Vec<u64> = missing.iter().flat_map(spread).collect();
+    assert!((2..30).contains(&places.len()), "{} places", places.len());
+    let wrong = Arc::new(WrongInPlaces { below: memory, places: Mutex::new(places) });
+    let wrong_source: Arc<dyn BlobSource> = wrong.clone();
+    assert_eq!(read(&image, &wrong_source, wanted).await.unwrap(), good);
+    assert!(wrong.places.lock().is_empty());
 }
 
 #[tokio::test]
