@@ -27,9 +27,17 @@ async fn overlapping_and_equal_reads_share_one_request() {
 }
 
 #[tokio::test]
-async fn reads_further_apart_than_the_gap_are_fetched_alone() {
+async fn unless_told_reads_are_joined_only_when_they_touch() {
     let scene = Scene::plain(4 << 20).await;
-    let gap = Config::default().join_gap_bytes;
+    join_all([(0, 1000), (1000, 2000), (2001, 3000)].map(|(a, b)| scene.good(a, b))).await;
+    assert_eq!(scene.downloads().len(), 2);
+    assert_eq!(scene.registry.counts().blob_bytes, 2999, "no byte is fetched that nobody asked for");
+}
+
+#[tokio::test]
+async fn reads_further_apart_than_the_gap_are_fetched_alone() {
+    let gap = 64 << 10;
+    let scene = Scene::new(4 << 20, RegistryConfig::default(), Config { join_gap_bytes: gap, ..config() }).await;
     join_all([(0, 1000), (1000 + gap, 1100 + gap), (1101 + 2 * gap, 1200 + 2 * gap)].map(|(a, b)| scene.good(a, b)))
         .await;
     let mut ranges: Vec<_> = scene.downloads().iter().filter_map(|r| r.range).collect();
