@@ -1,3 +1,5 @@
+//! The encodings, against golden files and damage.
+
 use std::path::Path;
 
 use penstock_blob::{Blob, ChunkSize, Digest};

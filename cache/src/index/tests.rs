@@ -1,3 +1,5 @@
+//! The sled wrapper: what it keeps, and what it makes of damaged files.
+
 use tempfile::TempDir;
 
 use super::*;

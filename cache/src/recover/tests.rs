@@ -1,3 +1,5 @@
+//! What is trusted at open, by table.
+
 use penstock_blob::{Blob, ChunkSize, Digest};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! A queue answers everything once, whatever the source does.
+
 use std::{
     fs::File,
     io::Write as _,

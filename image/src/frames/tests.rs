@@ -1,3 +1,5 @@
+//! Frame tables: look-ups, and tables that lie.
+
 use super::*;
 
 fn shape(frames: u64) -> Shape {

@@ -1,3 +1,5 @@
+//! LSMT headers and indexes, right and hostile.
+
 use super::*;
 
 fn trailer_block(flags: u32, index_offset: u64, entries: u64, device_bytes: u64) -> Vec<u8> {

@@ -1,3 +1,5 @@
+//! Merged maps: look-ups against a list, and damage.
+
 use super::*;
 
 fn record(name: &[u8], zfile: bool) -> LayerRecord {

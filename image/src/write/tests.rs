@@ -1,3 +1,5 @@
+//! The writer obeys the rules that readers enforce.
+
 use std::io::Cursor;
 
 use super::*;

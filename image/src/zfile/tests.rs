@@ -1,3 +1,5 @@
+//! ZFile headers, right and hostile.
+
 use super::*;
 
 /// The header of the upstream hello-world layer (docs/formats/overlaybd.md, worked example).

@@ -1,4 +1,4 @@
-//! Pulling.
+//! Pulling: manifests, blobs and their ranges.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Pushing.
+//! Pushing: uploads in one piece and in several, and mounts.
 
 use bytes::Bytes;
 use penstock_blob::Digest;

@@ -1,3 +1,5 @@
+//! FUSE messages of every kind and length, and their answers.
+
 use fuse_backend_rs::abi::fuse_abi::{Opcode, OpenIn};
 
 use super::*;
