@@ -36,8 +36,9 @@ lint: setup ## formatting, clippy, docs
 fuzz: setup-test ## every fuzz target for FUZZ_SECONDS
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) CARGO=$(CARGO) tests/scripts/test.sh fuzz
 
-bench: setup-test ## measure: a table here, JSON in benches/results
+bench: setup-test ## measure reads, starts and lookups: tables here, JSON in benches/results
 	$(CARGO) run --locked --profile ci -p penstock-benches -- $(ARGS)
+	$(CARGO) bench --locked --profile ci -p penstock-benches
 
 setup:
 	@tests/scripts/setup.sh build
