@@ -64,3 +64,13 @@ pub fn filesystem(filesystem: &str) -> Option<String> {
     let _ = Command::new("modprobe").arg(filesystem).output();
     (!known()).then(|| format!("this kernel has no {filesystem}"))
 }
+
+/// Why an image from Debian's registry cannot be shown through FUSE and mounted as this file system.
+#[must_use]
+pub fn mounting_from_docker_registry(file_system: &str) -> Option<String> {
+    root()
+        .or_else(fuse)
+        .or_else(loop_devices)
+        .or_else(|| program("docker-registry"))
+        .or_else(|| filesystem(file_system))
+}

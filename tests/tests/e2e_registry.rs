@@ -9,21 +9,12 @@ use penstock_tests::{
     fixture,
     push::Layer,
     require,
-    skip::{filesystem, fuse, loop_devices, program, root},
+    skip::{mounting_from_docker_registry, program},
     tree::{self, Tree},
     workdir::Workdir,
     workspace::text,
 };
 use serde_json::Value;
-
-/// Why this machine cannot show an image through FUSE and mount it.
-fn cannot(file_system: &str) -> Option<String> {
-    root()
-        .or_else(fuse)
-        .or_else(loop_devices)
-        .or_else(|| program("docker-registry"))
-        .or_else(|| filesystem(file_system))
-}
 
 /// sha256 of the whole device.
 fn device_sha256(device: &Value) -> String {
@@ -79,25 +70,25 @@ fn layers_are_right(layers: Vec<Vec<u8>>) {
 
 #[test]
 fn an_lz4_image_is_right_from_a_real_registry() {
-    require!(cannot("ext4"));
+    require!(mounting_from_docker_registry("ext4"));
     fixture_is_right("obd-lz4");
 }
 
 #[test]
 fn a_zstd_image_is_right_from_a_real_registry() {
-    require!(cannot("ext4"));
+    require!(mounting_from_docker_registry("ext4"));
     fixture_is_right("obd-zstd16");
 }
 
 #[test]
 fn an_image_of_plain_lsmt_layers_is_right() {
-    require!(cannot("ext4"));
+    require!(mounting_from_docker_registry("ext4"));
     layers_are_right(fixture::plain_layers());
 }
 
 #[test]
 fn an_image_of_sealed_layers_is_right() {
-    require!(cannot("ext4"));
+    require!(mounting_from_docker_registry("ext4"));
     layers_are_right(fixture::sealed_layers());
 }
 
@@ -117,25 +108,25 @@ fn disk_is_right(file_system: &str, make: impl FnOnce(&Path, &Workdir) -> std::p
 
 #[test]
 fn a_raw_erofs_disk_is_right() {
-    require!(cannot("erofs"), program("mkfs.erofs"));
+    require!(mounting_from_docker_registry("erofs"), program("mkfs.erofs"));
     disk_is_right("erofs", |tree, work| disk::erofs(tree, work.join("disk")));
 }
 
 #[test]
 fn a_raw_squashfs_disk_is_right() {
-    require!(cannot("squashfs"), program("mksquashfs"));
+    require!(mounting_from_docker_registry("squashfs"), program("mksquashfs"));
     disk_is_right("squashfs", |tree, work| disk::squashfs(tree, work.join("disk")));
 }
 
 #[test]
 fn a_raw_ext4_disk_is_right() {
-    require!(cannot("ext4"), program("mke2fs"));
+    require!(mounting_from_docker_registry("ext4"), program("mke2fs"));
     disk_is_right("ext4", |tree, work| disk::ext4(tree, work.join("disk"), 64 << 20));
 }
 
 #[test]
 fn a_raw_xfs_disk_is_mounted() {
-    require!(cannot("xfs"), program("mkfs.xfs"));
+    require!(mounting_from_docker_registry("xfs"), program("mkfs.xfs"));
     let work = Workdir::new();
     let disk = disk::xfs(work.join("disk"), 320 << 20);
     let registry = DockerRegistry::start();

@@ -9,7 +9,7 @@ use penstock_tests::{
     fixture,
     push::Layer,
     require,
-    skip::{filesystem, fuse, loop_devices, program, root},
+    skip::{mounting_from_docker_registry, program},
     tree,
     workdir::Workdir,
     workspace::text,
@@ -22,14 +22,6 @@ const BALLAST_BYTES: u64 = 256 << 20;
 /// chunk is 256 KiB.
 const SMALL_BYTES: u64 = 4 << 20;
 const SMALL_REQUESTS: usize = 16;
-
-fn cannot(file_system: &str) -> Option<String> {
-    root()
-        .or_else(fuse)
-        .or_else(loop_devices)
-        .or_else(|| program("docker-registry"))
-        .or_else(|| filesystem(file_system))
-}
 
 /// Downloads of blobs that are layers: larger than any config of these images.
 fn downloads(logged: &[Logged]) -> Vec<&Logged> {
@@ -63,7 +55,7 @@ fn large_disk(work: &Workdir, registry: &DockerRegistry) -> String {
 
 #[test]
 fn a_small_file_of_a_large_image_costs_little_and_only_once() {
-    require!(cannot("erofs"), program("mkfs.erofs"));
+    require!(mounting_from_docker_registry("erofs"), program("mkfs.erofs"));
     let (work, registry) = (Workdir::new(), DockerRegistry::start());
     let reference = large_disk(&work, &registry);
     let place = Place::new(work.path());
@@ -109,7 +101,7 @@ fn assert_nothing_fetched(registry: &DockerRegistry, before: usize, what: &str) 
 
 #[test]
 fn an_overlaybd_image_is_fetched_as_it_is_read_and_no_byte_twice() {
-    require!(cannot("ext4"));
+    require!(mounting_from_docker_registry("ext4"));
     let (work, registry) = (Workdir::new(), DockerRegistry::start());
     let repository = registry.repository("fixtures/overlaybd");
     repository.layout(&fixture::layout());
@@ -138,7 +130,7 @@ fn an_overlaybd_image_is_fetched_as_it_is_read_and_no_byte_twice() {
 
 #[test]
 fn memory_does_not_grow_with_what_is_read() {
-    require!(cannot("erofs"), program("mkfs.erofs"));
+    require!(mounting_from_docker_registry("erofs"), program("mkfs.erofs"));
     let (work, registry) = (Workdir::new(), DockerRegistry::start());
     let reference = large_disk(&work, &registry);
     let agent = Place::new(work.path()).start();
