@@ -81,18 +81,35 @@ impl DockerRegistry {
         let nth = self.logged().len();
         let path = format!("/v2/?settled={nth}");
         crate::http::Request::get(&path).to_host(&self.host).expect("the registry answers");
+        self.logged_when(|logged| logged.iter().any(|request| request.path == path))
+    }
+
+    /// The requests logged once `enough` says so of them.
+    ///
+    /// # Panics
+    /// When that does not come.
+    #[must_use]
+    pub fn logged_until(&self, enough: impl Fn(&[Logged]) -> bool) -> Vec<Logged> {
+        self.logged_when(|logged| enough(&without_markers(logged.to_vec())))
+    }
+
+    fn logged_when(&self, ready: impl Fn(&[Logged]) -> bool) -> Vec<Logged> {
         let seen = self.process.wait_for(START, START, |lines| {
             let logged: Vec<Logged> = lines.iter().filter_map(|line| logged(line)).collect();
-            logged.iter().any(|request| request.path == path).then_some(logged)
+            ready(&logged).then_some(logged)
         });
-        let logged = seen.expect("the marker is logged");
-        logged.into_iter().filter(|request| !request.path.starts_with("/v2/?settled=")).collect()
+        without_markers(seen.expect("the log shows what is waited for"))
     }
 
     /// Stops it, as a registry that goes away.
     pub fn stop(&mut self) {
         self.process.kill();
     }
+}
+
+fn without_markers(mut logged: Vec<Logged>) -> Vec<Logged> {
+    logged.retain(|request| !request.path.starts_with("/v2/?settled="));
+    logged
 }
 
 /// The address in docker-registry's `listening on ADDRESS` line.
