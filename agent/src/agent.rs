@@ -13,19 +13,16 @@ use std::{
 };
 
 use penstock_blob::Digest;
-use penstock_cache::{Cache, Event};
+use penstock_cache::Cache;
 use penstock_fetcher::Fetcher;
 use prometheus_client::registry::Registry;
-use tokio::{
-    sync::broadcast::{self, error::RecvError},
-    task::JoinSet,
-};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     attachments::{Attachments, Parts},
     config::Config,
-    events::{Events, Severity},
+    events::{self, Events, Kind},
     metrics::Metrics,
     mount::leftovers,
     node::AgentNode,
@@ -104,26 +101,20 @@ impl Agent {
         let state = Arc::new(open_state(&config, &events).await?);
         let (records, unreadable) = state.records()?;
         for file in unreadable {
-            let text = format!(
-                "{} {}; it is left where it is, and its image is not attached",
-                file.path.display(),
-                file.error
-            );
-            events.record(Severity::Warning, "state.unreadable_record", &text, &[]);
+            let (path, error) = (file.path.display(), file.error);
+            let text = format!("{path} {error}; it is left where it is, and its image is not attached");
+            events.record(Kind::StateUnreadableRecord, &text, &[]);
         }
 
         let mut registry = Registry::with_prefix("penstock");
         let metrics = Metrics::new(&mut registry);
+        events.register(&mut registry);
         let fetcher = Fetcher::new(fetcher_config(&config), registry.sub_registry_with_prefix("fetcher"))?;
-        let cache_config = penstock_cache::Config {
-            chunk_size: config.chunk_size,
-            ..penstock_cache::Config::new(config.cache_dir(), config.cache_cap_bytes)
-        };
         let cache_metrics = registry.sub_registry_with_prefix("cache");
-        let cache = Cache::open(cache_config, Arc::clone(&fetcher) as _, cache_metrics).await?;
+        let cache = Cache::open(cache_config(&config), Arc::clone(&fetcher) as _, cache_metrics).await?;
         let device_metrics = penstock_device::Metrics::new(registry.sub_registry_with_prefix("device"));
         let mut tasks = JoinSet::new();
-        tasks.spawn(pass_on_cache_events(cache.events(), events.clone()));
+        tasks.spawn(events::cache::pass_on(cache.events(), events.clone()));
 
         let attachments = Attachments::new(Parts {
             fetcher: Arc::clone(&fetcher),
@@ -158,7 +149,7 @@ impl Agent {
             }
         };
         let text = format!("penstock {} is ready on {}", env!("CARGO_PKG_VERSION"), config.socket.display());
-        events.record(Severity::Note, "agent.ready", &text, &[]);
+        events.record(Kind::AgentReady, &text, &[]);
         let drain_deadline = config.drain_deadline;
         Ok(Self { node, attachments, cache, fetcher, events, ready, servers, tasks, drain_deadline, state })
     }
@@ -200,7 +191,7 @@ impl Agent {
     /// [`DrainError::Deadline`] when that takes longer than the config allows. What is left is cleaned up at the next start.
     pub async fn stop(mut self) -> Result<(), DrainError> {
         self.ready.store(false, Ordering::SeqCst);
-        self.events.record(Severity::Note, "agent.draining", "the agent is stopping", &[]);
+        self.events.record(Kind::AgentDraining, "the agent is stopping", &[]);
         let deadline = self.drain_deadline;
         let doing = parking_lot::Mutex::new("waiting for requests and devices");
         let drained = async {
@@ -241,7 +232,7 @@ async fn open_state(config: &Config, events: &Events) -> Result<StateDir, StartE
     });
     let (state, done) = opened.await.map_err(|error| StartError::Crashed(error.to_string()))??;
     for text in done {
-        events.record(Severity::Warning, "state.leftover", &text, &[]);
+        events.record(Kind::StateLeftover, &text, &[]);
     }
     Ok(state)
 }
@@ -267,30 +258,13 @@ fn fetcher_config(config: &Config) -> penstock_fetcher::Config {
     }
 }
 
-fn device_config(state: &StateDir) -> penstock_device::Config {
-    penstock_device::Config { fuse_dir: state.fuse(), owner: owner(state), ..penstock_device::Config::default() }
+fn cache_config(config: &Config) -> penstock_cache::Config {
+    penstock_cache::Config {
+        chunk_size: config.chunk_size,
+        ..penstock_cache::Config::new(config.cache_dir(), config.cache_cap_bytes)
+    }
 }
 
-/// What the cache has to say goes into the agent's events.
-async fn pass_on_cache_events(mut events: broadcast::Receiver<Event>, to: Events) {
-    loop {
-        match events.recv().await {
-            Ok(event) => {
-                let severity = match event {
-                    Event::BlobVerified { .. } => Severity::Note,
-                    _ => Severity::Warning,
-                };
-                to.record(severity, "cache.event", &event.to_string(), &[]);
-            }
-            Err(RecvError::Lagged(lost)) => {
-                to.record(
-                    Severity::Warning,
-                    "cache.events_lost",
-                    &format!("{lost} events of the cache came too fast to be kept"),
-                    &[],
-                );
-            }
-            Err(RecvError::Closed) => return,
-        }
-    }
+fn device_config(state: &StateDir) -> penstock_device::Config {
+    penstock_device::Config { fuse_dir: state.fuse(), owner: owner(state), ..penstock_device::Config::default() }
 }

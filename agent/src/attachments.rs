@@ -28,7 +28,7 @@ use state::{Change, Illegal, State};
 use table::{Claim, Entry, Request, Table};
 
 use crate::{
-    events::{Events, Severity},
+    events::{Events, Kind},
     mount::{self, Flag, Unmount},
     state::{
         StateDir,
@@ -169,8 +169,7 @@ impl Attachments {
         let outcome = match live.unmake(&self.parts, Unmount::IfIdle).await {
             Err(error) => {
                 self.event(
-                    Severity::Warning,
-                    "device.forced",
+                    Kind::DeviceForced,
                     id,
                     &format!("{error}; it is stopped all the same, because the agent ends"),
                 );
@@ -179,7 +178,7 @@ impl Attachments {
             done => done,
         };
         if let Err(error) = outcome {
-            self.event(Severity::Warning, "device.left_behind", id, &format!("the device was left behind: {error}"));
+            self.event(Kind::DeviceLeftBehind, id, &format!("the device was left behind: {error}"));
         }
     }
 
@@ -212,17 +211,12 @@ impl Attachments {
         let reference = request.reference.to_string();
         match self.try_build(&id, request).await {
             Ok(device) => {
-                self.event(Severity::Note, "device.attached", &id, &format!("{reference} is attached as {id}"));
+                self.event(Kind::DeviceAttached, &id, &format!("{reference} is attached as {id}"));
                 Ok(device)
             }
             Err(error) => {
                 self.table.lock().entries.retain(|entry| entry.id != id);
-                self.event(
-                    Severity::Warning,
-                    "device.attach_failed",
-                    &id,
-                    &format!("{reference} was not attached: {error}"),
-                );
+                self.event(Kind::DeviceAttachFailed, &id, &format!("{reference} was not attached: {error}"));
                 Err(error)
             }
         }
@@ -278,19 +272,13 @@ impl Attachments {
         match Live::make(&self.parts, &plan).await {
             Ok(live) => {
                 let device = self.serve(record, live);
-                self.event(
-                    Severity::Note,
-                    "device.restored",
-                    &plan.id,
-                    &format!("{reference} is attached again as {}", plan.id),
-                );
+                self.event(Kind::DeviceRestored, &plan.id, &format!("{reference} is attached again as {}", plan.id));
                 Ok(device)
             }
             Err(error) => {
                 self.change(&plan.id, Change::Broke(error.to_string()));
                 self.event(
-                    Severity::Warning,
-                    "device.restore_failed",
+                    Kind::DeviceRestoreFailed,
                     &plan.id,
                     &format!("{reference} was not attached again: {error}"),
                 );
@@ -316,7 +304,7 @@ impl Attachments {
             let how = if force { Unmount::Lazily } else { Unmount::IfIdle };
             if let Err(error) = live.unmake(&self.parts, how).await {
                 self.change(id, Change::DetachRefused);
-                self.event(Severity::Warning, "device.detach_refused", id, &error.to_string());
+                self.event(Kind::DeviceDetachRefused, id, &error.to_string());
                 return Err(error);
             }
         }
@@ -326,7 +314,7 @@ impl Attachments {
             return Err(error.into());
         }
         self.table.lock().entries.retain(|entry| entry.id != *id);
-        self.event(Severity::Note, "device.detached", id, &format!("{id} is detached"));
+        self.event(Kind::DeviceDetached, id, &format!("{id} is detached"));
         Ok(())
     }
 
@@ -343,8 +331,8 @@ impl Attachments {
         }
     }
 
-    fn event(&self, severity: Severity, kind: &str, id: &DeviceId, text: &str) {
-        self.parts.events.record(severity, kind, text, &[("device", id.as_str())]);
+    fn event(&self, kind: Kind, id: &DeviceId, text: &str) {
+        self.parts.events.record(kind, text, &[("device", id.as_str())]);
     }
 
     /// Runs `work` to its end whatever becomes of the caller.

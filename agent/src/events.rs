@@ -1,9 +1,22 @@
 //! What happened lately, for operators: one bounded ring that all parts of an agent write to.
+//!
+//! An event is said once for a change of state, not for each read. Each is logged, counted by [`Kind`] and, unless it is a mere
+//! [`Severity::Detail`], kept in the ring.
+
+pub(crate) mod cache;
+mod kind;
 
 use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::Mutex;
 use penstock_api::{Event, Timestamp};
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+
+use kind::KindLabel;
+pub use kind::{Kind, Severity};
 
 /// Events kept: as many as one answer of the API lists. Older ones are dropped and counted as lost to who asks for them.
 pub const KEPT: usize = penstock_api::EVENTS_LISTED;
@@ -11,20 +24,12 @@ pub const KEPT: usize = penstock_api::EVENTS_LISTED;
 /// Bytes of text or of one fact that are kept; the rest is cut. Keeps the ring below 4 MiB whatever a registry answers.
 const TEXT_BYTES: usize = 1024;
 
-/// Whether an event needs somebody's attention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Severity {
-    /// The expected course of things.
-    Note,
-    /// Something failed or was done without.
-    Warning,
-}
-
 /// The ring. Cheap to clone; all clones are the same ring.
 #[derive(Debug, Clone)]
 pub struct Events {
     started_at: Timestamp,
     ring: Arc<Mutex<Ring>>,
+    counts: Family<KindLabel, Counter>,
 }
 
 #[derive(Debug, Default)]
@@ -37,7 +42,21 @@ impl Events {
     /// An empty ring of an agent that starts now.
     #[must_use]
     pub fn new() -> Self {
-        Self { started_at: Timestamp::now(), ring: Arc::default() }
+        let counts = Family::default();
+        for &kind in Kind::ALL {
+            // A series from the start, so that the first occurrence is an increase.
+            drop(counts.get_or_create(&KindLabel::from(kind)));
+        }
+        Self { started_at: Timestamp::now(), ring: Arc::default(), counts }
+    }
+
+    /// Shows the counts of events by kind in `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "events",
+            "Events by kind, those included that the ring no longer keeps",
+            self.counts.clone(),
+        );
     }
 
     /// When the agent started.
@@ -46,23 +65,35 @@ impl Events {
         self.started_at
     }
 
-    /// Keeps an event, and logs it. `kind` is stable words for programs, `text` a sentence, `facts` are by name.
-    pub fn record(&self, severity: Severity, kind: &str, text: &str, facts: &[(&str, &str)]) {
+    /// Logs an event, counts it, and keeps it. `text` is a sentence for people, `facts` are by name; none of them holds a credential.
+    pub fn record(&self, kind: Kind, text: &str, facts: &[(&str, &str)]) {
+        self.counts.get_or_create(&KindLabel::from(kind)).inc();
         // The one fact worth a field of its own in the log; an absent one is left out there.
         let device = facts.iter().find(|(name, _)| *name == "device").map(|(_, fact)| *fact);
-        match severity {
-            Severity::Note => tracing::info!(target: "penstock_agent::event", kind, device, "{text}"),
-            Severity::Warning => tracing::warn!(target: "penstock_agent::event", kind, device, "{text}"),
-        }
+        let name = kind.name();
+        let severity = match kind.severity() {
+            Severity::Detail => {
+                tracing::debug!(target: "penstock_agent::event", kind = name, device, "{text}");
+                return;
+            }
+            Severity::Note => {
+                tracing::info!(target: "penstock_agent::event", kind = name, device, "{text}");
+                penstock_api::Severity::Note
+            }
+            Severity::Warning => {
+                tracing::warn!(target: "penstock_agent::event", kind = name, device, "{text}");
+                penstock_api::Severity::Warning
+            }
+        };
         let fields = facts.iter().map(|(name, fact)| ((*name).to_owned(), cut(fact))).collect();
+        let (time, kind, text) = (Timestamp::now(), name.to_owned(), cut(text));
         let mut ring = self.ring.lock();
         ring.newest += 1;
-        let event =
-            Event { sequence: ring.newest, time: Timestamp::now(), kind: kind.to_owned(), text: cut(text), fields };
+        let sequence = ring.newest;
         if ring.kept.len() == KEPT {
             ring.kept.pop_front();
         }
-        ring.kept.push_back(event);
+        ring.kept.push_back(Event { sequence, time, severity, kind, text, fields });
     }
 
     /// The first `limit` kept events with a sequence beyond `since`.
@@ -101,7 +132,7 @@ mod tests {
         let events = Events::new();
         assert_eq!((events.since(0, 10).newest, events.since(0, 10).lost), (0, 0));
         for n in 0..KEPT + 5 {
-            events.record(Severity::Note, "test.event", &n.to_string(), &[("n", &n.to_string())]);
+            events.record(Kind::AgentReady, &n.to_string(), &[("n", &n.to_string())]);
         }
         let all = events.since(0, usize::MAX);
         assert_eq!((all.events.len(), all.newest, all.lost), (KEPT, KEPT as u64 + 5, 5));
@@ -115,7 +146,7 @@ mod tests {
     #[test]
     fn long_texts_are_cut_between_characters() {
         let events = Events::new();
-        events.record(Severity::Warning, "test.long", &"\u{e9}".repeat(4096), &[]);
+        events.record(Kind::StateLeftover, &"\u{e9}".repeat(4096), &[]);
         let text = &events.since(0, 1).events[0].text;
         assert_eq!(text.len(), TEXT_BYTES + 3);
         assert!(text.ends_with("\u{e9}..."));

@@ -7,6 +7,17 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::Timestamp;
 
+/// Whether an event needs somebody's attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The expected course of things.
+    #[default]
+    Note,
+    /// Something failed or was done without.
+    Warning,
+}
+
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
@@ -14,7 +25,10 @@ pub struct Event {
     pub sequence: u64,
     /// When it happened.
     pub time: Timestamp,
-    /// What kind of thing it is: stable words for programs.
+    /// Whether it needs attention.
+    #[serde(default)]
+    pub severity: Severity,
+    /// What kind of thing it is, from the list in docs/events.md: stable words for programs.
     #[schema(example = "device.attached")]
     pub kind: String,
     /// The same for people, in a sentence.

@@ -42,7 +42,7 @@ mod version;
 
 pub use cache::{BlobUsage, CacheUsage, Index, IndexState, Verification};
 pub use device::{Attach, Detached, Device, DeviceState, NotDetached, Presence, Stats, Transport, Wanted};
-pub use event::{Event, Events, EventsQuery};
+pub use event::{Event, Events, EventsQuery, Severity};
 pub use extract::DetachQuery;
 pub use jiff::Timestamp;
 pub use node::{Answer, Node, NodeError, Readiness};

@@ -100,7 +100,6 @@ pub struct BlobUsage {
 
 /// Something that an operator should hear of once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Event {
     /// Presence was rebuilt from slot headers.
     IndexRebuilt {

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use penstock_blob::{Blob, BlobSource, ByteRange, Located, ReadFuture};
 use penstock_device::DeviceId;
 
-use crate::events::{Events, Severity};
+use crate::events::{Events, Kind};
 
 /// At most one event of a device in this time: a registry that is down fails every read, and the ring has room for other things.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -47,13 +47,13 @@ impl Watched {
         Arc::new(Self { below, device, events, told: Mutex::default() })
     }
 
-    fn tell(&self, kind: &str, what: &str) {
+    fn tell(&self, kind: Kind, what: &str) {
         let Some(untold) = self.told.lock().tell(Instant::now()) else { return };
         let text = match untold {
             0 => what.to_owned(),
             more => format!("{what} (and {more} more failures since the last event)"),
         };
-        self.events.record(Severity::Warning, kind, &text, &[("device", self.device.as_str())]);
+        self.events.record(kind, &text, &[("device", self.device.as_str())]);
     }
 }
 
@@ -66,7 +66,7 @@ impl BlobSource for Watched {
         Box::pin(async move {
             let outcome = self.below.read(blob, range).await;
             if let Err(error) = &outcome {
-                self.tell("device.read_failed", &error.to_string());
+                self.tell(Kind::DeviceReadFailed, &error.to_string());
             }
             outcome
         })
@@ -74,7 +74,7 @@ impl BlobSource for Watched {
 
     fn reject(&self, blob: &Blob, range: ByteRange) {
         self.tell(
-            "device.bytes_rejected",
+            Kind::DeviceBytesRejected,
             &format!("bytes {range} of blob {} fail a check; they are fetched again", blob.digest),
         );
         self.below.reject(blob, range);

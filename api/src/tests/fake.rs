@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     Answer, Attach, BlobUsage, CacheUsage, Detached, Device, DeviceState, Event, Events, Index, IndexState, Node,
-    NodeError, NotDetached, Presence, Problem, Readiness, Stats, Timestamp, Transport, Verification, Version, router,
+    NodeError, NotDetached, Presence, Problem, Readiness, Severity, Stats, Timestamp, Transport, Verification, Version,
+    router,
 };
 use axum::{
     body::Body,
@@ -152,6 +153,7 @@ impl Node for Fake {
         let event = |sequence| Event {
             sequence,
             time: time(1_800_000_000),
+            severity: Severity::Note,
             kind: "device.attached".to_owned(),
             text: "attached d1".to_owned(),
             fields: BTreeMap::from([("device".to_owned(), "d1".to_owned())]),

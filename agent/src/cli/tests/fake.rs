@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use penstock_api::{
     Answer, Attach, BlobUsage, CacheUsage, Detached, Device, DeviceState, Event, Events, Index, IndexState, Node,
-    NodeError, NotDetached, Presence, Problem, Readiness, Stats, Timestamp, Transport, Verification, Version,
+    NodeError, NotDetached, Presence, Problem, Readiness, Severity, Stats, Timestamp, Transport, Verification, Version,
 };
 use penstock_blob::Digest;
 use tokio::{net::UnixListener, task::JoinSet};
@@ -123,6 +123,7 @@ pub(super) fn events() -> Events {
     let event = |sequence, kind: &str, text: &str| Event {
         sequence,
         time: time(),
+        severity: Severity::Note,
         kind: kind.to_owned(),
         text: text.to_owned(),
         fields: BTreeMap::from([("device".to_owned(), "d1".to_owned())]),

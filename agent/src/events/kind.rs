@@ -1,0 +1,124 @@
+//! Every kind of event there is: one line each, from which names, severities, metrics and the page docs/events.md follow.
+//!
+//! To add a kind: one line here, its row in docs/events.md (a test compares them), and a place that records it (a test looks for it).
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+
+/// What becomes of an event, by how much attention it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Severity {
+    /// Of use when something is looked for: counted, logged at debug level, and not kept in the ring, where it would push out others.
+    Detail,
+    /// The expected course of things.
+    Note,
+    /// Something failed or was done without.
+    Warning,
+}
+
+impl Severity {
+    /// As metrics and documents name it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Detail => "detail",
+            Self::Note => "note",
+            Self::Warning => "warning",
+        }
+    }
+}
+
+/// Makes [`Kind`] from lines of variant, name, severity and meaning.
+macro_rules! kinds {
+    ($($variant:ident = $name:literal, $severity:ident, $what:literal;)+) => {
+        /// What kind of thing an event is. Names are stable: programs match on them.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Kind {
+            $(#[doc = $what] $variant,)+
+        }
+
+        impl Kind {
+            /// All kinds, in the order of docs/events.md.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The name of the variant, by which sources are searched.
+            #[must_use]
+            pub const fn variant(self) -> &'static str {
+                match self { $(Self::$variant => stringify!($variant),)+ }
+            }
+
+            /// The name that programs see.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// How much attention it needs.
+            #[must_use]
+            pub const fn severity(self) -> Severity {
+                match self { $(Self::$variant => Severity::$severity,)+ }
+            }
+
+            /// What it says, in a line.
+            #[must_use]
+            pub const fn what(self) -> &'static str {
+                match self { $(Self::$variant => $what,)+ }
+            }
+        }
+    };
+}
+
+kinds! {
+    // agent: the process.
+    AgentReady = "agent.ready", Note, "the agent has started and takes work";
+    AgentDraining = "agent.draining", Note, "the agent takes no more work and stops";
+
+    // api: who asks it.
+
+    // state: the state directory.
+    StateUnreadableRecord = "state.unreadable_record", Warning, "a record in the state directory is not one of this release; it is left alone and its image is not attached";
+    StateLeftover = "state.leftover", Warning, "something that a killed agent left in the kernel was removed, or is still there";
+
+    // device: attachments and their readers.
+    DeviceAttached = "device.attached", Note, "an image was attached";
+    DeviceAttachFailed = "device.attach_failed", Warning, "an image could not be attached; nothing of it stays";
+    DeviceRestored = "device.restored", Note, "a recorded image was attached again at the start";
+    DeviceRestoreFailed = "device.restore_failed", Warning, "a recorded image could not be attached again; it is listed as failed";
+    DeviceDetached = "device.detached", Note, "an image was detached on request";
+    DeviceDetachRefused = "device.detach_refused", Warning, "an image was not detached, because it is in use or the kernel refused";
+    DeviceForced = "device.forced", Warning, "a device in use was stopped, because the agent ends; its readers get I/O errors";
+    DeviceLeftBehind = "device.left_behind", Warning, "a device could not be taken away when the agent ended; the next start cleans up";
+    DeviceReadFailed = "device.read_failed", Warning, "a read of a device failed; said at most every 10 s for each device";
+    DeviceBytesRejected = "device.bytes_rejected", Warning, "bytes from the cache failed a check of the image's format; they are fetched again";
+
+    // fetch, endpoint: registries and mirrors.
+
+    // credentials: what registries are shown.
+
+    // cache: chunks on this node's disk.
+    CacheIndexRebuilt = "cache.index_rebuilt", Warning, "the index was damaged or lost and was rebuilt from slot headers";
+    CacheIndexAbandoned = "cache.index_abandoned", Warning, "the index failed while the agent ran; the cache goes on without it until the next start";
+    CacheCorrupt = "cache.corrupt", Warning, "cached bytes are not those of their blob, or a file is inconsistent; they were dropped and are fetched again";
+    CacheBlobVerified = "cache.blob_verified", Note, "a blob is whole and its digest has been checked";
+    CacheEventsLost = "cache.events_lost", Warning, "the cache had more to say than was kept";
+
+    // index: chunk-digest lists.
+}
+
+impl EncodeLabelValue for Kind {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        EncodeLabelValue::encode(&self.name(), encoder)
+    }
+}
+
+/// The labels of the count of events: as many values as there are kinds.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct KindLabel {
+    kind: Kind,
+    severity: &'static str,
+}
+
+impl From<Kind> for KindLabel {
+    fn from(kind: Kind) -> Self {
+        Self { kind, severity: kind.severity().name() }
+    }
+}
