@@ -12,12 +12,12 @@ fn repository() -> &'static Path {
 /// The text of every source file below `dir`.
 fn sources(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in fs::read_dir(dir).expect("a source") {
+        let path = entry.expect("a source").path();
         if path.is_dir() {
             found.extend(sources(&path));
         } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("events/kind.rs") {
-            found.push(fs::read_to_string(&path).unwrap());
+            found.push(fs::read_to_string(&path).expect("a source"));
         }
     }
     found
