@@ -251,6 +251,7 @@ fn fetcher_config(config: &Config) -> penstock_fetcher::Config {
         max_bytes: config.fetch_bytes_in_flight,
         ca_bundle: config.ca_bundle.clone(),
         plain_http: config.plain_http.clone(),
+        tls: config.tls.clone(),
         proxy: config.proxy.clone().map(penstock_fetcher::Secret::new),
         no_proxy: config.no_proxy.clone(),
         docker_config: config.docker_config.clone(),

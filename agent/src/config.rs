@@ -64,6 +64,8 @@ pub struct Config {
     pub ca_bundle: Option<PathBuf>,
     /// Registries asked over plain HTTP.
     pub plain_http: Vec<String>,
+    /// Loopback hosts, or host:port, asked over TLS.
+    pub tls: Vec<String>,
     /// Proxy for registries, which may hold a password: never logged.
     pub proxy: Option<String>,
     /// Hosts asked without the proxy.
@@ -104,6 +106,7 @@ impl Default for Config {
             fetch_requests_in_flight: 32,
             ca_bundle: None,
             plain_http: Vec::new(),
+            tls: Vec::new(),
             proxy: None,
             no_proxy: None,
             docker_config: None,

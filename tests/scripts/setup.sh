@@ -11,7 +11,7 @@ build=(gcc g++ libc6-dev make libclang-dev ca-certificates)
 # File systems to make and mount, a real registry, a machine to boot, jq to read what cargo prints.
 test=(
 	e2fsprogs erofs-utils squashfs-tools xfsprogs fuse3 mount kmod
-	docker-registry
+	docker-registry nginx openssl
 	qemu-system-x86 busybox-static cpio xz-utils zstd
 	jq procps
 )

@@ -1,8 +1,20 @@
 //! Debian's `docker-registry` as a process on loopback: the real registry of the whole-system tests.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
-use crate::{process::Process, push::Repository, workdir::Workdir};
+use rustix::process::Signal;
+
+use crate::{
+    process::Process,
+    push::Repository,
+    token_server::{ISSUER, SERVICE},
+    workdir::Workdir,
+};
 
 /// A registry takes a fraction of a second to come up; a machine under load takes more.
 const START: Duration = Duration::from_secs(60);
@@ -12,6 +24,7 @@ const START: Duration = Duration::from_secs(60);
 pub struct DockerRegistry {
     process: Process,
     host: String,
+    storage: PathBuf,
     _dir: Workdir,
 }
 
@@ -36,11 +49,29 @@ impl DockerRegistry {
     #[must_use]
     pub fn start() -> Self {
         let dir = Workdir::new();
+        Self::over(dir.dir("storage"), dir, "")
+    }
+
+    /// A second registry over what is in this one, which gives bytes only for tokens of `issuer` (a [`crate::token_server`]) whose
+    /// certificate is `bundle`; clients are sent to `realm` for them.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn with_tokens(&self, realm: &str, bundle: &Path) -> Self {
+        let auth = format!(
+            "auth: {{token: {{realm: '{realm}', service: {SERVICE}, issuer: {ISSUER}, rootcertbundle: {}}}}}\n",
+            bundle.display()
+        );
+        Self::over(self.storage.clone(), Workdir::new(), &auth)
+    }
+
+    fn over(storage: PathBuf, dir: Workdir, auth: &str) -> Self {
         let config = format!(
             "version: 0.1\nlog: {{level: info, accesslog: {{disabled: false}}}}\n\
              storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
-             http: {{addr: '127.0.0.1:0'}}\n",
-            dir.dir("storage").display()
+             http: {{addr: '127.0.0.1:0'}}\n{auth}",
+            storage.display()
         );
         fs::write(dir.join("config.yml"), config).expect("the registry's config");
         let mut command = Command::new("docker-registry");
@@ -50,7 +81,7 @@ impl DockerRegistry {
         );
         let host = process.wait_for(START, START, |lines| lines.iter().find_map(|line| listening(line)));
         let Some(host) = host else { panic!("docker-registry does not listen: {:?}", process.lines()) };
-        Self { process, host, _dir: dir }
+        Self { process, host, storage, _dir: dir }
     }
 
     /// `127.0.0.1:PORT`.
@@ -99,6 +130,16 @@ impl DockerRegistry {
             ready(&logged).then_some(logged)
         });
         without_markers(seen.expect("the log shows what is waited for"))
+    }
+
+    /// Stops its process where it stands (SIGSTOP): it takes connections, and answers nothing.
+    pub fn pause(&self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// Lets a paused one go on.
+    pub fn resume(&self) {
+        self.process.signal(Signal::CONT);
     }
 
     /// Stops it, as a registry that goes away.

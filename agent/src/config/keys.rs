@@ -140,13 +140,23 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         name: "fetch.plain_http",
-        what: "registries (host or host:port) asked over plain HTTP; loopback always is",
+        what: "registries (host or host:port) asked over plain HTTP; loopback always is, unless fetch.tls names it",
         is_path: false,
         set: |config, text| {
             config.plain_http = value::words(text);
             Ok(())
         },
         show: |config| (!config.plain_http.is_empty()).then(|| config.plain_http.join(",")),
+    },
+    Key {
+        name: "fetch.tls",
+        what: "loopback registries (host or host:port) asked over TLS",
+        is_path: false,
+        set: |config, text| {
+            config.tls = value::words(text);
+            Ok(())
+        },
+        show: |config| (!config.tls.is_empty()).then(|| config.tls.join(",")),
     },
     Key {
         name: "fetch.proxy",
