@@ -1,35 +1,65 @@
-//! The file operations that may fail in ways worth testing: writing, syncing, punching holes.
+//! The file operations that a crash may cut off or a disk may refuse: everything the cache writes goes through here.
 
-use std::{fmt, fs::File, io, os::unix::fs::FileExt};
+use std::{
+    fmt,
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+};
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-/// What the cache does to its data and slot files. The kernel in the agent; in tests also a disk that fails on purpose.
+/// What the cache does to its files and directories. The kernel in the agent; in tests also a disk that fails, waits, dies or remembers.
 pub(crate) trait Disk: fmt::Debug + Send + Sync {
     /// Writes all of `bytes` at `offset`.
-    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()>;
+    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        file.write_all_at(bytes, offset)
+    }
 
-    /// Returns when everything written to `file` before is on the device.
-    fn sync(&self, file: &File) -> io::Result<()>;
+    /// Returns when everything written to `file` before, and its length, is on the device.
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
 
     /// Gives the space of `len` bytes at `offset` back to the file system; they read as zeroes afterwards.
-    fn punch(&self, file: &File, offset: u64, len: u64) -> io::Result<()>;
+    fn punch(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        Ok(fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)?)
+    }
+
+    /// Cuts or extends `file`; what is new reads as zeroes.
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        file.set_len(len)
+    }
+
+    /// Makes an empty file, or empties the one that is there.
+    fn create(&self, path: &Path) -> io::Result<File> {
+        File::options().create(true).truncate(true).read(true).write(true).open(path)
+    }
+
+    /// Makes a directory, and those above it, when it is missing.
+    fn make_dir(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    /// Gives a file or directory another name; a file that has it already is replaced.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    /// Returns when the names in a directory are on the device.
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
 }
 
 /// The real thing.
 #[derive(Debug)]
 pub(crate) struct Kernel;
 
-impl Disk for Kernel {
-    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-        file.write_all_at(bytes, offset)
-    }
-
-    fn sync(&self, file: &File) -> io::Result<()> {
-        file.sync_data()
-    }
-
-    fn punch(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        Ok(fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)?)
-    }
-}
+impl Disk for Kernel {}

@@ -2,9 +2,10 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -22,6 +23,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     dir: PathBuf,
+    disk: Arc<dyn Disk>,
 }
 
 /// The lock of a directory, held as long as this lives.
@@ -56,8 +58,8 @@ pub(crate) struct Scan {
 }
 
 impl Layout {
-    pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+    pub(crate) fn new(dir: &Path, disk: Arc<dyn Disk>) -> Self {
+        Self { dir: dir.to_owned(), disk }
     }
 
     fn blobs(&self) -> PathBuf {
@@ -77,8 +79,8 @@ impl Layout {
     }
 
     /// Makes the directory when it is missing, takes the lock, refuses another layout.
-    pub(crate) fn prepare(&self, disk: &dyn Disk) -> Result<DirLock, OpenError> {
-        fs::create_dir_all(&self.dir).map_err(|e| self.unusable("make", &self.dir, e))?;
+    pub(crate) fn prepare(&self) -> Result<DirLock, OpenError> {
+        self.disk.make_dir(&self.dir).map_err(|e| self.unusable("make", &self.dir, e))?;
         let path = self.dir.join("lock");
         let opened = File::options().create(true).truncate(false).read(true).write(true).open(&path);
         let lock = opened.map_err(|e| self.unusable("open", &path, e))?;
@@ -94,15 +96,30 @@ impl Layout {
         let fresh = self.check_layout()?;
         // In place and of fixed length: on a full disk the line of the last owner is overwritten without a new block.
         let signed = lock.0.write_all_at(format!("{:<20}\n", std::process::id()).as_bytes(), 0);
+        self.disk.make_dir(&self.blobs()).map_err(|e| self.unusable("make", &self.blobs(), e))?;
         if fresh {
             signed.map_err(|e| self.unusable("write", &path, e))?;
+            // Syncs the directory too, and with it the name of `blobs`.
             self.replace(&self.dir.join("layout"), LAYOUT.as_bytes())
                 .map_err(|e| self.unusable("write", &self.dir.join("layout"), e))?;
+            self.sync_own_name();
         }
-        fs::create_dir_all(self.blobs()).map_err(|e| self.unusable("make", &self.blobs(), e))?;
         let beyond = 1 << 20;
-        disk.punch(&lock.0, beyond, 4096).map_err(|source| OpenError::NoHoles { dir: self.dir.clone(), source })?;
+        self.disk
+            .punch(&lock.0, beyond, 4096)
+            .map_err(|source| OpenError::NoHoles { dir: self.dir.clone(), source })?;
         Ok(lock)
+    }
+
+    /// Makes a new directory's own name durable. Not fatal: the directory above may not be readable, and then belongs to who made it.
+    fn sync_own_name(&self) {
+        let above = self.dir.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if let Err(e) = self.disk.sync_dir(above) {
+            tracing::warn!(
+                "{} cannot be synced; a power cut now may lose the new cache directory: {e}",
+                above.display()
+            );
+        }
     }
 
     /// Whether the directory is new; refuses what another version wrote.
@@ -140,11 +157,11 @@ impl Layout {
     /// Writes a small file whole or not at all, durably.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let temporary = path.with_extension("tmp");
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+        let file = self.disk.create(&temporary)?;
+        self.disk.write_at(&file, bytes, 0)?;
+        self.disk.sync(&file)?;
+        self.disk.rename(&temporary, path)?;
+        path.parent().map_or(Ok(()), |dir| self.disk.sync_dir(dir))
     }
 
     /// Makes the files of a new blob. They count from the moment that the description is durable.
@@ -159,9 +176,8 @@ impl Layout {
 
     fn create_files(&self, meta: &Meta, chunks: u32) -> io::Result<Files> {
         let make = |kind: &str, len: u64| {
-            let path = self.file(meta.no, kind);
-            let file = File::options().create(true).truncate(true).read(true).write(true).open(path)?;
-            file.set_len(len)?;
+            let file = self.disk.create(&self.file(meta.no, kind))?;
+            self.disk.set_len(&file, len)?;
             Ok::<_, io::Error>(file)
         };
         let data = make("data", meta.blob.size_bytes)?;
@@ -178,12 +194,12 @@ impl Layout {
     /// Deletes a blob's files, the description first: what is left after a crash is deleted at the next open.
     pub(crate) fn delete(&self, no: u32) -> io::Result<()> {
         for kind in ["meta", "data", "slots"] {
-            match fs::remove_file(self.file(no, kind)) {
+            match self.disk.remove(&self.file(no, kind)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
             }
         }
-        File::open(self.blobs())?.sync_all()
+        self.disk.sync_dir(&self.blobs())
     }
 
     /// Finds the blobs, and deletes what is not one.
@@ -198,7 +214,7 @@ impl Layout {
                 Some(no) => {
                     numbers.insert(no);
                 }
-                None if file.file_type()?.is_file() => fs::remove_file(file.path())?,
+                None if file.file_type()?.is_file() => self.disk.remove(&file.path())?,
                 None => {}
             }
         }
@@ -225,7 +241,7 @@ impl Layout {
         let data = open("data").map_err(|e| text("data", e))?;
         if data.metadata().map_err(|e| text("data", e))?.len() != meta.blob.size_bytes {
             // Cut short behind our back: what is missing fails its checksum when it is read.
-            data.set_len(meta.blob.size_bytes).map_err(|e| text("data", e))?;
+            self.disk.set_len(&data, meta.blob.size_bytes).map_err(|e| text("data", e))?;
         }
         let want = u64::from(chunks) * HEADER_BYTES as u64;
         let (headers, headers_lost) = match open("slots") {
@@ -233,14 +249,10 @@ impl Layout {
                 let lost = file.metadata().map_err(|e| text("slots", e))?.len() != want;
                 (file, lost)
             }
-            Err(_) => {
-                let made =
-                    File::options().create(true).truncate(true).read(true).write(true).open(self.file(no, "slots"));
-                (made.map_err(|e| text("slots", e))?, true)
-            }
+            Err(_) => (self.disk.create(&self.file(no, "slots")).map_err(|e| text("slots", e))?, true),
         };
         if headers_lost {
-            headers.set_len(want).map_err(|e| text("slots", e))?;
+            self.disk.set_len(&headers, want).map_err(|e| text("slots", e))?;
         }
         Ok(Found { meta, files: Files { no, data, headers }, headers_lost })
     }
@@ -253,8 +265,8 @@ impl Layout {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
-        fs::remove_file(&path)?;
-        File::open(&self.dir)?.sync_all()?;
+        self.disk.remove(&path)?;
+        self.disk.sync_dir(&self.dir)?;
         Ok(Clean::decode(&bytes))
     }
 
@@ -272,11 +284,11 @@ impl Layout {
             }
         }
         let stamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        match fs::rename(self.index(), self.dir.join(format!("index.bad-{stamp}"))) {
+        match self.disk.rename(&self.index(), &self.dir.join(format!("index.bad-{stamp}"))) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        File::open(&self.dir)?.sync_all()
+        self.disk.sync_dir(&self.dir)
     }
 }
 

@@ -66,8 +66,8 @@ pub(crate) struct Parts {
 
 /// Opens a directory. Does file operations throughout, and waits for the index within its watchdog.
 pub(crate) fn open(config: Config, parts: Parts) -> Result<Opened, OpenError> {
-    let layout = Layout::new(&config.dir);
-    let lock = Arc::new(layout.prepare(&*parts.seams.disk)?);
+    let layout = Layout::new(&config.dir, parts.seams.disk.clone());
+    let lock = Arc::new(layout.prepare()?);
     let dir = config.dir.clone();
     let failed = |step| {
         let path = dir.clone();

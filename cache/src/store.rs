@@ -236,8 +236,9 @@ impl Store {
         self.metrics.durable_chunks.dec_by(u64::from(slots.durable.swap(0, Ordering::Relaxed)));
         self.queue().gone(Gone { no: slots.no, segments: slots.segment_count() });
         // Emptied as well as unlinked: somebody may still hold the open files. If either fails the space is counted until they let go.
+        let empty = |file| self.disk.set_len(file, 0);
         let emptied =
-            self.layout.delete(slots.no).and_then(|()| slots.data.set_len(0)).and_then(|()| slots.headers.set_len(0));
+            self.layout.delete(slots.no).and_then(|()| empty(&slots.data)).and_then(|()| empty(&slots.headers));
         if let Err(e) = emptied {
             tracing::warn!("the files of cached blob number {} could not be deleted: {e}", slots.no);
             return Ok(0);

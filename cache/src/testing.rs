@@ -194,14 +194,6 @@ impl Disk for HeldDisk {
         self.changed.wait_while(&mut self.held.lock(), |held| *held);
         Kernel.write_at(file, bytes, offset)
     }
-
-    fn sync(&self, file: &File) -> io::Result<()> {
-        Kernel.sync(file)
-    }
-
-    fn punch(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        Kernel.punch(file, offset, len)
-    }
 }
 
 /// How a [`FakeIndex`] behaves.
