@@ -196,6 +196,7 @@ impl Agent {
         let doing = parking_lot::Mutex::new("waiting for requests and devices");
         let drained = async {
             self.attachments.drain().await;
+            self.events.end();
             *doing.lock() = "closing connections";
             self.servers.stop().await;
             self.tasks.shutdown().await;

@@ -75,6 +75,9 @@ pub enum Failure {
         /// Why not.
         reason: String,
     },
+    /// There is nothing more to follow.
+    #[error("the agent stops, and with it its events; the same command follows the next one")]
+    Stopping,
     /// Some devices are still there.
     #[error("{count} of the devices could not be detached; see above")]
     StillAttached {
@@ -94,6 +97,7 @@ impl Failure {
             Self::Client(error) if error.is_unreachable() => Exit::Unreachable,
             Self::Client(_) | Self::Output(_) => Exit::Failed,
             Self::MountDir { .. } => Exit::Usage,
+            Self::Stopping => Exit::Later,
             Self::StillAttached { exit, .. } => *exit,
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! One connection for each request: a command asks once or twice. Every failure says in one line what to do next.
 
+mod follow;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -11,10 +13,13 @@ use std::{
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use penstock_api::{Attach, CacheUsage, Detached, Device, Events, Problem, Version};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinSet};
+
+pub use follow::{Following, Message};
 
 /// How long a question may take. The agent answers from memory, so that a longer wait means that it is stuck.
 const ASK_DEADLINE: Duration = Duration::from_secs(30);
@@ -100,6 +105,15 @@ impl ClientError {
     }
 }
 
+/// A status and a body that is still coming.
+#[derive(Debug)]
+struct Open {
+    status: StatusCode,
+    body: Incoming,
+    /// Drives the connection; ends with this value at the latest.
+    _driver: JoinSet<hyper::Result<()>>,
+}
+
 /// A status and a whole body.
 struct Reply {
     status: StatusCode,
@@ -179,6 +193,22 @@ impl Client {
         self.ask(&format!("/v1/events?since={since}")).await
     }
 
+    /// What happened after the event `since`, and what happens from now on.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn follow(&self, since: u64) -> Result<Following, ClientError> {
+        let late = |_| ClientError::Deadline { socket: self.socket.clone(), after: ASK_DEADLINE };
+        let path = format!("/v1/events?since={since}");
+        let opening = Box::pin(self.open(Method::GET, &path, "text/event-stream", Bytes::new()));
+        let answer = tokio::time::timeout(ASK_DEADLINE, opening).await.map_err(late)??;
+        if answer.status.is_success() {
+            return Ok(Following::new(self.clone(), answer));
+        }
+        let reply = tokio::time::timeout(ASK_DEADLINE, self.whole(answer)).await.map_err(late)??;
+        Err(ClientError::Problem(self.parsed(&reply)?))
+    }
+
     /// Which agent answers.
     ///
     /// # Errors
@@ -204,27 +234,38 @@ impl Client {
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Reply, ClientError> {
+        let answer = self.open(method, path, "application/json", body).await?;
+        self.whole(answer).await
+    }
+
+    /// Sends a request, and waits for the head of the answer.
+    async fn open(&self, method: Method, path: &str, accept: &str, body: Bytes) -> Result<Open, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|reason| self.not_connected(reason))?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| self.broken(error))?;
-        // Drives the connection; ends with this function at the latest.
         let mut driver = JoinSet::new();
         driver.spawn(connection);
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "localhost")
+            .header(header::ACCEPT, accept)
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| self.broken(error))?;
         let (head, body) = sender.send_request(request).await.map_err(|error| self.broken(error))?.into_parts();
+        Ok(Open { status: head.status, body, _driver: driver })
+    }
+
+    async fn whole(&self, answer: Open) -> Result<Reply, ClientError> {
+        let Open { status, body, _driver } = answer;
         let body = Limited::new(body, ANSWER_BYTES).collect().await.map_err(|error| {
             if error.is::<LengthLimitError>() {
                 return self.foreign(format!("its answer is longer than {ANSWER_BYTES} bytes"));
             }
             self.broken(error)
         })?;
-        Ok(Reply { status: head.status, body: body.to_bytes() })
+        Ok(Reply { status, body: body.to_bytes() })
     }
 
     fn serialized<T: Serialize>(&self, value: &T) -> Result<Bytes, ClientError> {

@@ -4,6 +4,7 @@
 //! [`Severity::Detail`], kept in the ring.
 
 pub(crate) mod cache;
+mod follow;
 mod kind;
 
 use std::{collections::VecDeque, sync::Arc};
@@ -15,6 +16,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use follow::Audience;
+pub use follow::FOLLOWERS;
 use kind::KindLabel;
 pub use kind::{Kind, Severity};
 
@@ -30,6 +33,7 @@ pub struct Events {
     started_at: Timestamp,
     ring: Arc<Mutex<Ring>>,
     counts: Family<KindLabel, Counter>,
+    audience: Audience,
 }
 
 #[derive(Debug, Default)]
@@ -47,7 +51,7 @@ impl Events {
             // A series from the start, so that the first occurrence is an increase.
             drop(counts.get_or_create(&KindLabel::from(kind)));
         }
-        Self { started_at: Timestamp::now(), ring: Arc::default(), counts }
+        Self { started_at: Timestamp::now(), ring: Arc::default(), counts, audience: Audience::default() }
     }
 
     /// Shows the counts of events by kind in `registry`.
@@ -94,6 +98,8 @@ impl Events {
             ring.kept.pop_front();
         }
         ring.kept.push_back(Event { sequence, time, severity, kind, text, fields });
+        drop(ring);
+        self.audience.tell(sequence);
     }
 
     /// The first `limit` kept events with a sequence beyond `since`.

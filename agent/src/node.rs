@@ -14,7 +14,11 @@ use penstock_api::{self as api, Answer, NodeError, Readiness};
 use penstock_cache::{Cache, IndexState, Whole};
 use prometheus_client::registry::Registry;
 
-use crate::{attachments::Attachments, events::Events, metrics::Metrics};
+use crate::{
+    attachments::Attachments,
+    events::{Events, FOLLOWERS},
+    metrics::Metrics,
+};
 
 /// The agent as the admin API sees it.
 #[derive(Debug)]
@@ -98,6 +102,13 @@ impl api::Node for AgentNode {
 
     fn events(&self, since: u64, limit: usize) -> Answer<'_, api::Events> {
         Box::pin(std::future::ready(Ok(self.events.since(since, limit))))
+    }
+
+    fn follow(&self, since: u64) -> Result<api::EventStream, NodeError> {
+        match self.events.follow(since) {
+            Some(events) => Ok(Box::pin(events)),
+            None => Err(NodeError::Busy(format!("{FOLLOWERS} others follow the events already; end one of them"))),
+        }
     }
 
     fn version(&self) -> api::Version {

@@ -36,6 +36,18 @@ pub fn print(text: &str) -> io::Result<()> {
     ignore_closed(io::stdout().lock().write_all(text.as_bytes()))
 }
 
+/// Prints `text` and the end of the line on stdout at once. `false` when nobody reads there any more.
+///
+/// # Errors
+/// As [`print()`].
+pub fn line(text: &str) -> io::Result<bool> {
+    let mut stdout = io::stdout().lock();
+    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        done => done.map(|()| true),
+    }
+}
+
 /// Prints an answer on stdout: as JSON, or as `table` makes of it.
 ///
 /// # Errors

@@ -12,6 +12,7 @@
 //! - `device`, `cache`, `event`, `version`: what is sent and answered.
 //! - `problem`: errors as RFC 9457 problem details, and the one table from error to status.
 //! - `extract`: reading a request, each failure a problem.
+//! - `follow`: events as they happen.
 //! - `routes`: the routes and their OpenAPI description, declared together so that they cannot drift.
 //!
 //! # Invariants
@@ -33,6 +34,7 @@ mod cache;
 mod device;
 mod event;
 mod extract;
+mod follow;
 mod node;
 mod problem;
 mod routes;
@@ -44,8 +46,9 @@ pub use cache::{BlobUsage, CacheUsage, Index, IndexState, Verification};
 pub use device::{Attach, Detached, Device, DeviceState, NotDetached, Presence, Stats, Transport, Wanted};
 pub use event::{Event, Events, EventsQuery, Severity};
 pub use extract::DetachQuery;
+pub use follow::{END, KEEP_ALIVE, LOST, Lost, RESTARTED};
 pub use jiff::Timestamp;
-pub use node::{Answer, Node, NodeError, Readiness};
+pub use node::{Answer, EventStream, Node, NodeError, Readiness};
 pub use problem::{PROBLEM_JSON, Problem, ProblemKind};
 pub use routes::{openapi, read_only_router, router};
 pub use version::Version;

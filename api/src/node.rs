@@ -2,10 +2,15 @@
 
 use std::pin::Pin;
 
+use futures_util::Stream;
+
 use crate::{Attach, CacheUsage, Detached, Device, Events, Version};
 
 /// What a call on a [`Node`] answers, later.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send + 'a>>;
+
+/// Events as they happen, in lists that are not empty or say how many were lost. Ends when the agent stops.
+pub type EventStream = Pin<Box<dyn Stream<Item = Events> + Send>>;
 
 /// A node that can be asked: the agent, or a fake in tests.
 ///
@@ -39,6 +44,10 @@ pub trait Node: Send + Sync + 'static {
 
     /// The kept events with a sequence beyond `since`, oldest first, the first `limit` of them.
     fn events(&self, since: u64, limit: usize) -> Answer<'_, Events>;
+
+    /// The kept events with a sequence beyond `since`, and then those that happen, for as long as the stream is kept and the agent
+    /// runs. [`NodeError::Busy`] when as many follow already as the agent allows. Never waits.
+    fn follow(&self, since: u64) -> Result<EventStream, NodeError>;
 
     /// Which agent this is. Never waits.
     fn version(&self) -> Version;
@@ -89,6 +98,9 @@ pub enum NodeError {
     /// The request took longer than the agent lets one take.
     #[error("{0}")]
     Deadline(String),
+    /// As many do the same as the agent allows.
+    #[error("{0}")]
+    Busy(String),
     /// The agent is starting or stopping and takes no work.
     #[error("{0}")]
     Stopping(String),

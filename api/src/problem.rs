@@ -81,11 +81,19 @@ pub enum ProblemKind {
     MethodNotAllowed,
     /// The listener answers reads only.
     ReadOnly,
+    /// Nobody that the agent knows asks.
+    Unauthenticated,
+    /// More is asked, or more often, than the agent answers.
+    TooManyRequests,
+    /// The request's target is longer than is read.
+    UriTooLong,
+    /// The request is meant for another host.
+    Misdirected,
 }
 
 impl ProblemKind {
     /// All kinds, in the order of the documentation.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::NotFound,
         Self::ImageNotFound,
         Self::Conflict,
@@ -105,6 +113,10 @@ impl ProblemKind {
         Self::UnknownPath,
         Self::MethodNotAllowed,
         Self::ReadOnly,
+        Self::Unauthenticated,
+        Self::TooManyRequests,
+        Self::UriTooLong,
+        Self::Misdirected,
     ];
 
     /// The table: name in the type URI, title, status, and whether another try may help.
@@ -136,6 +148,10 @@ impl ProblemKind {
                 ("method-not-allowed", "The path does not take this method", S::METHOD_NOT_ALLOWED, false)
             }
             Self::ReadOnly => ("read-only", "This listener only answers reads", S::FORBIDDEN, false),
+            Self::Unauthenticated => ("unauthenticated", "Not authenticated", S::UNAUTHORIZED, false),
+            Self::TooManyRequests => ("too-many-requests", "Too many requests", S::TOO_MANY_REQUESTS, true),
+            Self::UriTooLong => ("uri-too-long", "The request's target is too long", S::URI_TOO_LONG, false),
+            Self::Misdirected => ("misdirected", "Meant for another host", S::MISDIRECTED_REQUEST, false),
         }
     }
 
@@ -195,6 +211,7 @@ impl From<NodeError> for Problem {
             NodeError::Incapable(detail) => (ProblemKind::Incapable, detail),
             NodeError::NoRoom(detail) => (ProblemKind::NoRoom, detail),
             NodeError::Deadline(detail) => (ProblemKind::Deadline, detail),
+            NodeError::Busy(detail) => (ProblemKind::TooManyRequests, detail),
             NodeError::Stopping(detail) => (ProblemKind::NotReady, detail),
             NodeError::Internal(detail) => (ProblemKind::Internal, detail),
         };

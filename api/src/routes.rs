@@ -5,7 +5,7 @@ use std::{cmp::Reverse, panic::AssertUnwindSafe, sync::Arc};
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Request, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
 };
@@ -17,6 +17,7 @@ use crate::{
     Attach, BLOBS_LISTED, BODY_BYTES, CacheUsage, DetachQuery, Detached, Device, EVENTS_LISTED, Events, EventsQuery,
     Node, Problem, ProblemKind, Readiness, Version,
     extract::{Body, Id, Params},
+    follow,
 };
 
 /// OpenMetrics 1.0 text, which Prometheus asks for and understands.
@@ -175,13 +176,26 @@ async fn cache(State(node): State<Shared>) -> Result<Json<CacheUsage>> {
     Ok(Json(usage))
 }
 
-/// What has happened on this node lately, oldest first. To follow, ask again with the last sequence seen.
-#[utoipa::path(get, path = "/v1/events", tag = "events", params(EventsQuery), responses(
-    (status = 200, body = Events, description = "The events"),
-    (status = "default", body = Problem, content_type = "application/problem+json", description = "A problem"),
-))]
-async fn events(State(node): State<Shared>, Params(query): Params<EventsQuery>) -> Result<Json<Events>> {
-    Ok(Json(node.events(query.since, EVENTS_LISTED).await?))
+/// What has happened on this node lately, oldest first. With `Accept: text/event-stream`, also what happens from then on, as
+/// server-sent events: `Last-Event-ID` goes on where a stream broke off, and counts for more than `since`.
+#[utoipa::path(get, path = "/v1/events", tag = "events",
+    params(EventsQuery, ("Last-Event-ID" = Option<String>, Header, description = "The last ID seen of a stream")),
+    responses(
+        (status = 200, description = "The events", content((Events = "application/json"), (String = "text/event-stream"))),
+        (status = 429, body = Problem, content_type = "application/problem+json", description = "As many follow already as the agent allows"),
+        (status = "default", body = Problem, content_type = "application/problem+json", description = "A problem"),
+    ))]
+async fn events(
+    State(node): State<Shared>,
+    headers: HeaderMap,
+    Params(query): Params<EventsQuery>,
+) -> Result<Response> {
+    if !follow::is_wanted(&headers) {
+        return Ok(Json(node.events(query.since, EVENTS_LISTED).await?).into_response());
+    }
+    let started_at = node.version().started_at;
+    let (since, is_restarted) = follow::resume(follow::place(&headers)?, query.since, started_at);
+    Ok(follow::answer(node.follow(since)?, is_restarted).into_response())
 }
 
 /// Which agent answers.
@@ -222,8 +236,10 @@ async fn seal(request: Request, next: Next) -> Response {
     let Some(mut problem) = response.extensions_mut().remove::<Problem>() else { return response };
     problem.instance = Some(path);
     let mut sealed = problem.into_response();
-    if let Some(allow) = response.headers_mut().remove(header::ALLOW) {
-        sealed.headers_mut().insert(header::ALLOW, allow);
+    for (name, value) in response.headers() {
+        if name != header::CONTENT_TYPE && name != header::CONTENT_LENGTH {
+            sealed.headers_mut().insert(name, value.clone());
+        }
     }
     sealed
 }

@@ -1,6 +1,7 @@
 //! Every route against a fake node: what is answered, and every way to be refused.
 
 mod fake;
+mod follow;
 mod openapi;
 
 use std::sync::Arc;
@@ -108,7 +109,7 @@ async fn the_version_names_the_agent() {
 #[tokio::test]
 async fn every_failure_of_the_node_is_its_problem_on_every_route() {
     type Row = (fn(String) -> NodeError, ProblemKind, u16, bool);
-    let failures: [Row; 13] = [
+    let failures: [Row; 14] = [
         (NodeError::NotFound, ProblemKind::NotFound, 404, false),
         (NodeError::ImageNotFound, ProblemKind::ImageNotFound, 404, false),
         (NodeError::Conflict, ProblemKind::Conflict, 409, false),
@@ -120,6 +121,7 @@ async fn every_failure_of_the_node_is_its_problem_on_every_route() {
         (NodeError::Incapable, ProblemKind::Incapable, 501, false),
         (NodeError::NoRoom, ProblemKind::NoRoom, 507, true),
         (NodeError::Deadline, ProblemKind::Deadline, 504, true),
+        (NodeError::Busy, ProblemKind::TooManyRequests, 429, true),
         (NodeError::Stopping, ProblemKind::NotReady, 503, true),
         (NodeError::Internal, ProblemKind::Internal, 500, false),
     ];

@@ -78,6 +78,8 @@ const EVENTS_HELP: &str = "\
 Examples:
   penstock events
   penstock events --since 120
+  penstock events --follow
+  penstock events --follow --output json | jq -r .kind
   penstock events --output json | jq '.events[].fields'";
 
 const DEMO_HELP: &str = "\
@@ -262,6 +264,9 @@ pub struct Events {
     /// Only those after the event with this number
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub since: u64,
+    /// Go on with what happens, a line for each event, until the agent stops
+    #[arg(long, short)]
+    pub follow: bool,
     /// Which agent.
     #[command(flatten)]
     pub connection: Connection,

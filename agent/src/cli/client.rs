@@ -7,7 +7,7 @@ use penstock_api::Detached;
 use super::{Attach, ClientCommand, Completions, Connection, Detach, Events, Exit, Failure, Stats, command, render};
 use crate::{
     client::Client,
-    output::{self, with_progress},
+    output::{self, Output, with_progress},
 };
 
 /// Runs `command` to its end.
@@ -92,8 +92,27 @@ async fn cache(connection: &Connection) -> Result<(), Failure> {
 }
 
 async fn events(args: Events) -> Result<(), Failure> {
-    let events = with_progress("asking the agent", args.connection.client().events(args.since)).await?;
+    let client = args.connection.client();
+    if args.follow {
+        return follow(&client, args.since, args.connection.output).await;
+    }
+    let events = with_progress("asking the agent", client.events(args.since)).await?;
     Ok(output::answer(args.connection.output, &events, render::events)?)
+}
+
+/// Prints what happens, a line for each thing, until nobody reads it or the agent stops.
+async fn follow(client: &Client, since: u64, how: Output) -> Result<(), Failure> {
+    let mut following = client.follow(since).await?;
+    while let Some(message) = following.next().await? {
+        let line = match how {
+            Output::Table => render::followed(&message),
+            Output::Json => render::followed_json(&message)?,
+        };
+        if !output::line(&line)? {
+            return Ok(());
+        }
+    }
+    Err(Failure::Stopping)
 }
 
 /// The command has a version whether or not an agent runs; an agent that cannot be asked is shown as that.

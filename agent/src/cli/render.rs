@@ -1,12 +1,16 @@
 //! Answers as tables: pure functions from an answer to text.
 
 use penstock_api::{
-    CacheUsage, Detached, Device, DeviceState, Events, IndexState, Timestamp, Transport, Verification, Version,
+    CacheUsage, Detached, Device, DeviceState, Event, Events, IndexState, Lost, Severity, Timestamp, Transport,
+    Verification, Version,
 };
 use penstock_blob::Digest;
 use serde::Serialize;
 
-use crate::output::{Table, percent, size};
+use crate::{
+    client::Message,
+    output::{self, Table, percent, size},
+};
 
 /// The most blobs in a table: a screen of them. JSON has more.
 const BLOBS_SHOWN: usize = 20;
@@ -175,9 +179,15 @@ pub(super) fn events(events: &Events) -> String {
     if events.events.is_empty() {
         return "no events\n".to_owned();
     }
-    let mut table = Table::new(&[">NUMBER", "TIME", "KIND", "TEXT"]);
+    let mut table = Table::new(&[">NUMBER", "TIME", "SEVERITY", "KIND", "TEXT"]);
     for event in &events.events {
-        table.row([event.sequence.to_string(), moment(event.time), event.kind.clone(), event.text.clone()]);
+        table.row([
+            event.sequence.to_string(),
+            moment(event.time),
+            severity(event.severity).to_owned(),
+            event.kind.clone(),
+            event.text.clone(),
+        ]);
     }
     let lost = match events.lost {
         0 => String::new(),
@@ -189,6 +199,29 @@ pub(super) fn events(events: &Events) -> String {
         more => format!("{more} more: --since {last} shows them\n"),
     };
     format!("{lost}{table}{more}")
+}
+
+/// One thing that an agent says to who follows it. Columns are as wide as what is usual in them: nobody knows what comes.
+pub(super) fn followed(message: &Message) -> String {
+    match message {
+        Message::Event(event) => {
+            let Event { sequence, time, kind, text, .. } = event;
+            let line = format!("{sequence:>6}  {}  {:<8}  {kind:<22}  {text}", moment(*time), severity(event.severity));
+            output::escape(&line)
+        }
+        Message::Lost(count) => format!("{count} events came too fast, and are no longer kept"),
+        Message::Restarted => "the agent was started anew, and with it the numbers of its events".to_owned(),
+    }
+}
+
+/// The same for programs: a JSON object on one line. What is not an event has no `sequence`.
+pub(super) fn followed_json(message: &Message) -> std::io::Result<String> {
+    let line = match message {
+        Message::Event(event) => serde_json::to_string(event),
+        Message::Lost(lost) => serde_json::to_string(&Lost { lost: *lost }),
+        Message::Restarted => Ok("{\"restarted\":true}".to_owned()),
+    };
+    Ok(line?)
 }
 
 /// Both versions.
@@ -242,6 +275,13 @@ const fn state(state: DeviceState) -> &'static str {
         DeviceState::Attached => "attached",
         DeviceState::Detaching => "detaching",
         DeviceState::Failed => "failed",
+    }
+}
+
+const fn severity(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Note => "note",
+        Severity::Warning => "warning",
     }
 }
 

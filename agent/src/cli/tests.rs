@@ -115,6 +115,18 @@ async fn the_exit_code_tells_kinds_of_failure_apart() {
 }
 
 #[tokio::test]
+async fn following_ends_when_the_agent_stops_and_says_so() {
+    for line in ["penstock events --follow", "penstock events -f --since 8 --output json"] {
+        let failure = run_against(Fake::default(), line).await.unwrap_err();
+        assert_eq!(failure.exit(), Exit::Later, "{failure}");
+        assert!(failure.to_string().contains("the agent stops"), "{failure}");
+    }
+    let full = Fake { failure: Some(NodeError::Busy("32 others".to_owned())) };
+    let failure = run_against(full, "penstock events --follow").await.unwrap_err();
+    assert_eq!((failure.exit(), failure.to_string().as_str()), (Exit::Later, "32 others"));
+}
+
+#[tokio::test]
 async fn the_version_is_shown_without_an_agent() {
     run_without_agent("penstock version").await.unwrap();
 }

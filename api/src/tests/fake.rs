@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    Answer, Attach, BlobUsage, CacheUsage, Detached, Device, DeviceState, Event, Events, Index, IndexState, Node,
-    NodeError, NotDetached, Presence, Problem, Readiness, Severity, Stats, Timestamp, Transport, Verification, Version,
-    router,
+    Answer, Attach, BlobUsage, CacheUsage, Detached, Device, DeviceState, Event, EventStream, Events, Index,
+    IndexState, Node, NodeError, NotDetached, Presence, Problem, Readiness, Severity, Stats, Timestamp, Transport,
+    Verification, Version, router,
 };
 use axum::{
     body::Body,
@@ -72,6 +72,17 @@ fn blob(number: u32) -> BlobUsage {
         verification: Verification::Partial,
     };
     usage.with_share()
+}
+
+fn event(sequence: u64) -> Event {
+    Event {
+        sequence,
+        time: time(1_800_000_000),
+        severity: Severity::Note,
+        kind: "device.attached".to_owned(),
+        text: "attached d1".to_owned(),
+        fields: BTreeMap::from([("device".to_owned(), "d1".to_owned())]),
+    }
 }
 
 impl Fake {
@@ -150,16 +161,22 @@ impl Node for Fake {
     }
 
     fn events(&self, since: u64, limit: usize) -> Answer<'_, Events> {
-        let event = |sequence| Event {
-            sequence,
-            time: time(1_800_000_000),
-            severity: Severity::Note,
-            kind: "device.attached".to_owned(),
-            text: "attached d1".to_owned(),
-            fields: BTreeMap::from([("device".to_owned(), "d1".to_owned())]),
-        };
         let events = (since + 1..=3).take(limit).map(event).collect();
         self.answer(Events { started_at: time(1_700_000_000), events, newest: 3, lost: 0 })
+    }
+
+    fn follow(&self, since: u64) -> Result<EventStream, NodeError> {
+        if let Some(error) = &self.failure {
+            return Err(error.clone());
+        }
+        let batch = |lost, sequences: std::ops::RangeInclusive<u64>| Events {
+            started_at: time(1_700_000_000),
+            events: sequences.map(event).collect(),
+            newest: 9,
+            lost,
+        };
+        // What is kept, and then one more for which some had to go.
+        Ok(Box::pin(futures_util::stream::iter([batch(0, since + 1..=3), batch(5, 9..=9)])))
     }
 
     fn version(&self) -> Version {

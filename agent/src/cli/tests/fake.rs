@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use penstock_api::{
-    Answer, Attach, BlobUsage, CacheUsage, Detached, Device, DeviceState, Event, Events, Index, IndexState, Node,
-    NodeError, NotDetached, Presence, Problem, Readiness, Severity, Stats, Timestamp, Transport, Verification, Version,
+    Answer, Attach, BlobUsage, CacheUsage, Detached, Device, DeviceState, Event, EventStream, Events, Index,
+    IndexState, Node, NodeError, NotDetached, Presence, Problem, Readiness, Severity, Stats, Timestamp, Transport,
+    Verification, Version,
 };
 use penstock_blob::Digest;
 use tokio::{net::UnixListener, task::JoinSet};
@@ -184,6 +185,10 @@ impl Node for Fake {
 
     fn events(&self, _: u64, _: usize) -> Answer<'_, Events> {
         self.answer(events())
+    }
+
+    fn follow(&self, _: u64) -> Result<EventStream, NodeError> {
+        self.failure.clone().map_or_else(|| Ok(Box::pin(futures_util::stream::iter([events()])) as _), Err)
     }
 
     fn version(&self) -> Version {

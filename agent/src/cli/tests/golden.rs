@@ -1,8 +1,9 @@
 //! What is shown, byte for byte. A change here is a change that users see: look at it before it is taken over.
 
-use penstock_api::{Detached, NodeError, NotDetached, Problem};
+use penstock_api::{Detached, Event, NodeError, NotDetached, Problem};
 
 use super::{super::render, fake};
+use crate::client::Message;
 
 #[test]
 fn the_help() {
@@ -40,6 +41,18 @@ fn the_cache() {
 #[test]
 fn the_events() {
     assert_eq!(render::events(&fake::events()), include_str!("golden/events.txt"));
+}
+
+#[test]
+fn what_is_followed() {
+    let [event, ..] = &fake::events().events[..] else { panic!("no event") };
+    let messages = [Message::Event(event.clone()), Message::Lost(5), Message::Restarted];
+    let lines: Vec<String> = messages.iter().map(render::followed).collect();
+    assert_eq!(lines.join("\n") + "\n", include_str!("golden/follow.txt"));
+    let lines: Vec<String> = messages.iter().map(|message| render::followed_json(message).unwrap()).collect();
+    assert_eq!(lines.join("\n") + "\n", include_str!("golden/follow.json"));
+    let hostile = Event { text: "a\nb\u{1b}[2J".to_owned(), ..event.clone() };
+    assert!(render::followed(&Message::Event(hostile)).ends_with("a\\nb\\u{1b}[2J"));
 }
 
 #[test]
