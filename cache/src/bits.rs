@@ -37,6 +37,10 @@ impl Bits {
         Self(std::array::from_fn(|i| self.0[i] & other.0[i]))
     }
 
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] | other.0[i]))
+    }
+
     pub(crate) fn without(self, other: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] & !other.0[i]))
     }

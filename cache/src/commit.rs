@@ -2,14 +2,14 @@
 //!
 //! For a group, in this order, so that a crash between any two steps loses chunks at most and never makes one wrong:
 //! 1. room is wanted: choose victims and clear their bits (new readers miss; pinned extents are skipped);
-//! 2. note which chunks are present in every changed segment; sync the data files and the slot headers of those;
+//! 2. note which chunks are present in every changed segment; clear the slot headers of what leaves; sync data files and slot headers;
 //! 3. one index batch and a flush;
-//! 4. the noted chunks are durable; what left and is not pinned: clear its slot header, punch its hole, give its room back.
+//! 4. the noted chunks are durable, what left does not come back; what left and is not pinned: punch its hole, give its room back.
 //!
 //! A step that fails leaves the group in the queue, to be tried again after a pause. Nothing that reads waits for any of this.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use std::{
 use crate::{
     bits::{Bits, SEGMENT_CHUNKS},
     entry::Entry,
-    format::{BlobRecord, Clean, HEADER_BYTES, SYS_KEY, SegmentRecord, SysRecord, blob_key, segment_key},
+    format::{BlobRecord, HEADER_BYTES, SYS_KEY, SegmentRecord, SysRecord, blob_key, segment_key},
     index::Write,
     keeper::{Fault, Keeper},
     policy::{Hand, choose},
@@ -97,8 +97,9 @@ impl Committer {
             tracing::warn!("the cache index did not close within {:?}", self.store.config.watchdog);
             return;
         }
-        let marker = Clean { uuid: self.sys.uuid, commits: self.sys.commits };
-        if let Err(e) = if clean { self.store.layout.leave_clean(&marker) } else { Ok(()) } {
+        // Chunks that only their headers know, not read since: the next start has to look at headers again.
+        let complete = clean && self.store.metrics.present_chunks.get() == self.store.metrics.durable_chunks.get();
+        if let Err(e) = if complete { self.store.layout.leave_clean(&self.sys.mark()) } else { Ok(()) } {
             tracing::warn!(
                 "no marker of an orderly close could be left, the next start will read all slot headers: {e}"
             );
@@ -114,7 +115,8 @@ impl Committer {
             return self.finish(short, Group { flushes, ..Group::default() }, true);
         }
         let noted = self.note(&group);
-        let unsynced = self.sync(&noted);
+        let mut unsynced = self.unseal(&group);
+        unsynced.append(&mut self.sync(&noted));
         let mut again = set_apart(&mut group, &unsynced);
         let batch = self.batch(&group, noted.iter().filter(|n| !unsynced.contains(&n.slots.no)));
         if let Err(fault) = self.commit(batch) {
@@ -134,7 +136,7 @@ impl Committer {
         for leaving in group.leaving {
             match self.leave(&leaving) {
                 Left::Gone => {}
-                Left::Pinned => held.push(leaving),
+                Left::Pinned => held.push(Leaving { sealed: false, ..leaving }),
                 Left::Failed => {
                     again.leaving.push(leaving);
                     good = false;
@@ -222,6 +224,26 @@ impl Committer {
         noted
     }
 
+    /// Clears the slot headers of what leaves, durably: a chunk that was rejected must not come back by its header once the index has
+    /// forgotten it. The numbers of the blobs for which that failed; it is tried again.
+    fn unseal(&self, group: &Group) -> BTreeSet<u32> {
+        let mut cleared = BTreeMap::new();
+        for leaving in group.leaving.iter().filter(|leaving| leaving.sealed && !leaving.entry.lock().retired) {
+            let Some(slots) = leaving.entry.slots.get() else { continue };
+            let done = self.clear_headers(slots, leaving.segment, leaving.bits);
+            let (_, all) = cleared.entry(slots.no).or_insert((slots, Ok(())));
+            *all = std::mem::replace(all, Ok(())).and(done);
+        }
+        let mut failed = BTreeSet::new();
+        for (no, (slots, done)) in cleared {
+            if let Err(e) = done.and_then(|()| self.store.disk.sync(&slots.headers)) {
+                tracing::warn!("slot headers of blob {} could not be cleared: {e}", slots.blob.digest);
+                failed.insert(no);
+            }
+        }
+        failed
+    }
+
     /// Syncs the files of every blob that got new chunks; the numbers of those that failed.
     ///
     /// After a failed sync nobody knows what the disk holds: the kernel may have let go of the pages, and calls the next sync a
@@ -290,6 +312,7 @@ impl Committer {
         batch.push(Write { key: SYS_KEY.to_vec(), value: Some(next.encode()) });
         keeper.commit(batch)?;
         self.sys = next;
+        self.store.layout.note_reached(&next.mark());
         self.refusals = 0;
         self.store.metrics.commits.inc();
         Ok(())
@@ -314,7 +337,7 @@ impl Committer {
 
     /// Gives the space of leaving chunks back.
     fn leave(&self, leaving: &Leaving) -> Left {
-        let Leaving { entry, segment: number, bits } = leaving;
+        let Leaving { entry, segment: number, bits, .. } = leaving;
         let Some(slots) = entry.slots.get() else { return Left::Gone };
         if entry.lock().retired {
             return Left::Gone;
@@ -339,15 +362,22 @@ impl Committer {
         Left::Gone
     }
 
-    /// Clears the headers and punches the holes of some chunks.
+    /// Empties the slot headers of some chunks.
+    fn clear_headers(&self, slots: &Slots, number: u32, bits: Bits) -> std::io::Result<()> {
+        for (first, last) in runs(bits) {
+            let zeroes = vec![0; (last - first + 1) as usize * HEADER_BYTES];
+            let at = u64::from(number * SEGMENT_CHUNKS + first) * HEADER_BYTES as u64;
+            self.store.disk.write_at(&slots.headers, &zeroes, at)?;
+        }
+        Ok(())
+    }
+
+    /// Punches the holes of some chunks.
     fn punch(&self, slots: &Slots, number: u32, bits: Bits) -> std::io::Result<()> {
         let size = u64::from(slots.chunk_size.bytes());
         for (first, last) in runs(bits) {
-            let first = u64::from(number * SEGMENT_CHUNKS + first);
-            let last = u64::from(number * SEGMENT_CHUNKS + last);
-            let zeroes = vec![0; usize::try_from(last - first + 1).unwrap_or(0) * HEADER_BYTES];
-            self.store.disk.write_at(&slots.headers, &zeroes, first * HEADER_BYTES as u64)?;
-            self.store.disk.punch(&slots.data, first * size, (last - first + 1) * size)?;
+            let at = u64::from(number * SEGMENT_CHUNKS + first) * size;
+            self.store.disk.punch(&slots.data, at, u64::from(last - first + 1) * size)?;
         }
         Ok(())
     }

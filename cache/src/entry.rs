@@ -172,6 +172,6 @@ impl Change<'_> {
             self.state.whole = Whole::Partial;
             self.queue.dirty_blob(self.slots.no, self.entry);
         }
-        self.queue.leave(self.slots.no, Leaving { entry: self.entry.clone(), segment: number, bits });
+        self.queue.leave(self.slots.no, Leaving { entry: self.entry.clone(), segment: number, bits, sealed: true });
     }
 }

@@ -1,6 +1,7 @@
 //! Getting chunks that are not locatable: fetch from the source below, or check what is on disk. One fill per chunk at a time.
 
 use std::{
+    collections::BTreeSet,
     io,
     os::unix::fs::FileExt,
     sync::{
@@ -325,6 +326,7 @@ pub(crate) fn check_run(
         return None;
     }
     let mut bad = Vec::new();
+    let mut adopted = BTreeSet::new();
     let state = entry.lock();
     for (chunk, data) in (first..).zip(bytes.chunks(entry.chunk_size.bytes() as usize)) {
         let (number, slot) = (chunk / SEGMENT_CHUNKS, chunk % SEGMENT_CHUNKS);
@@ -333,9 +335,14 @@ pub(crate) fn check_run(
             bad.push(chunk);
         } else if segment.present.has(slot) {
             segment.checked.add(Bits::span(slot, slot));
+            if !segment.durable.has(slot) {
+                adopted.insert(number);
+            }
         }
     }
     drop(state);
+    // Known by their headers only until now: from here on the index may speak of them.
+    adopted.into_iter().for_each(|number| store.queue().dirty(slots.no, entry, number, 0));
     drop(hold);
     let dropped: u32 = bad.iter().map(|&chunk| store.discard_corrupt(entry, chunk, chunk)).sum();
     if dropped > 0 {

@@ -1,4 +1,4 @@
-//! What stands on disk, byte by byte: `blobs/<no>.meta`, `blobs/<no>.slots`, the index records and the `clean` marker.
+//! What stands on disk, byte by byte: `blobs/<no>.meta`, `blobs/<no>.slots`, the index records, the marks `clean` and `commits`.
 //! `docs/formats/cache.md` describes the same; a golden test holds both to it. All numbers are little-endian, but for keys.
 
 use penstock_blob::{Blob, ChunkSize, Digest};
@@ -20,13 +20,16 @@ pub(crate) const SEGMENT_BYTES: usize = 1064;
 pub(crate) const BLOB_BYTES: usize = 56;
 /// Bytes of the sys record.
 pub(crate) const SYS_BYTES: usize = 40;
-/// Bytes of the `clean` marker.
-pub(crate) const CLEAN_BYTES: usize = 36;
+/// Bytes of a mark: the files `clean` and `commits`.
+pub(crate) const MARK_BYTES: usize = 36;
 /// Key of the sys record. Keys differ in length: 3 sys, 4 blob, 8 segment.
 pub(crate) const SYS_KEY: &[u8; 3] = b"sys";
 
 const META_MAGIC: &[u8; 8] = b"PSTKBLOB";
-const CLEAN_MAGIC: &[u8; 8] = b"PSTKCLN1";
+/// Begins `clean`.
+pub(crate) const CLEAN_MAGIC: &[u8; 8] = b"PSTKCLN1";
+/// Begins `commits`.
+pub(crate) const COMMITS_MAGIC: &[u8; 8] = b"PSTKCMT1";
 const SEAL_MAGIC: &[u8; 8] = b"PSTKSLOT";
 const VERSION: u8 = 1;
 const SHA256: u32 = 1;
@@ -246,6 +249,11 @@ pub(crate) struct SysRecord {
 }
 
 impl SysRecord {
+    /// How far the index has come.
+    pub(crate) const fn mark(&self) -> Mark {
+        Mark { uuid: self.uuid, commits: self.commits }
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(SYS_BYTES);
         out.extend_from_slice(&[VERSION, 0, 0, 0]);
@@ -266,26 +274,27 @@ impl SysRecord {
     }
 }
 
-/// Left by an orderly close, taken away at open: the index that matches it lacks nothing.
+/// How far an index had come, noted outside it. In `clean` (left by an orderly close, taken away at open): the index that matches it
+/// lacks nothing. In `commits` (after each commit): an index that is behind it has lost commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Clean {
+pub(crate) struct Mark {
     pub(crate) uuid: Uuid,
     pub(crate) commits: u64,
 }
 
-impl Clean {
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(CLEAN_BYTES);
-        out.extend_from_slice(CLEAN_MAGIC);
+impl Mark {
+    pub(crate) fn encode(&self, magic: &[u8; 8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(MARK_BYTES);
+        out.extend_from_slice(magic);
         out.extend_from_slice(&self.uuid);
         out.extend_from_slice(&self.commits.to_le_bytes());
         seal(&[], &mut out);
         out
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut r = Reader(unseal(&[], bytes, CLEAN_BYTES)?);
-        (r.array()? == CLEAN_MAGIC).then_some(())?;
+    pub(crate) fn decode(magic: &[u8; 8], bytes: &[u8]) -> Option<Self> {
+        let mut r = Reader(unseal(&[], bytes, MARK_BYTES)?);
+        (r.array()? == magic).then_some(())?;
         Some(Self { uuid: *r.array()?, commits: r.u64()? })
     }
 }

@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock, statvfs};
 use crate::{
     disk::Disk,
     error::OpenError,
-    format::{Clean, HEADER_BYTES, LAYOUT, Meta},
+    format::{CLEAN_MAGIC, COMMITS_MAGIC, HEADER_BYTES, LAYOUT, Mark, Meta},
     slots::Files,
 };
 
@@ -258,7 +258,7 @@ impl Layout {
     }
 
     /// Takes the marker of an orderly close away and says what it was.
-    pub(crate) fn take_clean(&self) -> io::Result<Option<Clean>> {
+    pub(crate) fn take_clean(&self) -> io::Result<Option<Mark>> {
         let path = self.clean();
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -267,12 +267,33 @@ impl Layout {
         };
         self.disk.remove(&path)?;
         self.disk.sync_dir(&self.dir)?;
-        Ok(Clean::decode(&bytes))
+        Ok(Mark::decode(CLEAN_MAGIC, &bytes))
     }
 
     /// Leaves the marker of an orderly close.
-    pub(crate) fn leave_clean(&self, clean: &Clean) -> io::Result<()> {
-        self.replace(&self.clean(), &clean.encode())
+    pub(crate) fn leave_clean(&self, mark: &Mark) -> io::Result<()> {
+        self.replace(&self.clean(), &mark.encode(CLEAN_MAGIC))
+    }
+
+    /// How far the index had come when that was noted last; `None` when that cannot be read.
+    pub(crate) fn reached(&self) -> Option<Mark> {
+        Mark::decode(COMMITS_MAGIC, &fs::read(self.dir.join("commits")).ok()?)
+    }
+
+    /// Notes a commit. In place and not synced: a kill does not lose it, and what a power cut leaves is an older mark, which says less.
+    pub(crate) fn note_reached(&self, mark: &Mark) {
+        let opened = File::options().create(true).truncate(false).write(true).open(self.dir.join("commits"));
+        let noted = opened.and_then(|file| self.disk.write_at(&file, &mark.encode(COMMITS_MAGIC), 0));
+        if let Err(e) = noted {
+            tracing::debug!(
+                "how far the index has come cannot be noted; an index that is lost in part may go unnoticed: {e}"
+            );
+        }
+    }
+
+    /// Makes the names in the directory durable, the index's above all: sled syncs what is in its own directory only.
+    pub(crate) fn sync_names(&self) -> io::Result<()> {
+        self.disk.sync_dir(&self.dir)
     }
 
     /// Moves the index out of the way, to be looked at by a person; one bad index is kept, the last.

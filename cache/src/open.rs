@@ -29,13 +29,13 @@ use crate::{
     disk::Disk,
     entry::Entry,
     error::OpenError,
-    format::{Clean, HEADER_BYTES, Meta, SYS_KEY, SysRecord},
+    format::{HEADER_BYTES, Meta, SYS_KEY, SysRecord},
     index::{Snapshot, Write},
     keeper::{Fault, Keeper},
     layout::{DirLock, Found, Layout, Scan, bounded_count},
     metrics::Metrics,
     queue::{Gone, Queue},
-    recover::{Presence, Records, Trust, presence, trust},
+    recover::{Presence, Records, Trust, Witness, presence, trust},
     room::Room,
     slots::{Shared, Slots, overhead},
     store::{Store, Table},
@@ -75,7 +75,9 @@ pub(crate) fn open(config: Config, parts: Parts) -> Result<Opened, OpenError> {
     };
     let scan = layout.scan().map_err(failed("read the blobs of"))?;
     let clean = layout.take_clean().map_err(failed("read the marker of the last close of"))?;
-    let mut index = open_index(&layout, &lock, (&parts.seams, &config), (clean, !scan.found.is_empty()));
+    let witness = Witness { clean, reached: layout.reached(), blobs: !scan.found.is_empty() };
+    let mut index = open_index(&layout, &lock, (&parts.seams, &config), &witness);
+    layout.sync_names().map_err(failed("sync"))?;
     let seen = [scan.highest, index.records.blobs.keys().next_back().copied()].into_iter().flatten().max();
     index.sys.next_no = index.sys.next_no.max(seen.map_or(0, |no| no.saturating_add(1)));
 
@@ -142,17 +144,12 @@ struct Index {
 }
 
 /// Opens the index; sets a bad one aside and opens an empty one; goes without when that fails too.
-fn open_index(
-    layout: &Layout,
-    lock: &Arc<DirLock>,
-    open: (&Seams, &Config),
-    (clean, blobs): (Option<Clean>, bool),
-) -> Index {
+fn open_index(layout: &Layout, lock: &Arc<DirLock>, open: (&Seams, &Config), witness: &Witness) -> Index {
     let (seams, config) = open;
     let open = || Keeper::open(seams.index.clone(), config.watchdog, lock.clone());
     let (fault, mut why) = match open() {
         Ok((keeper, snapshot)) => {
-            let trust = trust(snapshot.sys.as_ref(), snapshot.damaged, clean.as_ref(), blobs);
+            let trust = trust(snapshot.sys.as_ref(), snapshot.damaged, witness);
             match (trust, is_empty(&snapshot)) {
                 // Remains of something else must not mix with what is rebuilt.
                 (Trust::Not(why), false) => {
@@ -271,7 +268,7 @@ fn load_blob(store: &Arc<Store>, found: Found, index: &mut Index) -> io::Result<
     let presence = presence(&meta, chunks, believed.then_some(&mut index.records), &headers);
     let entry = Arc::new(Entry::new(meta.blob, meta.chunk_size, chunks));
     let slots = Arc::new(Slots::new(meta.blob, meta.chunk_size, files, &store.shared));
-    let data_bytes = take_over(store, &entry, &slots, &presence);
+    let data_bytes = take_over(store, &slots, &presence);
     let charged = overhead(chunks, store.shared.block) + data_bytes;
     slots.charged.store(charged, Ordering::Relaxed);
     store.room().occupy(charged);
@@ -296,13 +293,10 @@ fn load_blob(store: &Arc<Store>, found: Found, index: &mut Index) -> io::Result<
 }
 
 /// Sets the bits of what is there: present, not checked. Says how many bytes of disk that is.
-fn take_over(store: &Arc<Store>, entry: &Arc<Entry>, slots: &Arc<Slots>, presence: &Presence) -> u64 {
+fn take_over(store: &Arc<Store>, slots: &Arc<Slots>, presence: &Presence) -> u64 {
     let mut bytes = 0;
     for (number, record) in &presence.segments {
         let recorded = presence.recorded.get(number).copied().unwrap_or_default();
-        if record.bits != recorded {
-            store.queue().dirty(slots.no, entry, *number, 0);
-        }
         if record.bits.is_empty() {
             continue;
         }

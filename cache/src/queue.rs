@@ -31,6 +31,8 @@ pub(crate) struct Leaving {
     pub(crate) entry: Arc<Entry>,
     pub(crate) segment: u32,
     pub(crate) bits: Bits,
+    /// Their slot headers are still there.
+    pub(crate) sealed: bool,
 }
 
 /// A blob whose files are gone.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     bits::{Bits, SEGMENT_CHUNKS},
-    format::{BlobRecord, Clean, HEADER_BYTES, Meta, Sealer, SegmentRecord, SysRecord},
+    format::{BlobRecord, HEADER_BYTES, Mark, Meta, Sealer, SegmentRecord, SysRecord},
     index::Snapshot,
 };
 
@@ -41,15 +41,31 @@ impl Records {
     }
 }
 
-/// Decides how far to believe an index that opened. `blobs`: whether the directory holds any.
-pub(crate) fn trust(sys: Option<&SysRecord>, damaged: u64, clean: Option<&Clean>, blobs: bool) -> Trust {
+/// What stands beside an index and bears witness to it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Witness {
+    /// The mark of an orderly close, if the last end was one.
+    pub(crate) clean: Option<Mark>,
+    /// The mark of the last commit that was noted.
+    pub(crate) reached: Option<Mark>,
+    /// Whether the directory holds any blobs.
+    pub(crate) blobs: bool,
+}
+
+/// Decides how far to believe an index that opened, `damaged` of whose records did not decode.
+pub(crate) fn trust(sys: Option<&SysRecord>, damaged: u64, witness: &Witness) -> Trust {
     let Some(sys) = sys else {
-        return if blobs { Trust::Not("it was empty, though there are cached blobs".into()) } else { Trust::Fully };
+        let empty = || Trust::Not("it was empty, though there are cached blobs".into());
+        return if witness.blobs { empty() } else { Trust::Fully };
     };
     if damaged > 0 {
         return Trust::Partly(Some(format!("{damaged} of its records were damaged")));
     }
-    match clean {
+    if let Some(reached) = witness.reached.filter(|m| m.uuid == sys.uuid && m.commits > sys.commits) {
+        let (had, has) = (reached.commits, sys.commits);
+        return Trust::Partly(Some(format!("it had come to commit {had} but holds commit {has}")));
+    }
+    match witness.clean {
         None => Trust::Partly(None),
         Some(clean) if clean.uuid == sys.uuid && clean.commits == sys.commits => Trust::Fully,
         Some(clean) if clean.uuid == sys.uuid => Trust::Partly(Some(format!(

@@ -231,6 +231,13 @@ impl FakeIndex {
         })
     }
 
+    /// A good one that holds these records already.
+    pub(crate) fn with(records: BTreeMap<Vec<u8>, Vec<u8>>) -> Arc<Self> {
+        let index = Self::new(Mood::Good);
+        *index.records.lock() = records;
+        index
+    }
+
     pub(crate) fn set(&self, mood: Mood) {
         *self.mood.lock() = mood;
         self.changed.notify_all();
@@ -242,6 +249,13 @@ impl FakeIndex {
             self.changed.wait(&mut mood);
         }
         *mood
+    }
+
+    /// What it holds.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        self.records.lock().iter().for_each(|(key, value)| snapshot.add(key, value));
+        snapshot
     }
 
     pub(crate) fn opener(self: &Arc<Self>) -> OpenIndex {
@@ -258,9 +272,7 @@ impl FakeIndex {
 
 impl Index for Arc<FakeIndex> {
     fn load(&mut self) -> Result<Snapshot, IndexError> {
-        let mut snapshot = Snapshot::default();
-        self.records.lock().iter().for_each(|(key, value)| snapshot.add(key, value));
-        Ok(snapshot)
+        Ok(self.snapshot())
     }
 
     fn commit(&mut self, batch: Vec<Write>) -> Result<(), IndexError> {

@@ -15,6 +15,7 @@ use crate::{
 
 mod faults;
 mod recovery;
+mod synced;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_promise_of_a_source_is_kept() {

@@ -48,7 +48,8 @@ fn what_is_written_is_what_the_golden_files_hold() {
     golden("segment.record", &segment().encode(segment_key(7, 1)));
     golden("blob.record", &BlobRecord { blob: blob(), chunk_size: size(), verified: true }.encode(7));
     golden("sys.record", &sys().encode());
-    golden("clean.marker", &Clean { uuid: sys().uuid, commits: sys().commits }.encode());
+    golden("clean.marker", &sys().mark().encode(CLEAN_MAGIC));
+    golden("commits.marker", &sys().mark().encode(COMMITS_MAGIC));
     let sealer = Sealer::new(&blob(), size());
     let headers: Vec<u8> =
         [(0, 0x1122_3344), (1, 0), (2, u32::MAX)].iter().flat_map(|&(c, crc)| sealer.header(c, crc)).collect();
@@ -76,9 +77,10 @@ fn every_record_round_trips_and_has_its_stated_size() {
     }
     assert_eq!(SysRecord::decode(&sys().encode()), Some(sys()));
     assert_eq!(sys().encode().len(), SYS_BYTES);
-    let clean = Clean { uuid: sys().uuid, commits: 4 };
-    assert_eq!(Clean::decode(&clean.encode()), Some(clean));
-    assert_eq!(clean.encode().len(), CLEAN_BYTES);
+    let mark = sys().mark();
+    assert_eq!(Mark::decode(CLEAN_MAGIC, &mark.encode(CLEAN_MAGIC)), Some(mark));
+    assert_eq!(Mark::decode(CLEAN_MAGIC, &mark.encode(COMMITS_MAGIC)), None, "one is not taken for the other");
+    assert_eq!(mark.encode(CLEAN_MAGIC).len(), MARK_BYTES);
 }
 
 #[test]
@@ -120,6 +122,6 @@ proptest! {
         prop_assert_eq!(SegmentRecord::decode([0; 8], &bytes), None);
         prop_assert_eq!(BlobRecord::decode(0, &bytes), None);
         prop_assert_eq!(SysRecord::decode(&bytes), None);
-        prop_assert_eq!(Clean::decode(&bytes), None);
+        prop_assert_eq!(Mark::decode(CLEAN_MAGIC, &bytes), None);
     }
 }

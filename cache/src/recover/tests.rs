@@ -43,14 +43,26 @@ fn listed(presence: &Presence) -> Vec<(u32, u32)> {
 #[test]
 fn only_the_very_index_of_an_orderly_close_is_believed_fully() {
     let sys = SysRecord { uuid: UUID, commits: 5, next_no: 1, starts: 1 };
-    let clean = Clean { uuid: UUID, commits: 5 };
-    assert_eq!(trust(Some(&sys), 0, Some(&clean), true), Trust::Fully);
-    assert_eq!(trust(None, 0, None, false), Trust::Fully, "a new directory");
-    assert_eq!(trust(Some(&sys), 0, None, true), Trust::Partly(None), "a crash");
-    assert!(matches!(trust(None, 0, Some(&clean), true), Trust::Not(_)), "opens fine, but empty");
-    for (damaged, clean) in [(1, clean), (0, Clean { commits: 9, ..clean }), (0, Clean { uuid: [8; 16], ..clean })] {
-        assert!(matches!(trust(Some(&sys), damaged, Some(&clean), true), Trust::Partly(Some(_))));
+    let clean = Mark { uuid: UUID, commits: 5 };
+    let after = |clean| Witness { clean, reached: None, blobs: true };
+    assert_eq!(trust(Some(&sys), 0, &after(Some(clean))), Trust::Fully);
+    assert_eq!(trust(None, 0, &Witness::default()), Trust::Fully, "a new directory");
+    assert_eq!(trust(Some(&sys), 0, &after(None)), Trust::Partly(None), "a crash");
+    assert!(matches!(trust(None, 0, &after(Some(clean))), Trust::Not(_)), "opens fine, but empty");
+    for (damaged, clean) in [(1, clean), (0, Mark { commits: 9, ..clean }), (0, Mark { uuid: [8; 16], ..clean })] {
+        assert!(matches!(trust(Some(&sys), damaged, &after(Some(clean))), Trust::Partly(Some(_))));
     }
+}
+
+#[test]
+fn an_index_behind_its_own_commits_is_told_from_one_that_crashed() {
+    let sys = SysRecord { uuid: UUID, commits: 5, next_no: 1, starts: 1 };
+    let reached = |uuid, commits| Witness { reached: Some(Mark { uuid, commits }), blobs: true, clean: None };
+    for (uuid, commits) in [(UUID, 5), (UUID, 4), ([8; 16], 6)] {
+        assert_eq!(trust(Some(&sys), 0, &reached(uuid, commits)), Trust::Partly(None), "{commits}");
+    }
+    let Trust::Partly(Some(reason)) = trust(Some(&sys), 0, &reached(UUID, 6)) else { panic!("it lost a commit") };
+    assert_eq!(reason, "it had come to commit 6 but holds commit 5");
 }
 
 #[test]
