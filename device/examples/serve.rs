@@ -1,13 +1,15 @@
 //! Shows a raw disk file as a device, for tests of the transports in a virtual machine.
 //!
 //! ```text
-//! serve id=NAME image=FILE transport=ublk|fuse ready=FILE [fuse-dir=DIR] [owner=N] [queues=N] [stick=OFFSET:LEN]
+//! serve id=NAME image=FILE transport=ublk|fuse ready=FILE [fuse-dir=DIR] [owner=N] [queues=N] [stick=OFFSET:LEN] [resume=N]
 //! serve leftovers owner=N
+//! serve retire owner=N number=N
 //! ```
 //!
-//! The path of the device is written to `ready`. Reads of `stick` wait until SIGUSR2. SIGTERM stops the device (and says why
-//! when it is busy), SIGUSR1 stops it by force; both print the counters as the last line. Bytes are "cached" in memory in
-//! chunks of 64 KiB, so that first reads are misses and later ones hits.
+//! The path of the device is written to `ready`. With `resume` it is `/dev/ublkbN` of a server that ended. Reads of `stick` wait until
+//! SIGUSR2. SIGTERM stops the device (and says why when it is busy), SIGUSR1 stops it by force (and waits for its last user); both
+//! print the counters as the last line. SIGHUP leaves the device to a successor. Bytes are "cached" in memory in chunks of 64 KiB, so
+//! that first reads are misses and later ones hits.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,7 +24,9 @@ use penstock_blob::{
     Blob, BlobSource, ByteRange, Located, ReadFuture,
     faults::{Memory, Stuck},
 };
-use penstock_device::{Config, Content, Device, DeviceError, Metrics, Wanted, choose, remove_leftovers};
+use penstock_device::{
+    Config, Content, Device, DeviceError, Metrics, Remains, Stopped, Wanted, choose, remove_leftovers, retire,
+};
 use penstock_image::{Image, Layer};
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
@@ -72,14 +76,27 @@ impl BlobSource for Kept {
 async fn main() -> Result<(), Failure> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let mut words: Vec<String> = std::env::args().skip(1).collect();
-    let leftovers = words.first().is_some_and(|word| word == "leftovers");
+    let command = words.first().cloned().unwrap_or_default();
     words.retain(|word| word.contains('='));
     let options: HashMap<&str, &str> = words.iter().filter_map(|word| word.split_once('=')).collect();
-    if leftovers {
-        let found = remove_leftovers(number(&options, "owner")?)?;
-        return say(&format!("removed {:?} waiting {:?}", found.removed, found.waiting));
+    let owner = number(&options, "owner")?;
+    match command.as_str() {
+        "leftovers" => {
+            let found = remove_leftovers(owner)?;
+            say(&format!("removed {:?} waiting {:?}", found.removed, found.waiting))
+        }
+        "retire" => {
+            let metrics = Metrics::new(&mut Registry::default());
+            let left = retire(number(&options, "number")?, &Config { owner, ..Config::default() }, &metrics).await?;
+            say(&format!("{left:?}"))?;
+            // What is left is served until SIGTERM.
+            if left == Stopped::Refusing {
+                signal(SignalKind::terminate())?.recv().await;
+            }
+            Ok(())
+        }
+        _ => serve(&options).await,
     }
-    serve(&options).await
 }
 
 async fn serve(options: &HashMap<&str, &str>) -> Result<(), Failure> {
@@ -112,21 +129,40 @@ async fn serve(options: &HashMap<&str, &str>) -> Result<(), Failure> {
     let choice = choose(text("transport")?.parse::<Wanted>()?)?;
     let metrics = Metrics::new(&mut Registry::default());
     let content = Content { image, source };
-    let device = Device::start(text("id")?.parse()?, content, choice.transport, &config, &metrics).await?;
+    let id = text("id")?.parse()?;
+    let device = match options.get("resume") {
+        Some(number) => {
+            let remains = Remains::Ublk { number: number.parse()? };
+            Device::resume(id, content, remains, &config, &metrics).await?
+        }
+        None => Device::start(id, content, choice.transport, &config, &metrics).await?,
+    };
     write_ready(Path::new(text("ready")?), device.path())?;
-    until_stopped(&device, &stuck).await?;
+    if until_stopped(&device, &stuck).await? == Ended::Leave {
+        device.leave().await?;
+        return say("left");
+    }
     say(&format!("{:?}", device.stats()))
 }
 
-/// Obeys signals until the device is gone.
-async fn until_stopped(device: &Device, stuck: &Stuck) -> Result<(), Failure> {
+/// How the serving ends.
+#[derive(PartialEq)]
+enum Ended {
+    Gone,
+    Leave,
+}
+
+/// Obeys signals until the device is gone or to be left.
+async fn until_stopped(device: &Device, stuck: &Stuck) -> Result<Ended, Failure> {
+    let mut leave = signal(SignalKind::hangup())?;
     let mut stop = signal(SignalKind::terminate())?;
     let mut force = signal(SignalKind::user_defined1())?;
     let mut release = signal(SignalKind::user_defined2())?;
     loop {
         let stopped = tokio::select! {
-            _ = stop.recv() => device.stop().await,
+            _ = stop.recv() => device.stop().await.map(|()| Stopped::Gone),
             _ = force.recv() => device.stop_by_force().await,
+            _ = leave.recv() => return Ok(Ended::Leave),
             _ = release.recv() => {
                 stuck.release();
                 continue;
@@ -134,7 +170,13 @@ async fn until_stopped(device: &Device, stuck: &Stuck) -> Result<(), Failure> {
         };
         match stopped {
             Err(busy @ DeviceError::Busy { .. }) => say(&busy.to_string())?,
-            other => return Ok(other?),
+            Ok(Stopped::Gone) => return Ok(Ended::Gone),
+            Ok(Stopped::Refusing) => {
+                say("refusing")?;
+                device.gone().await;
+                return Ok(Ended::Gone);
+            }
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+/// The most queues that a device has.
+pub(crate) const MAX_QUEUES: u16 = 16;
+
 /// How devices are made. Every field has a default that suits a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -56,7 +59,7 @@ impl Config {
         let within = |field, value: u64, low: u64, high: u64, bounds| {
             if (low..=high).contains(&value) { Ok(()) } else { Err(ConfigError { field, bounds, value }) }
         };
-        within("queues", self.queues.into(), 1, 16, "from 1 to 16")?;
+        within("queues", self.queues.into(), 1, MAX_QUEUES.into(), "from 1 to 16")?;
         within("depth", self.depth.into(), 1, 1024, "from 1 to 1024")?;
         within("misses", self.misses.into(), 1, 1024, "from 1 to 1024")?;
         let bounds = "a power of two from 65536 to 1048576";

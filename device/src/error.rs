@@ -50,6 +50,26 @@ pub enum DeviceError {
         /// The reason.
         reason: String,
     },
+    /// What is left of a device cannot be served again. Start it anew; its old readers get errors once that is gone.
+    #[error("{} cannot be taken over: {reason}", path.display())]
+    NotResumable {
+        /// The device.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// Requests that the dead agent had read cannot be had again from this kernel: whoever waits for them would wait for ever. Stop
+    /// what is left of the device (its readers get errors) and start it anew.
+    #[error(
+        "{} cannot be taken over: {} wait for answers of the agent that died, which this kernel cannot ask for again (Linux 6.9 or later can)",
+        path.display(), many(*waiting)
+    )]
+    RequestsLost {
+        /// The device.
+        path: PathBuf,
+        /// How many requests wait, where the kernel tells.
+        waiting: Option<u64>,
+    },
     /// The FUSE file system could not be unmounted.
     #[error("fuse: unmounting {} failed: {reason}", path.display())]
     Unmount {
@@ -87,6 +107,10 @@ impl DeviceError {
         let operation = operation.into();
         move |error| Self::Io { operation, error }
     }
+}
+
+fn many(requests: Option<u64>) -> String {
+    requests.map_or_else(|| "an unknown number of reads".to_owned(), |number| format!("{number} reads"))
 }
 
 /// " by mount at /a, loop device loop3", or nothing.

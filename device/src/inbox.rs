@@ -7,7 +7,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -17,11 +17,24 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::offload::Completion;
 
+/// How a queue's thread ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The device goes: what is open is answered EIO.
+    Quit,
+    /// The device stays for a successor: what is open is not answered, and the kernel asks the successor again.
+    Leave,
+}
+
 /// What is posted to one queue's thread.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     done: Mutex<Vec<Completion>>,
-    quit: AtomicBool,
+    end: OnceLock<End>,
+    /// Answer what waits now with EIO, once.
+    fail_waiting: AtomicBool,
+    /// Answer everything with EIO, from now on.
+    refuse: AtomicBool,
     signalled: AtomicBool,
     event: OwnedFd,
 }
@@ -30,7 +43,9 @@ impl Inbox {
     pub(crate) fn new() -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             done: Mutex::new(Vec::new()),
-            quit: AtomicBool::new(false),
+            end: OnceLock::new(),
+            fail_waiting: AtomicBool::new(false),
+            refuse: AtomicBool::new(false),
             signalled: AtomicBool::new(false),
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         }))
@@ -42,15 +57,37 @@ impl Inbox {
         self.signal();
     }
 
-    /// Tells the thread to refuse what it holds and end.
-    pub(crate) fn quit(&self) {
-        self.quit.store(true, Ordering::SeqCst);
+    /// Tells the thread to end. The first order stands.
+    pub(crate) fn end(&self, how: End) {
+        self.end.get_or_init(|| how);
         self.signal();
     }
 
-    /// Whether [`Inbox::quit`] was called.
-    pub(crate) fn is_quit(&self) -> bool {
-        self.quit.load(Ordering::SeqCst)
+    /// The order to end, once there is one.
+    pub(crate) fn ended(&self) -> Option<End> {
+        self.end.get().copied()
+    }
+
+    /// Tells the thread to answer what waits now with EIO, and to go on.
+    pub(crate) fn fail_waiting(&self) {
+        self.fail_waiting.store(true, Ordering::SeqCst);
+        self.signal();
+    }
+
+    /// Tells the thread to answer everything with EIO from now on, and to go on doing that.
+    pub(crate) fn refuse(&self) {
+        self.refuse.store(true, Ordering::SeqCst);
+        self.signal();
+    }
+
+    /// Whether everything is to be answered with EIO.
+    pub(crate) fn is_refusing(&self) -> bool {
+        self.refuse.load(Ordering::SeqCst)
+    }
+
+    /// Whether what waits is to be answered with EIO now. Answers yes once for each time that it was asked for.
+    pub(crate) fn take_failing(&self) -> bool {
+        self.fail_waiting.swap(false, Ordering::SeqCst) || self.is_refusing()
     }
 
     /// Whether something was posted since the last [`Inbox::take`].
@@ -107,8 +144,11 @@ mod tests {
         assert!(readable(&inbox) && inbox.has_news());
         assert_eq!(inbox.take().iter().map(|c| c.ticket).collect::<Vec<_>>(), [0, 1, 2]);
         assert!(!readable(&inbox) && inbox.take().is_empty());
-        inbox.quit();
-        assert!(readable(&inbox) && inbox.is_quit());
+        assert_eq!(inbox.ended(), None);
+        inbox.end(End::Leave);
+        inbox.end(End::Quit);
+        assert!(readable(&inbox));
+        assert_eq!(inbox.ended(), Some(End::Leave), "the first order stands");
     }
 
     #[test]

@@ -46,10 +46,10 @@ mod users;
 
 pub use choose::{Choice, Transport, TransportError, Wanted, choose};
 pub use config::{Config, ConfigError};
-pub use device::{Content, Device};
+pub use device::{Content, Device, Remains, Stopped};
 pub use error::DeviceError;
 pub use id::{DeviceId, DeviceIdError, MAX_ID_BYTES};
 pub use loops::Loop;
 pub use stats::{Metrics, Stats};
-pub use ublk::{Leftovers, remove_leftovers};
+pub use ublk::{Leftovers, remove_leftovers, retire};
 pub use users::{MAX_USERS, User};

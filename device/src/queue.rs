@@ -10,14 +10,14 @@ use std::{
     sync::Arc,
 };
 
-use penstock_blob::{Blob, BlobSource, ByteRange};
+use penstock_blob::{Blob, BlobSource, ByteRange, Located, ReadError, ReadFuture};
 use penstock_image::{Held, Image, Scratch, StepError};
 use rustix::io::Errno;
 use tokio::sync::mpsc;
 
 use crate::{
     DeviceId,
-    inbox::Inbox,
+    inbox::{End, Inbox},
     offload::{Completion, Miss},
     request::{Port, Request},
     stats::{Counters, Tier},
@@ -34,7 +34,8 @@ const MAX_PARKED: usize = 1024;
 #[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) id: DeviceId,
-    pub(crate) image: Arc<Image>,
+    /// `None`: there is nothing to show, and every read is answered EIO.
+    pub(crate) image: Option<Arc<Image>>,
     pub(crate) source: Arc<dyn BlobSource>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) misses: mpsc::Sender<Miss>,
@@ -42,6 +43,30 @@ pub(crate) struct Setup {
     pub(crate) bound: usize,
     /// The largest read.
     pub(crate) max_io_bytes: usize,
+}
+
+impl Setup {
+    /// For a device that shows nothing and answers EIO.
+    pub(crate) fn refusing(id: DeviceId, counters: Arc<Counters>, misses: mpsc::Sender<Miss>) -> Self {
+        Self { id, image: None, source: Arc::new(Nothing), counters, misses, bound: 1, max_io_bytes: 0 }
+    }
+}
+
+/// A source without blobs.
+#[derive(Debug)]
+struct Nothing;
+
+impl BlobSource for Nothing {
+    fn locate(&self, _: &Blob, _: ByteRange) -> Option<Located> {
+        None
+    }
+
+    fn read(&self, blob: Blob, _: ByteRange) -> ReadFuture<'_> {
+        let reason = "the device shows no image".to_owned();
+        Box::pin(std::future::ready(Err(ReadError::NotFound { blob: blob.digest, reason })))
+    }
+
+    fn reject(&self, _: &Blob, _: ByteRange) {}
 }
 
 /// One queue: owned by its thread.
@@ -90,6 +115,9 @@ impl<P: Port> Queue<P> {
 
     /// Takes a read of device bytes.
     pub(crate) fn read(&mut self, request: Request<P>, range: ByteRange) {
+        if self.inbox.is_refusing() {
+            return request.refuse(Errno::IO);
+        }
         if range.len() > self.buffer.len() as u64 {
             tracing::error!(device = %self.setup.id, %range, "the kernel asks for more than the device allows at once");
             return request.refuse(Errno::INVAL);
@@ -106,6 +134,9 @@ impl<P: Port> Queue<P> {
                 Ok(held) => self.advance(work, held),
                 Err(error) => self.give_up(work, &error.to_string()),
             }
+        }
+        if self.inbox.take_failing() {
+            self.fail_waiting();
         }
         while self.waiting.len() < self.setup.bound {
             let Some(work) = self.parked.pop_front() else { return };
@@ -132,9 +163,20 @@ impl<P: Port> Queue<P> {
         }
     }
 
-    /// Answers everything that waits with EIO: the device stops.
-    pub(crate) fn refuse_all(&mut self) {
-        let waiting = self.waiting.drain().filter_map(|(_, work)| work);
+    /// Ends as ordered: what waits is answered EIO, or left to a successor.
+    pub(crate) fn end(mut self, how: End) {
+        match how {
+            End::Quit => self.fail_waiting(),
+            End::Leave => {
+                let waiting = self.waiting.drain().filter_map(|(_, work)| work);
+                waiting.chain(self.parked.drain(..)).for_each(|work| work.request.leave());
+            }
+        }
+    }
+
+    /// Answers everything that waits with EIO. Its fetches still count against the bound until they end.
+    fn fail_waiting(&mut self) {
+        let waiting = self.waiting.values_mut().filter_map(Option::take);
         for work in waiting.chain(self.parked.drain(..)) {
             work.request.refuse(Errno::IO);
         }
@@ -161,7 +203,8 @@ impl<P: Port> Queue<P> {
 
     /// Plans the read with what is here and in hand, and executes the plan when nothing is lacking.
     fn attempt(&mut self, work: &mut Work<P>, held: Held) -> Attempt {
-        let plan = match self.setup.image.plan(work.range, &held) {
+        let Some(image) = &self.setup.image else { return Attempt::Failed("the device shows no image".into()) };
+        let plan = match image.plan(work.range, &held) {
             Ok(plan) => plan,
             Err(error) => return Attempt::Failed(error.to_string()),
         };

@@ -68,6 +68,11 @@ impl<P: Port> Request<P> {
         self.port.fail(self.key, errno);
     }
 
+    /// Leaves the request unanswered: whoever serves the device next gets it again from the kernel.
+    pub(crate) fn leave(mut self) {
+        self.close();
+    }
+
     fn close(&mut self) {
         self.open = false;
         self.counters.answered();
@@ -143,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_answered_exactly_once_whatever_happens_to_it() {
+    fn a_request_is_answered_exactly_once_whatever_happens_to_it_unless_it_is_left() {
         let (port, counters) = (Recorder::default(), counters());
         let request = |key| Request::new(port.clone(), key, counters.clone());
         request(1).answer(b"ab", Tier::Hit);
@@ -156,11 +161,12 @@ mod tests {
         }));
         assert!(panicked.is_err());
         request(5).done();
+        request(6).leave();
         let expected =
             [(1, Ok(b"ab".to_vec())), (2, Err(Errno::ROFS)), (3, Err(Errno::IO)), (4, Err(Errno::IO)), (5, Ok(vec![]))];
         assert_eq!(port.answers(), expected);
         let stats = counters.stats();
-        assert_eq!((stats.requests, stats.errors, stats.dropped, stats.in_flight), (5, 3, 2, 0));
+        assert_eq!((stats.requests, stats.errors, stats.dropped, stats.in_flight), (6, 3, 2, 0));
         assert_eq!((stats.served_bytes, stats.hits, stats.misses), (2, 1, 0));
     }
 

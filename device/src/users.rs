@@ -58,7 +58,7 @@ fn mounts(mountinfo: &str, source: &Path) -> Vec<User> {
 }
 
 /// Undoes the octal escapes of proc(5): blank, tab, newline and backslash.
-fn unescape(field: &str) -> String {
+pub(crate) fn unescape(field: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
         .fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain))

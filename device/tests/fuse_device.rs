@@ -3,6 +3,8 @@
 
 #[path = "fuse/machine.rs"]
 mod machine;
+#[path = "fuse/takeover.rs"]
+mod takeover;
 
 use std::{
     fs::{self, File},

@@ -135,7 +135,7 @@ impl Live {
         let stopped = match how {
             Unmount::IfIdle if mounted.is_some() => self.stop_once_idle().await,
             Unmount::IfIdle => self.device.stop().await,
-            Unmount::Lazily => self.device.stop_by_force().await,
+            Unmount::Lazily => self.device.stop_by_force().await.map(drop),
         };
         match stopped {
             Err(error @ DeviceError::Busy { .. }) => {

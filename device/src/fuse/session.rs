@@ -14,7 +14,7 @@ use rustix::{
 
 use super::wire::{self, Verdict};
 use crate::{
-    inbox::Inbox,
+    inbox::{End, Inbox},
     queue::{Queue, Setup},
     request::{Port, Request},
 };
@@ -74,14 +74,14 @@ impl Session {
         Self { channel: Channel(Arc::new(connection)), file, queue: Queue::new(setup, inbox.clone()), inbox }
     }
 
-    /// Serves until the file system is unmounted, the connection aborted, or the inbox says to quit. Everything still open is
-    /// then answered EIO, and the connection closed.
+    /// Serves until the file system is unmounted, the connection aborted, or the inbox says to end. Everything still open is
+    /// then answered EIO, or left to a successor, and this descriptor of the connection closed.
     pub(super) fn run(mut self) {
         match self.serve() {
             Ok(()) => {}
             Err(error) => tracing::error!(%error, "reading from /dev/fuse failed; the device serves no more"),
         }
-        self.queue.refuse_all();
+        self.queue.end(self.inbox.ended().unwrap_or(End::Quit));
     }
 
     fn serve(&mut self) -> io::Result<()> {
@@ -90,7 +90,7 @@ impl Session {
             if self.inbox.has_news() {
                 self.queue.collect();
             }
-            if self.inbox.is_quit() {
+            if self.inbox.ended().is_some() {
                 return Ok(());
             }
             // Back-pressure: messages stay with the kernel while too many requests wait here.

@@ -26,6 +26,13 @@ const MAX_BACKGROUND: u16 = 512;
 const MAX_WRITE_BYTES: u32 = 4096;
 /// `FOPEN_NOFLUSH` of `<linux/fuse.h>`: no FLUSH on close.
 const FOPEN_NOFLUSH: u32 = 1 << 5;
+/// `FUSE_INIT_EXT`: `flags2` is there, in the question from protocol 7.36 on (Linux 5.17).
+const INIT_EXT: u32 = 1 << 30;
+/// `FUSE_HAS_RESEND`, bit 39 of all flags, so bit 7 of `flags2` (protocol 7.40, Linux 6.9): requests that were read and not
+/// answered can be asked for again.
+const HAS_RESEND: u32 = 1 << 7;
+/// `FUSE_NOTIFY_RESEND` of `enum fuse_notify_code`.
+const NOTIFY_RESEND: i32 = 7;
 /// The oldest protocol that has everything used here (`max_pages` of 7.28; Linux 4.20).
 const OLDEST_MINOR: u32 = 28;
 /// The protocol whose structures these are.
@@ -83,6 +90,23 @@ pub(crate) fn header(unique: u64, answer: Result<usize, Errno>) -> [u8; size_of:
     bytes
 }
 
+/// The message that makes the kernel queue again every request that was read and not answered. It numbers them anew: the same
+/// number with the highest bit (`FUSE_UNIQUE_RESEND`) set, by which they must be answered. A kernel that cannot do it refuses the
+/// message with EINVAL, so that nothing of the handshake has to be remembered.
+pub(crate) fn resend() -> [u8; size_of::<OutHeader>()] {
+    let len = u32::try_from(size_of::<OutHeader>()).unwrap_or(u32::MAX);
+    let mut bytes = [0; size_of::<OutHeader>()];
+    // A message about no request (unique 0) is a notification, with its code where answers have their error.
+    bytes.copy_from_slice(OutHeader { len, error: NOTIFY_RESEND, unique: 0 }.as_slice());
+    bytes
+}
+
+/// Whether the kernel, in its first question, offers to send requests again.
+fn offers_resend(flags: u32, body: &[u8]) -> bool {
+    let flags2: u32 = body.get(size_of::<InitIn>()..).and_then(head).unwrap_or(0);
+    flags & INIT_EXT != 0 && flags2 & HAS_RESEND != 0
+}
+
 impl File {
     /// Decides about a message.
     pub(crate) fn judge(&self, header: &InHeader, body: &[u8]) -> Verdict {
@@ -112,13 +136,15 @@ impl File {
             return Some(Verdict::Refuse(Errno::PROTO));
         }
         let wanted = FsOptions::ASYNC_READ | FsOptions::ASYNC_DIO | FsOptions::PARALLEL_DIROPS | FsOptions::MAX_PAGES;
-        // All wanted flags lie in the lower half.
+        // All wanted flags of this structure lie in the lower half.
         let flags = u32::try_from(wanted.bits()).ok()? & asked.flags;
+        let (ext, flags2) = if offers_resend(asked.flags, body) { (INIT_EXT, HAS_RESEND) } else { (0, 0) };
         let answer = InitOut {
             major: KERNEL_VERSION,
             minor: OUR_MINOR,
             max_readahead: asked.max_readahead,
-            flags,
+            flags: flags | ext,
+            flags2,
             max_background: MAX_BACKGROUND,
             congestion_threshold: MAX_BACKGROUND / 4 * 3,
             max_write: MAX_WRITE_BYTES,

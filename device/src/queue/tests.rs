@@ -46,7 +46,7 @@ impl Bench {
         let (inbox, offload) = (Inbox::new().unwrap(), Offload::start(&Handle::current(), bound));
         let setup = Setup {
             id: "t".parse().unwrap(),
-            image: Arc::new(image),
+            image: Some(Arc::new(image)),
             source: Counted::new(source, counters.clone()),
             counters: counters.clone(),
             misses: offload.sender(),
@@ -149,9 +149,41 @@ async fn a_queue_with_too_many_waiting_requests_says_that_it_is_full() {
         bench.read(key, 0, 512);
     }
     assert!(bench.queue.is_full());
-    bench.queue.refuse_all();
+    bench.inbox.fail_waiting();
+    bench.queue.collect();
     assert_eq!(bench.port.answers().len(), MAX_PARKED + 1);
     assert!(!bench.queue.is_full());
+}
+
+#[tokio::test]
+async fn a_queue_that_ends_answers_what_waits_and_one_that_leaves_answers_nothing() {
+    for (how, answered) in [(End::Quit, 5), (End::Leave, 0)] {
+        let memory = Memory::new(vec![disk()]);
+        let mut bench = Bench::new(&memory, Stuck::new(memory.clone()), 2).await;
+        (0..5).for_each(|key| bench.read(key, 0, 512));
+        let Bench { queue, port, counters, .. } = bench;
+        queue.end(how);
+        assert_eq!(port.answers().len(), answered, "{how:?}");
+        assert_eq!((counters.stats().in_flight, counters.stats().dropped), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn waiting_reads_can_be_failed_while_the_device_goes_on() {
+    let memory = Memory::new(vec![disk()]);
+    let stuck = Stuck::new(memory.clone());
+    let mut bench = Bench::new(&memory, stuck.clone(), 2).await;
+    (0..5).for_each(|key| bench.read(key, 0, 512));
+    bench.inbox.fail_waiting();
+    bench.until_answered(5).await;
+    assert!((0..5).all(|key| bench.answer(key, 0) == Err(Errno::IO)));
+    bench.read(5, 1024, 512);
+    stuck.release();
+    bench.until_answered(6).await;
+    assert_eq!(bench.answer(5, 1024), Ok(()));
+    bench.inbox.refuse();
+    bench.read(6, 1024, 512);
+    assert_eq!(bench.answer(6, 1024), Err(Errno::IO));
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ use rustix::{
 
 use super::control::SECTOR_BYTES;
 use crate::{
-    inbox::Inbox,
+    inbox::{End, Inbox},
     queue::{Queue, Setup},
     request::{Port, Request},
 };
@@ -82,8 +82,9 @@ pub(super) fn run(number: u16, dev: &UblkDev, setup: Setup, inbox: Arc<Inbox>, r
     if let Err(error) = ring.serve() {
         tracing::error!(device = %id, queue = number, %error, "a queue failed; its readers wait until the device is stopped");
     }
-    ring.queue.refuse_all();
-    ring.commit();
+    let Ring { ublk, port, queue, inbox } = ring;
+    queue.end(inbox.ended().unwrap_or(End::Quit));
+    commit(&ublk, &port);
     // The last answers have no further wait to be submitted with.
     let _ = with_task_io_ring(|ring| ring.submit());
 }
@@ -140,7 +141,7 @@ impl Ring<'_> {
             }
             if woken {
                 self.queue.collect();
-                if self.inbox.is_quit() {
+                if self.inbox.ended().is_some() {
                     return Ok(());
                 }
                 self.listen()?;
@@ -148,7 +149,7 @@ impl Ring<'_> {
             for tag in tags.drain(..).filter_map(|tag| u16::try_from(tag).ok()) {
                 self.take(tag);
             }
-            self.commit();
+            commit(&self.ublk, &self.port);
         }
     }
 
@@ -176,14 +177,14 @@ impl Ring<'_> {
             _ => request.refuse(Errno::OPNOTSUPP),
         }
     }
+}
 
-    /// Commits the answers made since the last time; the next wait submits them.
-    fn commit(&self) {
-        for (tag, result) in self.port.answers.borrow_mut().drain(..) {
-            let committed = self.ublk.complete_io_cmd_unified(tag, BufDesc::Slice(&[]), Ok(UblkIORes::Result(result)));
-            if let Err(error) = committed {
-                tracing::error!(tag, %error, "an answer could not be committed");
-            }
+/// Commits the answers made since the last time; the next wait submits them.
+fn commit(ublk: &UblkQueue<'_>, port: &Tags<'_>) {
+    for (tag, result) in port.answers.borrow_mut().drain(..) {
+        let committed = ublk.complete_io_cmd_unified(tag, BufDesc::Slice(&[]), Ok(UblkIORes::Result(result)));
+        if let Err(error) = committed {
+            tracing::error!(tag, %error, "an answer could not be committed");
         }
     }
 }

@@ -9,7 +9,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::MetadataExt as _,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     sync::Arc,
@@ -17,7 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use penstock_blob::{BlobSource, Digest, faults::Memory};
-use penstock_device::{Config, Content, Device, DeviceError, Metrics, Transport};
+use penstock_device::{Config, Content, Device, DeviceError, Metrics, Remains, Transport};
 use penstock_image::{Image, Layer};
 use prometheus_client::registry::Registry;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -114,9 +114,24 @@ impl Tree {
     }
 }
 
+/// Where a bench keeps its files.
+pub(crate) enum Place {
+    Ours(tempfile::TempDir),
+    Theirs(PathBuf),
+}
+
+impl Place {
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Ours(dir) => dir.path(),
+            Self::Theirs(dir) => dir,
+        }
+    }
+}
+
 /// Everything a device stands on.
 pub(crate) struct Bench {
-    pub(crate) dir: tempfile::TempDir,
+    pub(crate) dir: Place,
     pub(crate) memory: Arc<Memory>,
     metrics: Metrics,
 }
@@ -125,7 +140,12 @@ impl Bench {
     pub(crate) fn new(disk: &Disk) -> Self {
         let memory = Memory::new(vec![disk.bytes.clone()]);
         let metrics = Metrics::new(&mut Registry::default());
-        Self { dir: tempfile::tempdir().unwrap(), memory, metrics }
+        Self { dir: Place::Ours(tempfile::tempdir().unwrap()), memory, metrics }
+    }
+
+    /// In a directory of another process.
+    pub(crate) fn beside(dir: PathBuf, disk: &Disk) -> Self {
+        Self { dir: Place::Theirs(dir), ..Self::new(disk) }
     }
 
     pub(crate) async fn start(&self, id: &str, source: Arc<dyn BlobSource>) -> Device {
@@ -133,12 +153,27 @@ impl Bench {
     }
 
     pub(crate) async fn try_start(&self, id: &str, source: Arc<dyn BlobSource>) -> Result<Device, DeviceError> {
+        let (content, config) = self.content(source).await;
+        Device::start(id.parse().unwrap(), content, Transport::Fuse, &config, &self.metrics).await
+    }
+
+    /// Takes over a device of a process that ended, or that left it.
+    pub(crate) async fn resume(
+        &self,
+        id: &str,
+        source: Arc<dyn BlobSource>,
+        connection: OwnedFd,
+    ) -> Result<Device, DeviceError> {
+        let (content, config) = self.content(source).await;
+        Device::resume(id.parse().unwrap(), content, Remains::Fuse { connection }, &config, &self.metrics).await
+    }
+
+    async fn content(&self, source: Arc<dyn BlobSource>) -> (Content, Config) {
         let layer = Layer { blob: self.memory.blob(0), media_type: String::new(), annotations: BTreeMap::new() };
         let maps = self.dir.path().join("maps");
         let image = Image::open(vec![layer], self.memory.clone(), &maps).await.unwrap();
         let config = Config { fuse_dir: self.dir.path().join("fuse"), ..Config::default() };
-        let content = Content { image: Arc::new(image), source };
-        Device::start(id.parse().unwrap(), content, Transport::Fuse, &config, &self.metrics).await
+        (Content { image: Arc::new(image), source }, config)
     }
 }
 

@@ -97,6 +97,11 @@ fn the_handshake_takes_only_what_the_kernel_offers() {
     let answer: InitOut = head(&answer).unwrap();
     let wanted = 1 | 1 << 15 | 1 << 18 | 1 << 22;
     assert_eq!((answer.flags, answer.flags2, answer.max_pages), (wanted, 0, 256));
+    // From 7.36 on the question is longer.
+    let offered = [asked(45, u32::MAX), u32::MAX.as_slice().to_vec(), vec![0; 44]].concat();
+    let Verdict::Reply(answer) = op(Opcode::Init, 0, &offered) else { panic!("refused") };
+    let answer: InitOut = head(&answer).unwrap();
+    assert_eq!((answer.flags, answer.flags2), (wanted | 1 << 30, 1 << 7));
     let Verdict::Reply(answer) = op(Opcode::Init, 0, &asked(28, 1)) else { panic!("refused") };
     assert_eq!(head::<InitOut>(&answer).unwrap().flags, 1);
     assert_eq!(op(Opcode::Init, 0, &asked(27, 1)), Verdict::Refuse(Errno::PROTO));
