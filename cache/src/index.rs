@@ -86,6 +86,14 @@ impl Index for SledIndex {
     }
 
     fn commit(&mut self, batch: Vec<Write>) -> Result<(), IndexError> {
+        self.apply(batch)?;
+        self.flush()
+    }
+}
+
+impl SledIndex {
+    /// Makes a batch visible, all of it or nothing; not durable yet.
+    pub(crate) fn apply(&self, batch: Vec<Write>) -> Result<(), IndexError> {
         let mut writes = sled::Batch::default();
         for write in batch {
             match write.value {
@@ -93,7 +101,11 @@ impl Index for SledIndex {
                 None => writes.remove(write.key),
             }
         }
-        self.0.apply_batch(writes).map_err(|e| IndexError::new("a batch was refused", &e))?;
+        self.0.apply_batch(writes).map_err(|e| IndexError::new("a batch was refused", &e))
+    }
+
+    /// Makes what was applied durable.
+    pub(crate) fn flush(&self) -> Result<(), IndexError> {
         self.0.flush().map(drop).map_err(|e| IndexError::new("a flush failed", &e))
     }
 }

@@ -13,7 +13,10 @@ use crate::{
     testing::{Bench, CHUNK, bytes, copy_dir, crash, located, part, range, refusing},
 };
 
+mod child;
 mod faults;
+mod killed;
+mod power;
 mod recovery;
 mod synced;
 

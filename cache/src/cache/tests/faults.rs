@@ -197,7 +197,7 @@ impl Tmpfs {
         match mounted {
             Ok(out) if out.status.success() => Some(Self(dir)),
             _ => {
-                println!("SKIPPED: a full disk needs a tmpfs, and this process may not mount one (not root?)");
+                println!("skipped: a full disk: it needs a tmpfs, and this process may not mount one (not root?)");
                 None
             }
         }
