@@ -249,7 +249,7 @@ impl Device {
     }
 
     /// Ends the serving threads and leaves the device to a successor, which [resumes](Device::resume) it: nothing is unmounted, no
-    /// request is failed, readers wait.
+    /// request is failed, readers wait. A block device can be taken over when this process has ended; a FUSE file at once.
     ///
     /// # Errors
     /// [`DeviceError::ControlGone`] when a thread had ended abnormally. The device is left all the same.

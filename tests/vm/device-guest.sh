@@ -36,6 +36,7 @@ serve() {
 	[ -b "$dev" ] || die "$dev is no block device"
 }
 block() { dd if="$1" bs=4096 count=1 skip="$2" iflag=direct 2>/dev/null; }
+two_wait() { [ "$(awk '{ print $1 }' /sys/block/${1#/dev/}/inflight)" -ge 2 ]; }
 nodes_gone() { [ ! -e "$1" ] && [ ! -e "$(echo "$1" | sed s/ublkb/ublkc/)" ]; }
 
 # --- right bytes, right limits; a stuck fetch stalls only its own readers --------------------------------------------------
@@ -139,30 +140,92 @@ exec 9<&-
 grep -q 'dropped: 0, in_flight: 0' /tmp/c.out || die "counters of c: $(cat /tmp/c.out)"
 say "detached under load"
 
-# --- by force while mounted ------------------------------------------------------------------------------------------------
+# --- by force while mounted: errors, never zeros ----------------------------------------------------------------------------
 serve d /erofs.img
 d=$pid ddev=$dev
 mkdir -p /mnt/d
 mount -t erofs -o ro $ddev /mnt/d
+cat /mnt/d/big1 >/dev/null
 kill -USR1 $d
+until_true grep -q refusing /tmp/d.out
+[ "$(blockdev --getsize64 $ddev)" = "$(stat -c %s /erofs.img)" ] || die "the size of a mounted disk changed"
+if dd if=$ddev of=/dev/null bs=4096 count=1 skip=900 iflag=direct 2>/dev/null; then die "a refusing device gave bytes"; fi
+# What is read from here on is either in the page cache, and right, or an error.
+echo 3 >/proc/sys/vm/drop_caches
+refused=0
+while read -r sum file; do
+	if cat "/mnt/d/$file" >/tmp/copy 2>/dev/null; then
+		[ "$(sha256sum </tmp/copy | cut -d' ' -f1)" = "$sum" ] || die "a refusing device gave other bytes for $file"
+	else
+		refused=$((refused + 1))
+	fi
+done </sums
+[ $refused -gt 0 ] || die "nothing was refused"
+kill -0 $d || die "server d went while its device was mounted"
+umount /mnt/d
 until_true gone $d
 wait $d || die "server d ended with an error"
-nodes_gone $ddev || die "$ddev is still there"
-umount /mnt/d
-say "detached by force"
+until_true nodes_gone $ddev
+say "by force: errors, and gone with the last user"
 
-# --- kill -9: readers wait, the device can be recovered --------------------------------------------------------------------
+# --- kill -9 under load, with a file system mounted: the next server goes on, three times ------------------------------------
 serve e /erofs.img stick=4194304:65536
 e=$pid edev=$dev
+number=${edev#/dev/ublkb}
+mkdir -p /mnt/e
+mount -t erofs -o ro $edev /mnt/e
+for round in 1 2 3; do
+	dd if=$edev of=/tmp/stuck$round bs=65536 count=1 skip=64 iflag=direct 2>/dev/null &
+	reader=$!
+	until_true grep -q '[1-9]' /sys/block/${edev#/dev/}/inflight
+	echo 3 >/proc/sys/vm/drop_caches
+	(cd /mnt/e && sha256sum -c /sums >/tmp/walk.out 2>&1) &
+	walker=$!
+	# Both wait for what is stuck.
+	until_true two_wait $edev
+	kill -9 $e
+	wait $e || :
+	until_true sh -c "/bin/serve leftovers owner=7 2>/dev/null | grep -q 'waiting .$number.'"
+	kill -0 $reader || die "the reader did not wait"
+	[ -b $edev ] || die "$edev is gone"
+	serve e /erofs.img resume=$number stick=4194304:65536
+	e=$pid
+	[ $dev = $edev ] || die "taken over as $dev"
+	until_true grep -q '[1-9]' /sys/block/${edev#/dev/}/inflight
+	kill -0 $reader && kill -0 $walker || die "the readers did not wait for the next server"
+	# Files in what is stuck wait for it; here it comes.
+	kill -USR2 $e
+	wait $walker || die "a file is wrong after a kill: $(grep -v OK /tmp/walk.out | head -3)"
+	wait $reader || die "the reader of round $round failed"
+	dd if=/erofs.img bs=65536 count=1 skip=64 2>/dev/null | cmp - /tmp/stuck$round || die "wrong bytes after a kill"
+	rm /tmp/walk.out
+	# Killed with what is stuck in its way again.
+	kill -HUP $e
+	until_true gone $e
+	wait $e || die "server e did not leave"
+	grep -q left /tmp/e.out || die "server e: $(cat /tmp/e.out)"
+	serve e /erofs.img resume=$number stick=4194304:65536
+	e=$pid
+done
+/bin/serve leftovers owner=8 2>/dev/null | grep -q 'removed .. waiting ..$' || die "another agent's device was touched"
+if /bin/serve id=x image=/ext4.img transport=ublk ready=/tmp/x resume=$number owner=7 2>/tmp/x.err; then die "another image took the device"; fi
+grep -q 'and the image has' /tmp/x.err || die "$(cat /tmp/x.err)"
+say "three kills and three upgrades under load: every byte is right"
+
+# --- nobody knows the device any more: readers get errors, and it goes with its last user -----------------------------------
 dd if=$edev of=/dev/null bs=65536 count=1 skip=64 iflag=direct 2>/dev/null &
 reader=$!
 until_true grep -q '[1-9]' /sys/block/${edev#/dev/}/inflight
 kill -9 $e
 wait $e || :
-number=${edev#/dev/ublkb}
-until_true sh -c "/bin/serve leftovers owner=7 2>/dev/null | grep -q 'waiting .$number.'"
-kill -0 $reader || die "the reader did not wait"
-/bin/serve leftovers owner=8 2>/dev/null | grep -q 'removed .. waiting ..$' || die "another agent's device was touched"
-[ -b $edev ] || die "$edev is gone"
-say "a killed server leaves a device that waits"
+/bin/serve retire owner=7 number=$number >/tmp/retire.out 2>/tmp/retire.log &
+retire=$!
+until_true grep -q Refusing /tmp/retire.out
+if wait $reader; then die "a retired device gave bytes"; fi
+[ -b $edev ] || die "a mounted device was removed"
+umount /mnt/e
+until_true nodes_gone $edev
+kill -TERM $retire
+wait $retire || die "retire ended with an error"
+say "a device without an owner was retired"
 say "done"

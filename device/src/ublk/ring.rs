@@ -83,10 +83,16 @@ pub(super) fn run(number: u16, dev: &UblkDev, setup: Setup, inbox: Arc<Inbox>, r
         tracing::error!(device = %id, queue = number, %error, "a queue failed; its readers wait until the device is stopped");
     }
     let Ring { ublk, port, queue, inbox } = ring;
-    queue.end(inbox.ended().unwrap_or(End::Quit));
+    let how = inbox.ended().unwrap_or(End::Quit);
+    queue.end(how);
     commit(&ublk, &port);
     // The last answers have no further wait to be submitted with.
     let _ = with_task_io_ring(|ring| ring.submit());
+    if how == End::Leave {
+        // Its drop waits (before Linux 6.13) for commands that the driver holds until this thread has ended. What it maps goes with
+        // the process.
+        std::mem::forget(ublk);
+    }
 }
 
 /// Sets the thread up and sends the first FETCH for every tag.
