@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::Patience;
+
 /// The most queues that a device has.
 pub(crate) const MAX_QUEUES: u16 = 16;
 
@@ -23,6 +25,8 @@ pub struct Config {
     /// ublk: a number that this agent alone uses on this node (derived from its state directory), kept by the kernel with each
     /// device, so that an agent started again knows its own leftovers.
     pub owner: u32,
+    /// How long readers wait for bytes that have to be fetched, until [`crate::Device::set_patience`] says otherwise.
+    pub patience: Patience,
 }
 
 /// A field of [`Config`] out of its bounds.
@@ -46,6 +50,7 @@ impl Default for Config {
             misses: 128,
             fuse_dir: PathBuf::from("/run/penstock/fuse"),
             owner: 0,
+            patience: Patience::default(),
         }
     }
 }
@@ -67,7 +72,7 @@ impl Config {
         if !self.max_io_bytes.is_power_of_two() {
             return Err(ConfigError { field: "max_io_bytes", bounds, value: self.max_io_bytes.into() });
         }
-        Ok(())
+        self.patience.check()
     }
 }
 

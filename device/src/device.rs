@@ -4,11 +4,18 @@ use std::{os::fd::OwnedFd, path::Path, sync::Arc};
 
 use penstock_blob::BlobSource;
 use penstock_image::Image;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::broadcast};
 
 use crate::{
-    Config, DeviceError, DeviceId, Metrics, Stats, Transport, config::MAX_QUEUES, counted::Counted, fuse,
-    offload::Offload, queue::Setup, stats::Counters, ublk,
+    Config, ConfigError, DeviceError, DeviceId, Metrics, Notice, Patience, Stats, Transport,
+    config::MAX_QUEUES,
+    counted::Counted,
+    fuse,
+    offload::Offload,
+    patience::Patient,
+    queue::{self, Setup},
+    stats::Counters,
+    ublk,
 };
 
 /// What a device shows: an image, and where its bytes come from.
@@ -64,6 +71,7 @@ pub struct Device {
     id: DeviceId,
     counters: Arc<Counters>,
     metrics: Metrics,
+    patient: Arc<Patient>,
     served: Served,
 }
 
@@ -123,13 +131,15 @@ impl Device {
         let bound = usize::from(config.misses);
         // A device that is taken over has the queues that it was made with.
         let offload = Offload::start(&Handle::current(), bound * usize::from(MAX_QUEUES));
+        let patient = Patient::new(content.source, config.patience);
         let setup = Setup {
             id: id.clone(),
             image: Some(content.image),
-            source: Counted::new(content.source, counters.clone()),
+            source: Counted::new(patient.clone(), counters.clone()),
             counters: counters.clone(),
             misses: offload.sender(),
             bound,
+            max_piece_bytes: queue::MAX_PIECE_BYTES,
             max_io_bytes: usize::try_from(config.max_io_bytes).unwrap_or(usize::MAX),
         };
         let offload = Arc::new(offload);
@@ -144,7 +154,7 @@ impl Device {
             (Transport::Fuse, None) => fuse::Served::start(setup, config, offload).await.map(Served::Fuse),
         };
         match started {
-            Ok(served) => Ok(Self { id, counters, metrics: metrics.clone(), served }),
+            Ok(served) => Ok(Self { id, counters, metrics: metrics.clone(), patient, served }),
             Err(error) => {
                 metrics.forget(&id, transport);
                 Err(error)
@@ -199,6 +209,29 @@ impl Device {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.counters.stats()
+    }
+
+    /// How long its readers wait for bytes that have to be fetched.
+    #[must_use]
+    pub fn patience(&self) -> Patience {
+        self.patient.patience()
+    }
+
+    /// Changes that, also for readers that wait now.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when a duration is out of its bounds; nothing is changed.
+    pub fn set_patience(&self, patience: Patience) -> Result<(), ConfigError> {
+        patience.check()?;
+        self.patient.set(patience);
+        Ok(())
+    }
+
+    /// What the device says from here on about reads that wait long or fail by its patience. A listener that is slow is told how many
+    /// it missed (64 are kept).
+    #[must_use]
+    pub fn notices(&self) -> broadcast::Receiver<Notice> {
+        self.patient.notices()
     }
 
     /// Takes the device away if nobody stands on it. Always finishes: reads that are open then are answered, those that wait

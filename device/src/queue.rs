@@ -20,12 +20,20 @@ use crate::{
     inbox::{End, Inbox},
     offload::{Completion, Miss},
     request::{Port, Request},
+    room::{self, Place, Room},
     stats::{Counters, Tier},
 };
 
 /// How often one request may go to the offload: once for the data, and once for each place that fails its check (a mirror that
 /// lied has left many), with room. Beyond it the answer is EIO; what failed is dropped by then, so a later request gets further.
 const MAX_ROUNDS: u32 = 32;
+
+/// Most missing bytes that one look asks for at once; a request that lacks more is answered in pieces. An honest image needs about the
+/// size of the request; one made for it could ask for a large frame for every 512 bytes.
+pub(crate) const MAX_PIECE_BYTES: u64 = 4 << 20;
+
+/// The smallest piece of a request, in device bytes: a block of the file systems above.
+const MIN_PIECE_BYTES: u64 = 4096;
 
 /// How many requests may wait for room at the offload before the queue asks to be given no more ([`Queue::is_full`]).
 const MAX_PARKED: usize = 1024;
@@ -41,6 +49,8 @@ pub(crate) struct Setup {
     pub(crate) misses: mpsc::Sender<Miss>,
     /// Misses in flight at most.
     pub(crate) bound: usize,
+    /// Most missing bytes asked for at once.
+    pub(crate) max_piece_bytes: u64,
     /// The largest read.
     pub(crate) max_io_bytes: usize,
 }
@@ -48,7 +58,16 @@ pub(crate) struct Setup {
 impl Setup {
     /// For a device that shows nothing and answers EIO.
     pub(crate) fn refusing(id: DeviceId, counters: Arc<Counters>, misses: mpsc::Sender<Miss>) -> Self {
-        Self { id, image: None, source: Arc::new(Nothing), counters, misses, bound: 1, max_io_bytes: 0 }
+        Self {
+            id,
+            image: None,
+            source: Arc::new(Nothing),
+            counters,
+            misses,
+            bound: 1,
+            max_piece_bytes: 0,
+            max_io_bytes: 0,
+        }
     }
 }
 
@@ -74,19 +93,34 @@ pub(crate) struct Queue<P: Port> {
     setup: Setup,
     inbox: Arc<Inbox>,
     next_ticket: u64,
-    /// By ticket; `None` for one whose request was answered while its fetch goes on, which still counts against the bound.
-    waiting: HashMap<u64, Option<Work<P>>>,
-    /// Requests that found the offload full.
-    parked: VecDeque<Work<P>>,
+    /// Misses at the offload, by ticket.
+    waiting: HashMap<u64, Waiting<P>>,
+    room: Room,
+    /// Requests that found no room at the offload, with what they lacked.
+    parked: VecDeque<(Work<P>, Place)>,
     buffer: Vec<u8>,
     scratch: Scratch,
+}
+
+/// A miss at the offload.
+struct Waiting<P: Port> {
+    /// `None` when the request was answered while its fetch goes on, which still takes its place.
+    work: Option<Work<P>>,
+    place: Place,
 }
 
 /// A read on its way.
 struct Work<P: Port> {
     request: Request<P>,
     range: ByteRange,
+    /// What is looked at: the range, or a piece of it when all of it lacks too much at once.
+    piece: ByteRange,
+    /// The bytes before the piece.
+    done: Vec<u8>,
+    /// How often this piece was at the offload.
     rounds: u32,
+    /// Whether any was.
+    waited: bool,
     /// Bytes that failed their check and were fetched again.
     rejected: Vec<(Blob, ByteRange)>,
 }
@@ -104,8 +138,8 @@ enum Attempt {
 impl<P: Port> Queue<P> {
     pub(crate) fn new(setup: Setup, inbox: Arc<Inbox>) -> Self {
         let buffer = vec![0; setup.max_io_bytes];
-        let (waiting, parked) = (HashMap::new(), VecDeque::new());
-        Self { setup, inbox, next_ticket: 0, waiting, parked, buffer, scratch: Scratch::new() }
+        let (waiting, room, parked) = (HashMap::new(), Room::new(setup.bound), VecDeque::new());
+        Self { setup, inbox, next_ticket: 0, waiting, room, parked, buffer, scratch: Scratch::new() }
     }
 
     /// The device's counters, for new requests.
@@ -123,13 +157,16 @@ impl<P: Port> Queue<P> {
             return request.refuse(Errno::INVAL);
         }
         let held = Held::new(self.setup.source.clone());
-        self.advance(Work { request, range, rounds: 0, rejected: Vec::new() }, held);
+        let (done, rejected) = (Vec::new(), Vec::new());
+        self.advance(Work { request, range, piece: range, done, rounds: 0, waited: false, rejected }, held);
     }
 
     /// Takes what the offload posted, and what waited for room there.
     pub(crate) fn collect(&mut self) {
         for Completion { ticket, outcome } in self.inbox.take() {
-            let Some(Some(work)) = self.waiting.remove(&ticket) else { continue };
+            let Some(Waiting { work, place }) = self.waiting.remove(&ticket) else { continue };
+            self.room.give_back(&place);
+            let Some(work) = work else { continue };
             match outcome {
                 Ok(held) => self.advance(work, held),
                 Err(error) => self.give_up(work, &error.to_string()),
@@ -138,10 +175,21 @@ impl<P: Port> Queue<P> {
         if self.inbox.take_failing() {
             self.fail_waiting();
         }
-        while self.waiting.len() < self.setup.bound {
-            let Some(work) = self.parked.pop_front() else { return };
-            let held = Held::new(self.setup.source.clone());
-            self.advance(work, held);
+        self.unpark();
+    }
+
+    /// Looks again at the requests that waited for room and have it now, in the order of their coming.
+    fn unpark(&mut self) {
+        if self.parked.is_empty() || self.room.is_full() {
+            return;
+        }
+        for (work, place) in std::mem::take(&mut self.parked) {
+            if self.room.has(&place) {
+                let held = Held::new(self.setup.source.clone());
+                self.advance(work, held);
+            } else {
+                self.parked.push_back((work, place));
+            }
         }
     }
 
@@ -153,10 +201,10 @@ impl<P: Port> Queue<P> {
     /// Answers the first waiting read that `is_it` with `errno`. Its fetch goes on for others.
     pub(crate) fn cancel(&mut self, is_it: impl Fn(P::Key) -> bool, errno: Errno) {
         let waiting = self.waiting.values_mut();
-        let mine = waiting.filter_map(|slot| slot.take_if(|work| is_it(work.request.key()))).next();
+        let mine = waiting.filter_map(|miss| miss.work.take_if(|work| is_it(work.request.key()))).next();
         let work = mine.or_else(|| {
-            let at = self.parked.iter().position(|work| is_it(work.request.key()))?;
-            self.parked.remove(at)
+            let at = self.parked.iter().position(|(work, _)| is_it(work.request.key()))?;
+            Some(self.parked.remove(at)?.0)
         });
         if let Some(work) = work {
             work.request.refuse(errno);
@@ -168,16 +216,17 @@ impl<P: Port> Queue<P> {
         match how {
             End::Quit => self.fail_waiting(),
             End::Leave => {
-                let waiting = self.waiting.drain().filter_map(|(_, work)| work);
-                waiting.chain(self.parked.drain(..)).for_each(|work| work.request.leave());
+                let waiting = self.waiting.drain().filter_map(|(_, miss)| miss.work);
+                let parked = self.parked.drain(..).map(|(work, _)| work);
+                waiting.chain(parked).for_each(|work| work.request.leave());
             }
         }
     }
 
     /// Answers everything that waits with EIO. Its fetches still count against the bound until they end.
     fn fail_waiting(&mut self) {
-        let waiting = self.waiting.values_mut().filter_map(Option::take);
-        for work in waiting.chain(self.parked.drain(..)) {
+        let waiting = self.waiting.values_mut().filter_map(|miss| miss.work.take());
+        for work in waiting.chain(self.parked.drain(..).map(|(work, _)| work)) {
             work.request.refuse(Errno::IO);
         }
     }
@@ -193,7 +242,7 @@ impl<P: Port> Queue<P> {
     fn look(&mut self, mut work: Work<P>, held: Held) {
         match self.attempt(&mut work, held) {
             Attempt::Ready(bytes) => {
-                let tier = if work.rounds == 0 { Tier::Hit } else { Tier::Miss };
+                let tier = if work.waited { Tier::Miss } else { Tier::Hit };
                 work.request.answer(&self.buffer[..bytes], tier);
             }
             Attempt::Lacking(held, wanted) => self.offload(work, held, wanted),
@@ -201,22 +250,41 @@ impl<P: Port> Queue<P> {
         }
     }
 
-    /// Plans the read with what is here and in hand, and executes the plan when nothing is lacking.
-    fn attempt(&mut self, work: &mut Work<P>, held: Held) -> Attempt {
-        let Some(image) = &self.setup.image else { return Attempt::Failed("the device shows no image".into()) };
-        let plan = match image.plan(work.range, &held) {
-            Ok(plan) => plan,
-            Err(error) => return Attempt::Failed(error.to_string()),
-        };
-        if !plan.is_local() {
-            let wanted = plan.missing().collect();
-            return Attempt::Lacking(held, wanted);
+    /// Plans the read, piece by piece, with what is here and in hand, and executes each plan that lacks nothing.
+    fn attempt(&mut self, work: &mut Work<P>, mut held: Held) -> Attempt {
+        let Some(image) = self.setup.image.clone() else { return Attempt::Failed("the device shows no image".into()) };
+        loop {
+            let plan = match image.plan(work.piece, &held) {
+                Ok(plan) => plan,
+                Err(error) => return Attempt::Failed(error.to_string()),
+            };
+            if !plan.is_local() {
+                let wanted: Vec<_> = plan.missing().collect();
+                if room::bytes(&wanted) > self.setup.max_piece_bytes
+                    && let Some(first) = first_half(work.piece)
+                {
+                    work.piece = first;
+                    continue;
+                }
+                return Attempt::Lacking(held, wanted);
+            }
+            let bytes = usize::try_from(work.piece.len()).unwrap_or(usize::MAX);
+            let done = plan.read_into(&mut self.buffer[..bytes], &mut self.scratch);
+            // The pins go before a source is told to drop what they held.
+            drop(plan);
+            if let Err(error) = done {
+                return self.recheck(work, &error);
+            }
+            if work.piece == work.range {
+                return Attempt::Ready(bytes);
+            }
+            work.done.extend_from_slice(&self.buffer[..bytes]);
+            let Ok(rest) = ByteRange::new(work.piece.end(), work.range.end()) else {
+                self.buffer[..work.done.len()].copy_from_slice(&work.done);
+                return Attempt::Ready(work.done.len());
+            };
+            (work.piece, work.rounds, held) = (rest, 0, Held::new(self.setup.source.clone()));
         }
-        let bytes = usize::try_from(work.range.len()).unwrap_or(usize::MAX);
-        let done = plan.read_into(&mut self.buffer[..bytes], &mut self.scratch);
-        // The pins go before a source is told to drop what they held.
-        drop(plan);
-        done.map_or_else(|error| self.recheck(work, &error), |()| Attempt::Ready(bytes))
     }
 
     /// Bytes that are here failed their check, or could not be read: the source drops them, and they are fetched again, once,
@@ -237,13 +305,16 @@ impl<P: Port> Queue<P> {
         if work.rounds == MAX_ROUNDS {
             return self.give_up(work, "the plan still lacks bytes after every fetch");
         }
-        if self.waiting.len() >= self.setup.bound {
-            return self.parked.push_back(work);
+        let place = Place::of(&wanted);
+        if !self.room.has(&place) {
+            return self.parked.push_back((work, place));
         }
         work.rounds += 1;
+        work.waited = true;
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.waiting.insert(ticket, Some(work));
+        self.room.take(&place);
+        self.waiting.insert(ticket, Waiting { work: Some(work), place });
         // The channel has room for every miss of the bound, so it can only be closed. A miss that is dropped posts its own
         // completion, and the request is answered from there.
         let _ = self.setup.misses.try_send(Miss::new(ticket, held, wanted, self.inbox.clone()));
@@ -254,6 +325,15 @@ impl<P: Port> Queue<P> {
         self.setup.counters.explain(format!("bytes {}: {why}", work.range));
         work.request.refuse(Errno::IO);
     }
+}
+
+/// The first half of a piece, if it can be halved.
+fn first_half(piece: ByteRange) -> Option<ByteRange> {
+    let half = (piece.len() / 2).next_multiple_of(MIN_PIECE_BYTES);
+    if half >= piece.len() {
+        return None;
+    }
+    ByteRange::at(piece.start(), half).ok()
 }
 
 #[cfg(test)]

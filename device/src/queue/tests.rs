@@ -51,6 +51,7 @@ impl Bench {
             counters: counters.clone(),
             misses: offload.sender(),
             bound,
+            max_piece_bytes: MAX_PIECE_BYTES,
             max_io_bytes: 16 << 10,
         };
         let queue = Queue::new(setup, inbox.clone());
@@ -138,6 +139,46 @@ async fn requests_beyond_the_bound_wait_and_are_answered_later() {
     bench.until_answered(10).await;
     assert!((0..10).all(|key| bench.answer(key, key * 4096).is_ok()));
     assert_eq!(bench.counters.stats().misses, 10);
+}
+
+#[tokio::test]
+async fn a_request_that_lacks_too_much_is_fetched_in_pieces_and_answered_once() {
+    let memory = Memory::new(vec![disk()]);
+    let mut bench = Bench::new(&memory, memory.clone(), 4).await;
+    bench.queue.setup.max_piece_bytes = 4096;
+    bench.read(1, 512, 16_384 - 512);
+    bench.read(2, 0, 16_384);
+    bench.until_answered(2).await;
+    assert_eq!((bench.answer(1, 512), bench.answer(2, 0)), (Ok(()), Ok(())));
+    // Four pieces of the first (the last one shorter), four of the second.
+    assert_eq!((memory.reads(), bench.counters.stats().misses), (8, 2));
+    memory.resident(true);
+    bench.read(3, 0, 16_384);
+    assert_eq!((bench.answer(3, 0), bench.counters.stats().hits), (Ok(()), 1));
+}
+
+#[tokio::test]
+async fn readers_of_one_stuck_blob_leave_places_to_those_of_another() {
+    let blobs = Memory::new(vec![disk(), Bytes::from(vec![9; 100])]);
+    let stuck = Stuck::only(blobs.clone(), blobs.blob(1).digest, ByteRange::new(0, 100).unwrap());
+    let mut bench = Bench::new(&blobs, stuck.clone(), 64).await;
+    // Far more readers of the stuck blob than there are places, straight to the offload.
+    let range = ByteRange::new(0, 512).unwrap();
+    for key in 1000..1500 {
+        let request = Request::new(bench.port.clone(), key, bench.counters.clone());
+        let work =
+            Work { request, range, piece: range, done: Vec::new(), rounds: 0, waited: false, rejected: Vec::new() };
+        let held = Held::new(bench.queue.setup.source.clone());
+        bench.queue.offload(work, held, vec![(blobs.blob(1), ByteRange::new(0, 100).unwrap())]);
+    }
+    stuck.until_waiting(48).await;
+    assert_eq!(bench.queue.parked.len(), 500 - 48);
+    for key in 0..32 {
+        bench.read(key, key * 1024, 1024);
+        bench.until_answered(usize::try_from(key).unwrap() + 1).await;
+        assert_eq!(bench.answer(key, key * 1024), Ok(()));
+    }
+    assert_eq!(stuck.waiting(), 48);
 }
 
 #[tokio::test]
