@@ -14,6 +14,7 @@ use crate::{
 };
 
 mod child;
+mod damage;
 mod faults;
 mod killed;
 mod power;
