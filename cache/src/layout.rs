@@ -127,6 +127,11 @@ impl Layout {
         let path = self.dir.join("layout");
         match fs::read(&path) {
             Ok(text) if text == LAYOUT.as_bytes() => Ok(false),
+            Ok(text) if !is_layout(&text) => {
+                // Bit rot, not a version: everything else in the directory says itself what it is.
+                tracing::warn!("{} is damaged and written anew", path.display());
+                Ok(true)
+            }
             Ok(text) => Err(OpenError::Layout {
                 dir: self.dir.clone(),
                 found: String::from_utf8_lossy(&text).trim().chars().take(64).collect(),
@@ -311,6 +316,13 @@ impl Layout {
         }
         self.disk.sync_dir(&self.dir)
     }
+}
+
+/// Whether a `layout` file was written by some version.
+fn is_layout(text: &[u8]) -> bool {
+    let name = LAYOUT.trim_end().trim_end_matches(|c: char| c.is_ascii_digit());
+    let number = std::str::from_utf8(text).ok().and_then(|text| text.strip_suffix('\n')?.strip_prefix(name));
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 /// Most chunks of one blob (4 TiB at 256 KiB): what a hostile manifest may make the cache allocate stays below 1 MiB.

@@ -78,6 +78,9 @@ pub(crate) fn open(config: Config, parts: Parts) -> Result<Opened, OpenError> {
     let witness = Witness { clean, reached: layout.reached(), blobs: !scan.found.is_empty() };
     let mut index = open_index(&layout, &lock, (&parts.seams, &config), &witness);
     layout.sync_names().map_err(failed("sync"))?;
+    if index.keeper.is_some() {
+        layout.note_reached(&index.sys.mark());
+    }
     let seen = [scan.highest, index.records.blobs.keys().next_back().copied()].into_iter().flatten().max();
     index.sys.next_no = index.sys.next_no.max(seen.map_or(0, |no| no.saturating_add(1)));
 
@@ -156,7 +159,7 @@ fn open_index(layout: &Layout, lock: &Arc<DirLock>, open: (&Seams, &Config), wit
                     keeper.close();
                     (None, why)
                 }
-                (trust, _) => match started(keeper, snapshot, trust) {
+                (trust, _) => match started(keeper, snapshot, trust, witness) {
                     Ok(index) => return index,
                     Err(fault) => (Some(fault), String::new()),
                 },
@@ -172,7 +175,7 @@ fn open_index(layout: &Layout, lock: &Arc<DirLock>, open: (&Seams, &Config), wit
         (true, _) => Err(why.clone()),
         (_, Err(e)) => Err(format!("{why}; and it could not be renamed: {e}")),
         _ => open()
-            .and_then(|(keeper, snapshot)| started(keeper, snapshot, Trust::Not(why.clone())))
+            .and_then(|(keeper, snapshot)| started(keeper, snapshot, Trust::Not(why.clone()), witness))
             .map_err(|again| format!("{why}; and a new one: {}", again.error)),
     };
     again.unwrap_or_else(|reason| Index {
@@ -194,10 +197,12 @@ fn new_sys() -> SysRecord {
 
 /// Writes the record of this start at once: until sled has flushed something, its own recovery is not safe
 /// (`docs/decisions/0002-sled.md`).
-fn started(keeper: Keeper, mut snapshot: Snapshot, trust: Trust) -> Result<Index, Fault> {
+fn started(keeper: Keeper, mut snapshot: Snapshot, trust: Trust, witness: &Witness) -> Result<Index, Fault> {
     let mut sys = snapshot.sys.take().unwrap_or_else(new_sys);
     sys.starts = sys.starts.wrapping_add(1);
-    sys.commits += 1;
+    // Beyond commits that were lost, so that their loss is told once.
+    let reached = witness.reached.filter(|mark| mark.uuid == sys.uuid).map_or(0, |mark| mark.commits);
+    sys.commits = sys.commits.max(reached).saturating_add(1);
     if let Err(fault) = keeper.commit(vec![Write { key: SYS_KEY.to_vec(), value: Some(sys.encode()) }]) {
         if !fault.lost {
             keeper.close();

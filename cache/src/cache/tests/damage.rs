@@ -156,9 +156,59 @@ async fn whatever_happens_to_one_index_file_no_cached_byte_is_lost_and_what_the_
             let good = usage.index == IndexState::Good;
             assert!(!good || usage.durable_chunks == usage.present_chunks, "not told: {what}, {usage:?}");
             *told.entry((closed, if good { "nothing was lost" } else { "told as rebuilt" })).or_insert(0) += 1;
+            cache.close().await;
             crash(cache).await;
+            if !good {
+                // It healed, and that is said once.
+                let cache = stand.bench.open_on(refusing()).await;
+                let usage = cache.usage();
+                assert_eq!((usage.index, usage.durable_chunks), (IndexState::Good, stand.bench.chunks()), "{what}");
+                crash(cache).await;
+            }
         }
     }
     println!("damages to index files, by (closed before, outcome): {told:?}");
     assert!(told.len() == 4, "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_happens_to_one_other_file_reads_are_right_and_what_was_dropped_is_counted() {
+    let (mut opened, mut dropped, mut told) = (0, 0, 0);
+    for closed in [true, false] {
+        let stand = Stand::new(closed).await;
+        let others = stand.files("").into_iter().filter(|(file, _)| !file.starts_with("index"));
+        for (file, how) in others {
+            if !stand.damaged(&file, how) {
+                continue;
+            }
+            let what = format!("closed: {closed}, {how:?} of {}", file.display());
+            let before = stand.bench.memory.bytes_read();
+            let cache = stand.bench.open().await;
+            let found = cache.usage().present_chunks;
+            let mut events = cache.events();
+            stand.bench.read_all(&cache).await;
+            let corrupt = cache.usage().corrupt_chunks;
+            let fetched = stand.bench.memory.bytes_read() - before;
+            let missing = stand.bench.chunks() - found + corrupt;
+            assert!(
+                fetched <= missing * CHUNK && (fetched == 0) == (missing == 0),
+                "{what}: {fetched} bytes, {missing} chunks"
+            );
+            let event = events.try_recv().ok().filter(|event| matches!(event, Event::BlobDropped { .. }));
+            let is = |kind: &str| file.extension().is_some_and(|extension| extension == kind);
+            let gone = is("meta") || is("data") && how == Damage::Delete;
+            assert_eq!(event.is_some(), gone, "{what}: a blob that went is told");
+            opened += 1;
+            dropped += missing;
+            told += u32::from(event.is_some());
+            cache.settle().await;
+            crash(cache).await;
+            // It healed: nothing is fetched any more.
+            let cache = stand.bench.open_on(refusing()).await;
+            stand.bench.read_all(&cache).await;
+            crash(cache).await;
+        }
+    }
+    println!("damages to other files: {opened} opened, {dropped} chunks dropped, {told} blobs told");
+    assert!(opened > 100 && dropped > 0 && told > 0);
 }

@@ -259,3 +259,44 @@ async fn a_disk_that_fills_up_means_bypass_and_it_heals_by_itself() {
     assert_eq!(cache.usage().present_chunks, bench.chunks());
     cache.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_stalled_index_reads_go_on_memory_is_bounded_and_the_close_ends() {
+    let mut bench = Bench::new(&[20 * CHUNK, 60 * CHUNK]);
+    bench.config.cap_bytes = 40 * CHUNK;
+    bench.config.pending_bytes = 6 * CHUNK;
+    bench.config.drain = Duration::ZERO;
+    bench.config.watchdog = Duration::from_secs(2);
+    let index = FakeIndex::new(Mood::Good);
+    let cache = bench.open_with(Arc::new(Kernel), index.opener()).await;
+    let mut events = cache.events();
+    index.set(Mood::Stalls);
+    for _ in 0..3 {
+        for (blob, bytes) in &bench.blobs {
+            for start in (0..blob.size_bytes).step_by(4 << 16) {
+                let want = range(start, start + 4 * CHUNK);
+                assert!(cache.read(*blob, want).await.unwrap() == part(bytes, want));
+                assert!(cache.store.metrics.pending_bytes.get() <= bench.config.pending_bytes);
+                assert!(cache.usage().used_bytes <= bench.config.cap_bytes);
+            }
+        }
+    }
+    let usage = cache.usage();
+    // On a machine so slow that the index is given up meanwhile, room is made again.
+    let given_up = matches!(usage.index, IndexState::Abandoned { .. });
+    assert!(usage.bypasses > 0 || given_up, "what cannot wait for room is not kept: {usage:?}");
+    let closed = tokio::time::timeout(Duration::from_secs(60), cache.close()).await;
+    assert!(closed.is_ok(), "the close waits for an index that never answers");
+    assert!(matches!(cache.usage().index, IndexState::Abandoned { .. }));
+    let mut abandoned = 0;
+    while let Ok(event) = events.try_recv() {
+        abandoned += u32::from(matches!(event, Event::IndexAbandoned { .. }));
+    }
+    assert_eq!(abandoned, 1, "it is told, and told once");
+    index.set(Mood::Good);
+    crash(cache).await;
+    let cache = bench.open().await;
+    assert!(cache.usage().present_chunks > 0, "what was stored is found by its slot headers");
+    bench.read_all(&cache).await;
+    assert_eq!(cache.usage().corrupt_chunks, 0);
+}

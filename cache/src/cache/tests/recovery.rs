@@ -1,6 +1,6 @@
 //! What a restart finds: after a close, after a kill, with damaged files.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::*;
 
@@ -52,17 +52,6 @@ async fn what_was_written_is_found_after_a_kill() {
     assert_eq!(cache.usage().durable_chunks, 40);
 }
 
-/// Every file below `dir`.
-fn files(dir: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { all.extend(files(&path)) } else { all.push(path) }
-    }
-    all.sort();
-    all
-}
-
 #[derive(Debug, Clone, Copy)]
 enum Damage {
     Delete,
@@ -84,45 +73,6 @@ fn damage(path: &Path, how: Damage) {
             fs::write(path, bytes).unwrap();
         }
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn any_damage_to_the_index_costs_no_cached_byte_with_the_registry_gone() {
-    let bench = Bench::new(&[30 * CHUNK, 300 * CHUNK + 1]);
-    let cache = bench.open().await;
-    bench.read_one_range(&cache).await;
-    cache.close().await;
-    drop(cache);
-    // Another start and close, so that sled has both a snapshot and a log.
-    let cache = bench.open().await;
-    bench.read_all(&cache).await;
-    cache.close().await;
-    drop(cache);
-    let whole = bench.dir.path().join("whole");
-    copy_dir(bench.path(), &whole);
-    let worth: Vec<_> =
-        files(&whole.join("index")).into_iter().filter(|f| fs::metadata(f).unwrap().len() > 0).collect();
-    assert!(worth.len() >= 3, "sled's files: {worth:?}");
-    let mut rebuilt = 0;
-    for file in worth {
-        for how in [Damage::Delete, Damage::Empty, Damage::Half, Damage::Flip] {
-            fs::remove_dir_all(bench.path()).unwrap();
-            copy_dir(&whole, bench.path());
-            let inside = bench.path().join(file.strip_prefix(&whole).unwrap());
-            damage(&inside, how);
-            let cache = bench.open_on(refusing()).await;
-            bench.read_all(&cache).await;
-            rebuilt += u32::from(matches!(cache.usage().index, IndexState::Rebuilt { .. }));
-            cache.close().await;
-            drop(cache);
-            // It healed: the next start finds a good index.
-            let cache = bench.open_on(refusing()).await;
-            assert_eq!(cache.usage().index, IndexState::Good, "{how:?} of {}", file.display());
-            assert_eq!(cache.usage().durable_chunks, bench.chunks());
-            cache.close().await;
-        }
-    }
-    assert!(rebuilt > 0);
 }
 
 impl Bench {
