@@ -11,7 +11,7 @@ use crate::{
     endpoint::Endpoint,
     failure::{Class, Failure},
     metrics::Purpose,
-    web::{Web, authority, is_redirect},
+    web::{authority, is_redirect},
 };
 
 /// Most hops from the registry to the content: a registry in front of a registry in front of a store makes two.
@@ -37,7 +37,6 @@ pub(crate) struct Answered {
 /// The tools for asking.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asker<'a> {
-    pub(crate) web: &'a Web,
     pub(crate) auth: &'a Auth,
     pub(crate) endpoint: &'a Endpoint,
 }
@@ -48,21 +47,20 @@ impl Asker<'_> {
     /// The pass goes to the endpoint's own origin only. Where it sends us is asked without, because the address is what gives
     /// access there; only when that address is of the same origin and answers 401, it is asked with the pass.
     pub(crate) async fn ask(&self, scope: &Scope, ask: &Ask) -> Result<Answered, Failure> {
-        let mut pass = self.auth.pass(self.web, scope).await?;
+        let web = &self.endpoint.web;
+        let mut pass = self.auth.pass(web, scope).await?;
         let mut response = self.get(ask, &ask.url, &pass.header).await?;
         if is_refused(response.status(), &pass) {
             let headers = response.headers().clone();
             let status = response.status();
-            self.web.discard(response).await;
+            web.discard(response).await;
             pass = match status {
-                StatusCode::UNAUTHORIZED => {
-                    self.auth.answer(self.web, scope, (&headers, &ask.url), pass.generation).await?
-                }
-                _ => self.auth.again(self.web, scope, pass.generation).await?,
+                StatusCode::UNAUTHORIZED => self.auth.answer(web, scope, (&headers, &ask.url), pass.generation).await?,
+                _ => self.auth.again(web, scope, pass.generation).await?,
             };
             response = self.get(ask, &ask.url, &pass.header).await?;
             if response.status() == StatusCode::UNAUTHORIZED {
-                self.web.discard(response).await;
+                web.discard(response).await;
                 return Err(Failure::denied(
                     "refused a fresh pass (401): these credentials may not pull there".to_owned(),
                 ));
@@ -75,13 +73,13 @@ impl Asker<'_> {
             }
             let from = sent_to.as_ref().map_or(&ask.url, |(url, _)| url);
             let target = target(from, response.headers())?;
-            self.web.may_follow(from, &target)?;
+            web.may_follow(from, &target)?;
             let clock = answer::clock(response.headers(), SystemTime::now());
-            self.web.discard(response).await;
+            web.discard(response).await;
             response = self.get(ask, &target, &None).await.map_err(|failure| blame(&target, failure))?;
             let own = target.origin() == ask.url.origin();
             if own && response.status() == StatusCode::UNAUTHORIZED && pass.header.is_some() {
-                self.web.discard(response).await;
+                web.discard(response).await;
                 response = self.get(ask, &target, &pass.header).await?;
             }
             sent_to = Some((target, clock));
@@ -96,7 +94,7 @@ impl Asker<'_> {
 
     async fn get(&self, ask: &Ask, url: &Url, header: &Option<http::HeaderValue>) -> Result<Response, Failure> {
         self.endpoint.sent();
-        self.web.get(ask.purpose, url.clone(), ask.headers.clone(), header.clone()).await
+        self.endpoint.web.get(ask.purpose, url.clone(), ask.headers.clone(), header.clone()).await
     }
 }
 

@@ -38,6 +38,11 @@ impl<A> Assembly<A> {
         ByteRange::new(start, end).ok()
     }
 
+    /// Whether somebody still lacks bytes of `range`.
+    pub(crate) fn wants(&self, range: ByteRange) -> bool {
+        self.wants.iter().any(|want| want.next() < range.end() && range.start() < want.range.end())
+    }
+
     /// Forgets the wants for which `keep` is false: nobody waits for them any more.
     pub(crate) fn retain(&mut self, keep: impl Fn(&A) -> bool) {
         self.wants.retain(|want| keep(&want.answer));

@@ -1,82 +1,226 @@
-//! How much may be in flight at once, of requests and of bytes.
+//! How much may be in flight at once, of requests and of bytes, and how much of it for one endpoint and one blob.
+//!
+//! Nobody gets all of it: an endpoint holds at most [`ENDPOINT_SHARE`] times of what is then still free, and a blob there at
+//! most [`BLOB_SHARE`] times ("dynamic thresholds", Choudhury and Hahne 1998, made for switches with a shared buffer). So one endpoint
+//! alone uses three quarters, one blob alone two thirds, and however many are stuck, something is left for the next.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
+use parking_lot::Mutex;
+use penstock_blob::Digest;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 
 use crate::{config::Config, metrics::Metrics};
 
+/// What an endpoint may hold, as a multiple of what is then still free.
+const ENDPOINT_SHARE: u64 = 3;
+/// What a blob may hold, likewise.
+const BLOB_SHARE: u64 = 2;
+
+/// For whom something is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) endpoint: u64,
+    /// `None` for manifests.
+    pub(crate) blob: Option<Digest>,
+}
+
 /// The two budgets. Both are taken in one order, requests first, and given back together, so that two holders never wait for
-/// each other. First come, first served.
+/// each other. First come, first served, but who has had his share lets others pass.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    requests: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
-    max_bytes: u32,
-    metrics: Metrics,
+    requests: Arc<Pool>,
+    bytes: Arc<Pool>,
 }
 
 /// The right to have one request in flight. Dropping it gives it back.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    _permit: OwnedSemaphorePermit,
-    _gauge: Raised,
+    pub(crate) key: Key,
+    _held: Held,
 }
 
 /// The right to have some bytes in flight. Dropping it gives it back.
 #[derive(Debug)]
 pub(crate) struct Room {
-    _permit: OwnedSemaphorePermit,
-    _gauge: Raised,
+    _held: Held,
 }
 
 #[derive(Debug)]
-struct Raised(Gauge, i64);
+struct Pool {
+    all: u64,
+    gauge: Gauge,
+    ledger: Mutex<Ledger>,
+}
 
-impl Raised {
-    fn new(gauge: &Gauge, by: i64) -> Self {
-        gauge.inc_by(by);
-        Self(gauge.clone(), by)
+#[derive(Debug)]
+struct Ledger {
+    free: u64,
+    endpoints: HashMap<u64, u64>,
+    blobs: HashMap<(u64, Digest), u64>,
+    waiting: VecDeque<(Key, u64, oneshot::Sender<Held>)>,
+}
+
+/// Some of a pool. Dropping it gives it back and lets others go on.
+#[derive(Debug)]
+struct Held {
+    pool: Arc<Pool>,
+    key: Key,
+    amount: u64,
+}
+
+/// Why somebody cannot have what he wants now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Denied {
+    /// There is not so much.
+    Empty,
+    /// He has had his share.
+    Share,
+}
+
+impl Ledger {
+    fn may(&self, key: Key, amount: u64) -> Result<(), Denied> {
+        let left = self.free.checked_sub(amount).ok_or(Denied::Empty)?;
+        let fair = |held: u64, share: u64| held == 0 || held.saturating_add(amount) <= left.saturating_mul(share);
+        let endpoint = self.endpoints.get(&key.endpoint).copied().unwrap_or(0);
+        let blob = key.blob.and_then(|blob| self.blobs.get(&(key.endpoint, blob)).copied()).unwrap_or(0);
+        if fair(endpoint, ENDPOINT_SHARE) && fair(blob, BLOB_SHARE) { Ok(()) } else { Err(Denied::Share) }
+    }
+
+    fn take(&mut self, key: Key, amount: u64) {
+        self.free -= amount;
+        *self.endpoints.entry(key.endpoint).or_default() += amount;
+        if let Some(blob) = key.blob {
+            *self.blobs.entry((key.endpoint, blob)).or_default() += amount;
+        }
+    }
+
+    fn give_back(&mut self, key: Key, amount: u64) {
+        self.free += amount;
+        less(&mut self.endpoints, key.endpoint, amount);
+        if let Some(blob) = key.blob {
+            less(&mut self.blobs, (key.endpoint, blob), amount);
+        }
+    }
+
+    /// The first who waits and may go on. Who waits for more than is free is not overtaken, or he would wait for ever.
+    fn next(&mut self) -> Option<(Key, u64, oneshot::Sender<Held>)> {
+        self.waiting.retain(|(.., sender)| !sender.is_closed());
+        let mut at = None;
+        for (index, (key, amount, _)) in self.waiting.iter().enumerate() {
+            match self.may(*key, *amount) {
+                Ok(()) => {
+                    at = Some(index);
+                    break;
+                }
+                Err(Denied::Empty) => break,
+                Err(Denied::Share) => {}
+            }
+        }
+        let (key, amount, sender) = self.waiting.remove(at?)?;
+        self.take(key, amount);
+        Some((key, amount, sender))
     }
 }
 
-impl Drop for Raised {
+/// Takes `amount` off the sum of `key`, which is forgotten at nothing.
+fn less<K: std::hash::Hash + Eq>(sums: &mut HashMap<K, u64>, key: K, amount: u64) {
+    if let Some(sum) = sums.get_mut(&key) {
+        *sum = sum.saturating_sub(amount);
+        if *sum == 0 {
+            sums.remove(&key);
+        }
+    }
+}
+
+impl Pool {
+    fn new(all: u64, gauge: Gauge) -> Arc<Self> {
+        let ledger = Ledger { free: all, endpoints: HashMap::new(), blobs: HashMap::new(), waiting: VecDeque::new() };
+        Arc::new(Self { all, gauge, ledger: Mutex::new(ledger) })
+    }
+
+    fn held(self: &Arc<Self>, key: Key, amount: u64) -> Held {
+        self.gauge.inc_by(i64::try_from(amount).unwrap_or(i64::MAX));
+        Held { pool: self.clone(), key, amount }
+    }
+
+    /// More than all there is counts as all there is.
+    async fn take(self: &Arc<Self>, key: Key, amount: u64) -> Held {
+        let amount = amount.min(self.all);
+        let receiver = {
+            let mut ledger = self.ledger.lock();
+            let queued = ledger.waiting.iter().any(|(.., sender)| !sender.is_closed());
+            if !queued && ledger.may(key, amount).is_ok() {
+                ledger.take(key, amount);
+                drop(ledger);
+                return self.held(key, amount);
+            }
+            let (sender, receiver) = oneshot::channel();
+            ledger.waiting.push_back((key, amount, sender));
+            receiver
+        };
+        self.grant();
+        match receiver.await {
+            Ok(held) => held,
+            // The sender lives in the pool until it is used.
+            Err(_gone) => std::future::pending().await,
+        }
+    }
+
+    fn try_take(self: &Arc<Self>, key: Key, amount: u64) -> Option<Held> {
+        let amount = amount.min(self.all);
+        let mut ledger = self.ledger.lock();
+        ledger.may(key, amount).ok()?;
+        ledger.take(key, amount);
+        drop(ledger);
+        Some(self.held(key, amount))
+    }
+
+    /// Lets everybody go on who may.
+    fn grant(self: &Arc<Self>) {
+        loop {
+            let next = self.ledger.lock().next();
+            let Some((key, amount, sender)) = next else { return };
+            // Who has just left gives it back by dropping it.
+            let _left = sender.send(self.held(key, amount));
+        }
+    }
+}
+
+impl Drop for Held {
     fn drop(&mut self) {
-        self.0.dec_by(self.1);
+        self.pool.gauge.dec_by(i64::try_from(self.amount).unwrap_or(i64::MAX));
+        self.pool.ledger.lock().give_back(self.key, self.amount);
+        self.pool.grant();
     }
 }
 
 impl Budget {
-    pub(crate) fn new(config: &Config, metrics: Metrics) -> Self {
-        let max_bytes = u32::try_from(config.max_bytes).unwrap_or(u32::MAX);
+    pub(crate) fn new(config: &Config, metrics: &Metrics) -> Self {
         Self {
-            requests: Arc::new(Semaphore::new(config.max_requests)),
-            bytes: Arc::new(Semaphore::new(usize::try_from(max_bytes).unwrap_or(Semaphore::MAX_PERMITS))),
-            max_bytes,
-            metrics,
+            requests: Pool::new(config.max_requests as u64, metrics.requests_in_flight.clone()),
+            bytes: Pool::new(config.max_bytes, metrics.in_flight_bytes.clone()),
         }
     }
 
     /// Waits until one more request may be in flight.
-    pub(crate) async fn turn(&self) -> Turn {
-        let permit = forever(self.requests.clone().acquire_owned()).await;
-        Turn { _permit: permit, _gauge: Raised::new(&self.metrics.requests_in_flight, 1) }
+    pub(crate) async fn turn(&self, key: Key) -> Turn {
+        Turn { key, _held: self.requests.take(key, 1).await }
     }
 
     /// Waits until `len` more bytes may be in flight. More than the whole budget counts as the whole budget.
-    pub(crate) async fn room(&self, len: u64, _turn: &Turn) -> Room {
-        let wanted = u32::try_from(len).unwrap_or(u32::MAX).min(self.max_bytes);
-        let permit = forever(self.bytes.clone().acquire_many_owned(wanted)).await;
-        Room { _permit: permit, _gauge: Raised::new(&self.metrics.in_flight_bytes, i64::from(wanted)) }
+    pub(crate) async fn room(&self, len: u64, turn: &Turn) -> Room {
+        Room { _held: self.bytes.take(turn.key, len).await }
     }
-}
 
-/// A semaphore that is never closed always gives a permit in the end.
-async fn forever<E>(permit: impl Future<Output = Result<OwnedSemaphorePermit, E>>) -> OwnedSemaphorePermit {
-    match permit.await {
-        Ok(permit) => permit,
-        Err(_closed) => std::future::pending().await,
+    /// Both at once, if that needs no waiting.
+    pub(crate) fn at_once(&self, key: Key, len: u64) -> Option<(Turn, Room)> {
+        let turn = Turn { key, _held: self.requests.try_take(key, 1)? };
+        Some((turn, Room { _held: self.bytes.try_take(key, len)? }))
     }
 }
 
@@ -86,20 +230,96 @@ mod tests {
 
     use super::*;
 
+    fn budget(requests: usize, bytes: u64) -> (Budget, Metrics) {
+        let config = Config { max_bytes: bytes, max_request_bytes: bytes, max_requests: requests, ..Config::default() };
+        let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());
+        (Budget::new(&config, &metrics), metrics)
+    }
+
+    fn key(endpoint: u64, blob: u8) -> Key {
+        Key { endpoint, blob: Some(Digest::of(&[blob])) }
+    }
+
+    /// How many turns somebody gets without waiting.
+    fn drain(budget: &Budget, key: impl Fn(u8) -> Key, kept: &mut Vec<Turn>) -> usize {
+        let mut got = 0;
+        for n in 0..=255 {
+            match budget.turn(key(n)).now_or_never() {
+                Some(turn) => kept.push(turn),
+                None => break,
+            }
+            got += 1;
+        }
+        got
+    }
+
     #[tokio::test]
     async fn more_than_the_whole_budget_gets_the_whole_budget() {
-        let config = Config { max_bytes: 100, max_request_bytes: 100, max_requests: 2, ..Config::default() };
-        let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());
-        let budget = Budget::new(&config, metrics.clone());
-        let first = budget.turn().await;
+        let (budget, metrics) = budget(4, 100);
+        let first = budget.turn(key(1, 1)).await;
         let all = budget.room(1 << 40, &first).await;
         assert_eq!(metrics.in_flight_bytes.get(), 100);
-        let second = budget.turn().await;
+        let second = budget.turn(key(2, 2)).await;
         assert!(budget.room(1, &second).now_or_never().is_none(), "nothing is left");
-        assert!(budget.turn().now_or_never().is_none(), "two requests are in flight");
         drop((all, first));
         assert!(budget.room(1, &second).now_or_never().is_some());
         drop(second);
+        assert_eq!((metrics.in_flight_bytes.get(), metrics.requests_in_flight.get()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn stuck_blobs_and_endpoints_leave_something_for_the_next() {
+        let (budget, _) = budget(32, 100);
+        let mut kept = Vec::new();
+        assert_eq!(drain(&budget, |_| key(1, 1), &mut kept), 21, "one blob: two thirds");
+        assert_eq!(drain(&budget, |n| key(1, n.wrapping_add(9)), &mut kept), 3, "its endpoint: three quarters");
+        assert_eq!(drain(&budget, |n| key(2, n), &mut kept), 6);
+        assert_eq!(drain(&budget, |n| key(3, n), &mut kept), 1);
+        assert_eq!(drain(&budget, |n| key(4, n), &mut kept), 1, "the last one");
+        kept.clear();
+        assert_eq!(drain(&budget, |n| key(9, n), &mut kept), 24);
+    }
+
+    #[tokio::test]
+    async fn who_has_had_his_share_lets_others_pass_and_goes_on_later() {
+        let (budget, _) = budget(4, 100);
+        let mut kept = Vec::new();
+        assert_eq!(drain(&budget, |n| key(1, n), &mut kept), 3);
+        let mut again = Box::pin(budget.turn(key(1, 9)));
+        assert!(again.as_mut().now_or_never().is_none());
+        let other = budget.turn(key(2, 2)).now_or_never().expect("another endpoint's turn");
+        kept.pop();
+        assert!(again.as_mut().now_or_never().is_none(), "three quarters of what is left is less now");
+        drop(other);
+        assert!(again.now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn who_wants_much_is_not_overtaken_for_ever() {
+        let (budget, _) = budget(8, 100);
+        let (a, b, c) = (budget.turn(key(1, 1)).await, budget.turn(key(2, 2)).await, budget.turn(key(3, 3)).await);
+        let small = budget.room(20, &a).await;
+        let mut large = Box::pin(budget.room(90, &b));
+        assert!(large.as_mut().now_or_never().is_none());
+        let mut late = Box::pin(budget.room(10, &c));
+        assert!(late.as_mut().now_or_never().is_none());
+        drop(small);
+        let large = large.now_or_never().expect("its room");
+        drop(large);
+        assert!(late.now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn who_leaves_while_waiting_takes_nothing_along() {
+        let (budget, metrics) = budget(1, 100);
+        let held = budget.turn(key(1, 1)).await;
+        let mut left = Box::pin(budget.turn(key(2, 2)));
+        assert!(left.as_mut().now_or_never().is_none());
+        drop(left);
+        drop(held);
+        assert!(budget.turn(key(3, 3)).now_or_never().is_some());
+        assert_eq!(metrics.requests_in_flight.get(), 0);
+        assert!(budget.at_once(key(1, 1), 200).is_some());
         assert_eq!((metrics.in_flight_bytes.get(), metrics.requests_in_flight.get()), (0, 0));
     }
 }

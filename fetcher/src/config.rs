@@ -1,6 +1,6 @@
 //! What the fetcher is told once, at construction.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use crate::Secret;
 
@@ -36,6 +36,17 @@ pub struct Config {
     pub plain_http: Vec<String>,
     /// Hosts, or host:port, spoken to with TLS although they are on loopback.
     pub tls: Vec<String>,
+    /// Directories laid out as containerd's `certs.d` (its `config_path`): for each registry whom to ask, in which order, and how.
+    /// The first that has something about a registry counts. Default none.
+    pub hosts_dirs: Vec<PathBuf>,
+    /// How long what was read there is used before it is read again. Default 5 s: an edit holds soon, and a busy node reads a few
+    /// small files each time.
+    pub hosts_recheck: Duration,
+    /// Hosts and networks (`minio.lan`, `10.0.0.0/8`) that a redirect or a token server's address may lead to although they are
+    /// further in than the registry that named them: private, loopback or link-local.
+    pub redirects_allowed: Vec<String>,
+    /// Addresses of names that are not looked up, as in `/etc/hosts`; without an address, there is no such name.
+    pub known_names: BTreeMap<String, Vec<IpAddr>>,
     /// A proxy for all requests but those to loopback, as `http://[user:password@]host:port`. The environment is not read.
     pub proxy: Option<Secret>,
     /// Hosts asked without the proxy, separated by commas, as in `NO_PROXY`.
@@ -77,6 +88,12 @@ pub enum ConfigError {
         /// What is wrong with it, without the address, which can hold a password.
         reason: String,
     },
+    /// What redirects may lead to cannot be read.
+    #[error("redirects_allowed: {entry:?} is neither a host name nor an address or network such as 10.0.0.0/8")]
+    RedirectsAllowed {
+        /// The entry.
+        entry: String,
+    },
     /// The HTTP client could not be made.
     #[error("the HTTP client cannot be made: {reason}")]
     Client {
@@ -100,6 +117,10 @@ impl Default for Config {
             ca_bundle: None,
             plain_http: Vec::new(),
             tls: Vec::new(),
+            hosts_dirs: Vec::new(),
+            hosts_recheck: Duration::from_secs(5),
+            redirects_allowed: Vec::new(),
+            known_names: BTreeMap::new(),
             proxy: None,
             no_proxy: None,
             docker_config: None,

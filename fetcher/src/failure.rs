@@ -5,14 +5,18 @@ use std::{error::Error as _, time::Duration};
 use penstock_blob::{Blob, ByteRange, ReadError};
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 
+use crate::names::NameError;
+
 /// Longest reason kept, in characters.
 const MAX_REASON_CHARS: usize = 300;
 
 /// What kind of failure: the label of the metric, and what the retry policy goes by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Class {
-    /// No connection: name not found, refused, TLS.
+    /// No connection: refused, TLS.
     Connect,
+    /// There is no such host.
+    Unresolved,
     /// Nothing came for too long.
     Timeout,
     /// The connection broke, or the body ended early.
@@ -35,6 +39,7 @@ impl EncodeLabelValue for Class {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
         let name = match self {
             Self::Connect => "connect",
+            Self::Unresolved => "unresolved",
             Self::Timeout => "timeout",
             Self::Broken => "broken",
             Self::Server => "server",
@@ -89,8 +94,15 @@ impl Failure {
 
     /// What `reqwest` met, without the URL: a redirected one carries a signature in its query.
     pub(crate) fn transport(error: reqwest::Error) -> Self {
-        let class = if is_untrusted(&error) {
+        let is_untrusted = is_untrusted(&error);
+        let class = if is_untrusted {
             Class::Refused
+        } else if let Some(name) = cause::<NameError>(&error) {
+            match name {
+                NameError::Unknown { .. } => Class::Unresolved,
+                NameError::Failed { .. } => Class::Connect,
+                NameError::Refused { .. } => Class::Refused,
+            }
         } else if error.is_connect() {
             Class::Connect
         } else if error.is_timeout() {
@@ -108,7 +120,7 @@ impl Failure {
             }
             source = cause.source();
         }
-        if class == Class::Refused {
+        if is_untrusted {
             reason.push_str("; name its authority in the CA bundle if it should be trusted");
         }
         Self::new(class, &reason)
@@ -116,7 +128,9 @@ impl Failure {
 
     pub(crate) const fn remedy(&self) -> Remedy {
         match self.class {
-            Class::Connect | Class::Timeout | Class::Broken | Class::Server | Class::Throttled => Remedy::Patience,
+            Class::Connect | Class::Unresolved | Class::Timeout | Class::Broken | Class::Server | Class::Throttled => {
+                Remedy::Patience
+            }
             Class::Wrong | Class::Refused => Remedy::Doubt,
             Class::Denied | Class::Missing => Remedy::None,
         }
@@ -129,15 +143,30 @@ impl Failure {
             Class::Missing => ReadError::NotFound { blob, reason: format!("{endpoint}: {reason}") },
             Class::Denied => ReadError::Denied { blob, endpoint, reason },
             Class::Wrong => ReadError::WrongBytes { blob, range, endpoint, reason },
-            Class::Connect | Class::Timeout | Class::Broken | Class::Server | Class::Throttled | Class::Refused => {
-                ReadError::Unavailable { blob, endpoint, reason }
-            }
+            Class::Connect
+            | Class::Unresolved
+            | Class::Timeout
+            | Class::Broken
+            | Class::Server
+            | Class::Throttled
+            | Class::Refused => ReadError::Unavailable { blob, endpoint, reason },
         }
     }
 }
 
 /// Whether the server showed a certificate that is not trusted: waiting will not change that.
 fn is_untrusted(error: &reqwest::Error) -> bool {
+    matches!(cause::<rustls::Error>(error), Some(rustls::Error::InvalidCertificate(_)))
+}
+
+/// Whether what answered does not speak TLS.
+pub(crate) fn is_not_tls(error: &reqwest::Error) -> bool {
+    let content = rustls::InvalidMessage::InvalidContentType;
+    cause::<rustls::Error>(error).is_some_and(|cause| *cause == rustls::Error::InvalidMessage(content))
+}
+
+/// The first cause of an error that is an `E`.
+fn cause<E: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&E> {
     std::iter::successors(error.source(), |&cause| {
         // What an I/O error carries is not its source, but the source of its source.
         match cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
@@ -145,5 +174,5 @@ fn is_untrusted(error: &reqwest::Error) -> bool {
             None => cause.source(),
         }
     })
-    .any(|cause| matches!(cause.downcast_ref::<rustls::Error>(), Some(rustls::Error::InvalidCertificate(_))))
+    .find_map(|cause| cause.downcast_ref::<E>())
 }

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header::RANGE};
+use parking_lot::Mutex;
 use penstock_blob::{Blob, ByteRange};
 use reqwest::{Response, Url};
 use tokio::{sync::oneshot, time::Instant};
@@ -12,6 +13,7 @@ use crate::{
     answer,
     ask::{Ask, Asker, blame},
     assembly::Assembly,
+    endpoint::Asking,
     failure::{Class, Failure},
     fetcher::Core,
     location::{self, Route},
@@ -30,19 +32,23 @@ pub(crate) struct Grounded {
 }
 
 impl Core {
-    /// Fetches what `assembly` lacks of `blob` from `place`, answering each waiter as soon as its bytes are here.
+    /// Fetches what `assembly` lacks of `blob` from `place`, answering each waiter as soon as its bytes are here. Several may fill
+    /// one assembly at the same time: each piece is taken from whoever brings it first.
     pub(crate) async fn fetch(
         &self,
         place: &Arc<Place>,
         blob: &Blob,
-        assembly: &mut Assembly<Answer>,
+        assembly: &Mutex<Assembly<Answer>>,
+        asking: &mut Asking,
     ) -> Result<(), Failure> {
-        let Some(range) = assembly.rest() else { return Ok(()) };
+        let Some(range) = assembly.lock().rest() else { return Ok(()) };
+        let web = &place.endpoint.web;
         let started = Instant::now();
         let mut response = self.open(place, blob, range).await?;
+        asking.answered();
         let mut at = range.start();
         while at < range.end() {
-            let piece = self.web.chunk(&mut response).await?;
+            let piece = web.chunk(&mut response).await?;
             let piece = piece.ok_or_else(|| {
                 Failure::new(
                     Class::Broken,
@@ -52,36 +58,55 @@ impl Core {
             if piece.len() as u64 > range.end() - at {
                 return Err(Failure::wrong("sent more bytes than its Content-Range says"));
             }
-            place.endpoint.received(piece.len());
-            self.metrics.received_bytes.inc_by(piece.len() as u64);
+            let from = at;
             at += piece.len() as u64;
-            let full = assembly.feed(at - piece.len() as u64, &piece);
-            if full.is_empty() {
-                continue;
-            }
-            for (waiter, bytes) in full {
-                // A waiter that is gone does not want it any more.
-                let _gone = waiter.send(Ok(bytes));
-            }
-            assembly.retain(|waiter| !waiter.is_closed());
-            if assembly.rest().is_none() {
+            if self.received(place, blob, (from, &piece), assembly) {
                 break;
             }
         }
         self.metrics.fetch_seconds.observe(started.elapsed().as_secs_f64());
-        self.places.gave(&blob.digest, place);
         if at == range.end() {
-            self.web.finish(response).await;
+            asking.finished(range.len());
+            web.finish(response).await;
         }
         Ok(())
     }
 
+    /// Hands a piece of a body on; whether nobody lacks anything any more.
+    fn received(
+        &self,
+        place: &Arc<Place>,
+        blob: &Blob,
+        (at, piece): (u64, &Bytes),
+        assembly: &Mutex<Assembly<Answer>>,
+    ) -> bool {
+        place.endpoint.received(piece.len());
+        self.metrics.received_bytes.inc_by(piece.len() as u64);
+        self.allowance.earn(piece.len() as u64);
+        let mut assembly = assembly.lock();
+        if let Ok(range) = ByteRange::at(at, piece.len() as u64)
+            && assembly.wants(range)
+        {
+            self.gave.record(blob.digest, range, place);
+        }
+        let full = assembly.feed(at, piece);
+        if full.is_empty() {
+            return assembly.rest().is_none();
+        }
+        for (waiter, bytes) in full {
+            // A waiter that is gone does not want it any more.
+            let _gone = waiter.send(Ok(bytes));
+        }
+        assembly.retain(|waiter| !waiter.is_closed());
+        assembly.rest().is_none()
+    }
+
     /// An answer whose head says that the bytes of `range` follow.
     async fn open(&self, place: &Arc<Place>, blob: &Blob, range: ByteRange) -> Result<Response, Failure> {
-        let asker = Asker { web: &self.web, auth: &self.auth, endpoint: &place.endpoint };
+        let asker = Asker { auth: &self.auth, endpoint: &place.endpoint };
         let ask = Ask {
             purpose: Purpose::Blob,
-            url: place.endpoint.url(&place.repository, "blobs", &blob.digest.to_string()),
+            url: place.url(&blob.digest).ok_or_else(no_url)?,
             headers: range_header(range)?,
         };
         if let Route::At(url) = place.location.route() {
@@ -91,7 +116,7 @@ impl Core {
                 return checked(response, range, blob).map_err(|failure| blame(&url, failure));
             }
             place.location.ended(&url);
-            self.web.discard(response).await;
+            place.endpoint.web.discard(response).await;
         }
         let learning = match place.location.route() {
             Route::Direct => None,
@@ -118,6 +143,10 @@ impl Core {
             }
         }
     }
+}
+
+pub(crate) fn no_url() -> Failure {
+    Failure::new(Class::Refused, "no URL can be made of its host")
 }
 
 fn range_header(range: ByteRange) -> Result<HeaderMap, Failure> {

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, ReadError, ReadFuture};
 use prometheus_client::registry::Registry;
 use tokio::{
+    sync::broadcast,
     task::JoinSet,
     time::{Instant, timeout_at},
 };
@@ -19,21 +20,32 @@ use crate::{
     budget::Budget,
     config::{Config, ConfigError},
     credentials::Credentials,
-    endpoint::EndpointFetched,
+    dial::Dialer,
+    endpoint::{EndpointFetched, status::RegistryStatus},
+    event::Event,
     flight::{Flights, nobody},
+    gave::Gave,
+    hedge::Allowance,
     metrics::Metrics,
+    namespace::Namespaces,
     place::Places,
-    web::Web,
 };
+
+/// Events kept for a receiver that is busy.
+const EVENTS_KEPT: usize = 256;
 
 /// What the flights share.
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) config: Config,
-    pub(crate) web: Web,
+    pub(crate) dialer: Arc<Dialer>,
     pub(crate) auth: Auth,
     pub(crate) budget: Budget,
+    pub(crate) namespaces: Namespaces,
     pub(crate) places: Places,
+    pub(crate) gave: Gave,
+    pub(crate) allowance: Allowance,
+    pub(crate) events: broadcast::Sender<Event>,
     pub(crate) flights: Flights,
     pub(crate) metrics: Metrics,
 }
@@ -61,7 +73,8 @@ pub struct Fetched {
 }
 
 impl Fetcher {
-    /// A fetcher that counts under `metrics`'s prefix. It does no I/O but to read the CA bundle and the system's certificates.
+    /// A fetcher that counts under `metrics`'s prefix. It does no I/O but to read the CA bundle and the system's certificates; `hosts.toml` files are
+    /// read when a registry is first asked.
     ///
     /// # Errors
     /// [`ConfigError`].
@@ -73,10 +86,16 @@ impl Fetcher {
             helpers: config.credential_helpers.clone(),
             patience: config.credential_helper_timeout,
         };
+        let dialer = Arc::new(Dialer::new(&config, metrics.clone())?);
+        let (events, _) = broadcast::channel(EVENTS_KEPT);
         let core = Core {
-            web: Web::new(&config, metrics.clone())?,
+            namespaces: Namespaces::new(dialer.clone(), events.clone()),
+            dialer,
+            gave: Gave::default(),
+            allowance: Allowance::new(config.max_request_bytes),
+            events,
             auth: Auth::new(credentials),
-            budget: Budget::new(&config, metrics.clone()),
+            budget: Budget::new(&config, &metrics),
             places: Places::default(),
             flights: Flights::default(),
             config,
@@ -88,11 +107,7 @@ impl Fetcher {
     /// From now on `blob` is asked for in the repository of `from`, too. Each call is undone by one [`Self::forget`]: images that
     /// share a layer each say so. Control plane: does no I/O.
     pub fn serve(&self, blob: Blob, from: &Reference) {
-        match self.core.places.endpoint(from.host(), &self.core.config) {
-            Some(endpoint) => self.core.places.serve(blob.digest, &endpoint, from),
-            // No reference that was parsed leads here; a read says that nobody holds the blob.
-            None => tracing::error!(host = from.host(), "no URL can be made of this host"),
-        }
+        self.core.places.serve(blob.digest, &self.core.namespaces.of(from), from);
     }
 
     /// Undoes one [`Self::serve`]. Reads under way finish.
@@ -103,9 +118,21 @@ impl Fetcher {
     /// What was fetched since the start.
     #[must_use]
     pub fn fetched(&self) -> Fetched {
-        let endpoints = self.core.places.fetched();
+        let endpoints = self.core.namespaces.fetched();
         let sum = |what: fn(&EndpointFetched) -> u64| endpoints.iter().map(what).sum();
         Fetched { requests: sum(|e| e.requests), bytes: sum(|e| e.bytes), failures: sum(|e| e.failures), endpoints }
+    }
+
+    /// What the fetcher has to say from now on. A receiver that falls behind by more than 256 events loses the oldest.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.core.events.subscribe()
+    }
+
+    /// The registries that were asked or are served from, and for each its endpoints in the order in which they are asked.
+    #[must_use]
+    pub fn registries(&self) -> Vec<RegistryStatus> {
+        self.core.namespaces.status()
     }
 
     /// Stops: reads under way and later ones end in [`ReadError::Stopping`]. Returns once nothing runs any more.
@@ -143,6 +170,7 @@ impl Fetcher {
             Ok(None) => Err(ReadError::Stopping),
             Err(_elapsed) => {
                 let last = seat.last().unwrap_or_else(|| "waiting for its turn or for the first answer".to_owned());
+                self.core.late(&blob, &last);
                 Err(ReadError::Deadline { blob: blob.digest, range, after: config.deadline, last })
             }
         }
@@ -168,7 +196,7 @@ impl BlobSource for Fetcher {
     fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
         Box::pin(async move {
             blob.check(range)?;
-            if self.core.places.of(&blob.digest).is_empty() {
+            if !self.core.places.knows(&blob.digest) {
                 let grounded = nobody();
                 return Err(grounded.failure.into_read_error(&blob, range, &grounded.endpoint));
             }
@@ -180,15 +208,16 @@ impl BlobSource for Fetcher {
         })
     }
 
-    fn reject(&self, blob: &Blob, _range: ByteRange) {
+    fn reject(&self, blob: &Blob, range: ByteRange) {
         self.core.metrics.rejects.inc();
-        self.core.places.reject(&blob.digest);
+        self.core.rejected(blob, range);
     }
 }
 
 impl fmt::Debug for Fetcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let endpoints: BTreeMap<_, _> = self.core.places.fetched().into_iter().map(|e| (e.host, e.requests)).collect();
+        let endpoints: BTreeMap<_, _> =
+            self.core.namespaces.fetched().into_iter().map(|e| (e.host, e.requests)).collect();
         f.debug_struct("Fetcher").field("requests", &endpoints).finish_non_exhaustive()
     }
 }

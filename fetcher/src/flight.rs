@@ -10,6 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,7 +20,9 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::{
     assembly::{Assembly, join},
-    failure::{Class, Failure, Remedy},
+    budget::{Key, Turn},
+    event::Event,
+    failure::{Class, Failure},
     fetch::{Answer, Grounded},
     fetcher::Core,
     place::Place,
@@ -28,6 +31,8 @@ use crate::{
 
 /// How often a new flight lets the other tasks of its worker run first: reads that one event started then find it.
 const GATHERING_TURNS: usize = 2;
+/// How long a turn is waited for before it is looked again whom to ask first.
+const CHOOSE_AGAIN: Duration = Duration::from_millis(250);
 
 /// One GET to be, and those who wait for it.
 #[derive(Debug)]
@@ -167,24 +172,26 @@ impl Core {
         for _ in 0..GATHERING_TURNS {
             tokio::task::yield_now().await;
         }
-        let mut turn = self.budget.turn().await;
-        let mut assembly = Assembly::new(self.flights.close(flight));
+        let blob = &flight.blob;
+        let mut turn = self.first_turn(&blob.digest, &[]).await;
+        let assembly = Mutex::new(Assembly::new(self.flights.close(flight)));
         let mut retry = Retry::new(&self.config);
         let mut spent: Vec<Arc<Place>> = Vec::new();
         loop {
-            assembly.retain(|answer| !answer.is_closed());
-            let Some(rest) = assembly.rest() else { return };
-            let room = self.budget.room(rest.len(), &turn).await;
-            let outcome = self.round(&flight.blob, &mut assembly, &mut spent).await;
-            drop((room, turn));
-            let Err(grounded) = outcome else { return };
-            if assembly.rest() != Some(rest) {
+            let Some(rest) = still_wanted(&assembly) else { return };
+            let outcome = Box::pin(self.round(blob, &assembly, turn, &mut spent)).await;
+            let Err(grounded) = outcome else {
+                self.tell(blob, None);
+                return;
+            };
+            if assembly.lock().rest() != Some(rest) {
                 retry.progressed();
             }
             *flight.last.lock() = Some(format!("{}: {}", grounded.endpoint, grounded.failure.reason));
             match retry.after(&grounded.failure) {
                 Next::GiveUp => {
-                    for answer in assembly.into_waiting() {
+                    self.tell(blob, Some(&grounded));
+                    for answer in assembly.into_inner().into_waiting() {
                         let _gone = answer.send(Err(grounded.clone()));
                     }
                     return;
@@ -192,66 +199,50 @@ impl Core {
                 Next::Wait(wait) => tokio::time::sleep(wait).await,
             }
             self.metrics.retries.inc();
-            turn = self.budget.turn().await;
+            turn = self.first_turn(&blob.digest, &spent).await;
         }
     }
 
-    /// Asks each place that may still help, once. The failure returned is the most hopeful one.
-    async fn round(
-        &self,
-        blob: &Blob,
-        assembly: &mut Assembly<Answer>,
-        spent: &mut Vec<Arc<Place>>,
-    ) -> Result<(), Grounded> {
-        let mut worst: Option<Grounded> = None;
-        for place in self.places.of(&blob.digest) {
-            if spent.iter().any(|other| Arc::ptr_eq(other, &place)) {
-                continue;
+    /// The right to ask whoever is to be asked first; `None` when there is nobody. While it is waited for, whoever was first can
+    /// begin to stall or be found broken: then the next one is waited for.
+    async fn first_turn(&self, digest: &Digest, spent: &[Arc<Place>]) -> Option<Turn> {
+        loop {
+            for namespace in self.places.namespaces(digest) {
+                self.namespaces.refresh(&namespace).await;
             }
-            let quiet = place.endpoint.quiet();
-            let failure = if quiet.is_zero() {
-                match self.fetch(&place, blob, assembly).await {
-                    Ok(()) => return Ok(()),
-                    Err(failure) => failure,
+            let first = || self.line(digest, spent).front().map(|place| place.endpoint.id);
+            let endpoint = first()?;
+            let mut turn = std::pin::pin!(self.budget.turn(Key { endpoint, blob: Some(*digest) }));
+            loop {
+                match tokio::time::timeout(CHOOSE_AGAIN, &mut turn).await {
+                    Ok(turn) => return Some(turn),
+                    Err(_elapsed) if first() == Some(endpoint) => {}
+                    Err(_elapsed) => break,
                 }
-            } else {
-                let asked = Failure::new(Class::Throttled, "asked to be left alone for a while (Retry-After)");
-                Failure { retry_after: Some(quiet), ..asked }
-            };
-            if quiet.is_zero() {
-                self.count(&place, &failure);
-            }
-            if failure.remedy() == Remedy::None {
-                spent.push(place.clone());
-            }
-            let grounded = Grounded { failure, endpoint: place.endpoint.host.clone() };
-            if worst.as_ref().is_none_or(|other| hope(&grounded.failure) > hope(&other.failure)) {
-                worst = Some(grounded);
             }
         }
-        Err(worst.unwrap_or_else(nobody))
     }
 
-    fn count(&self, place: &Place, failure: &Failure) {
-        place.failed();
-        place.endpoint.failed(failure);
-        self.metrics.failed(failure.class);
-        tracing::debug!(endpoint = place.endpoint.host, class = ?failure.class, reason = failure.reason, "a fetch failed");
+    /// Says that reads of the blob's registries fail, or that they do not any more, when that is new.
+    pub(crate) fn tell(&self, blob: &Blob, grounded: Option<&Grounded>) {
+        for namespace in self.places.namespaces(&blob.digest) {
+            if let (true, Some(grounded)) = (namespace.fails(grounded.is_some()), grounded) {
+                let reason = format!("{}: {}", grounded.endpoint, grounded.failure.reason);
+                self.say(Event::FetchFailed { registry: namespace.registry.clone(), blob: blob.digest, reason });
+            }
+        }
     }
+}
+
+/// What those who still wait lack.
+fn still_wanted(assembly: &Mutex<Assembly<Answer>>) -> Option<ByteRange> {
+    let mut assembly = assembly.lock();
+    assembly.retain(|answer| !answer.is_closed());
+    assembly.rest()
 }
 
 /// No place is left to ask.
 pub(crate) fn nobody() -> Grounded {
     let failure = Failure::new(Class::Missing, "no repository is known to hold it");
     Grounded { failure, endpoint: "the fetcher".to_owned() }
-}
-
-/// How much hope a failure leaves; of several places the most hopeful speaks for all.
-const fn hope(failure: &Failure) -> u8 {
-    match (failure.remedy(), failure.class) {
-        (Remedy::Patience, _) => 3,
-        (Remedy::Doubt, _) => 2,
-        (Remedy::None, Class::Denied) => 1,
-        (Remedy::None, _) => 0,
-    }
 }

@@ -7,24 +7,32 @@
 //! 2. Never more requests and bytes in flight than [`Config::max_requests`] and [`Config::max_bytes`]. A longer read is split.
 //! 3. Every read and every resolve ends within [`Config::deadline`]. Failures are retried here and nowhere else; each error says
 //!    whether another try may help.
-//! 4. Credentials go to the registry they are for and the token server it names, never where a redirect leads elsewhere. They
+//! 4. A registry's content is asked for where containerd's `hosts.toml` says, anew for every read: an endpoint that fails is
+//!    followed by the next one within the same read, and passed over while it is broken. One that gave wrong bytes is named.
+//! 5. Credentials go to the registry they are for and the token server it names, never where a redirect leads elsewhere. They
 //!    appear in no error, log or metric; nor does a URL's query.
-//! 5. TLS is verified. Plain HTTP is spoken to loopback and to hosts that the configuration names, and no redirect leads from
+//!    A redirect or a token server's address leads nowhere further in than the registry is, by the address connected to.
+//! 6. TLS is verified. Plain HTTP is spoken to loopback and to hosts that the configuration names, and no redirect leads from
 //!    TLS to it.
-//! 6. A manifest's bytes are verified against the digest that names it before they are read; manifests, indexes and token
+//! 7. A manifest's bytes are verified against the digest that names it before they are read; manifests, indexes and token
 //!    answers are bounded before they are buffered.
 //!
 //! # Layout
 //!
 //! Decided purely: `reference`, `platform`, `manifest` (what is named and chosen), `challenge`, `token`, `credentials` (who we
-//! are), `answer`, `location`, `timestamp` (what a registry said), `assembly` (joining, splitting, putting together), `retry`.
-//! Done thinly: `web` (one HTTP request), `ask` (with a pass, following redirects), `auth` (passes, renewed once for all),
-//! `fetch` (one ranged GET into the waiters' buffers), `flight` (reads that share it), `resolve`, `push`.
+//! are), `answer`, `location`, `timestamp` (what a registry said), `assembly` (joining, splitting, putting together), `retry`,
+//! `hosts` (`hosts.toml`), `zone` (who may send us where), `breaker`, `latency`, `choice`, `hedge` (whom to ask, and when somebody
+//! else).
+//! Done thinly: `dial`, `names` (HTTP clients and their addresses), `web` (one HTTP request), `ask` (with a pass, following
+//! redirects), `auth` (passes, renewed once for all), `namespace` (a registry's endpoints, as its files say now), `place`, `fetch`
+//! (one ranged GET into the waiters' buffers), `round` (endpoint after endpoint, one beside a slow one), `flight` (reads that share
+//! it), `resolve`, `push`.
 //!
 //! # How a read goes
 //!
 //! `Fetcher::read` -> `Flights::board` (a seat on a flight that passes near, or a new one) -> `Core::fly` waits for its turn,
-//! closes the flight -> `Core::fetch` at each place in turn -> `Assembly::feed` answers each seat as its last byte comes.
+//! closes the flight -> `Core::round` -> `Core::fetch` at each place in turn -> `Assembly::feed` answers each seat as its last byte
+//! comes.
 //! What came stays when a body breaks; the next round goes on from there.
 //!
 //! # Concurrency
@@ -37,36 +45,53 @@ mod answer;
 mod ask;
 mod assembly;
 mod auth;
+mod breaker;
 mod budget;
 mod challenge;
+mod choice;
 mod config;
 mod credentials;
+mod dial;
 mod endpoint;
 mod error;
+mod event;
 mod failure;
 mod fetch;
 mod fetcher;
 mod flight;
+mod gave;
+mod hedge;
+mod hosts;
+mod latency;
 mod location;
 mod manifest;
 mod metrics;
+mod names;
+mod namespace;
 mod place;
 mod platform;
 mod push;
 mod reference;
 mod resolve;
 mod retry;
+mod round;
 mod secret;
 mod timestamp;
 mod token;
 mod web;
+mod zone;
 
 pub use challenge::Challenge;
 pub use config::{Config, ConfigError};
 pub use credentials::{Credential, DockerConfig, DockerConfigError};
-pub use endpoint::EndpointFetched;
+pub use endpoint::{
+    EndpointFetched,
+    status::{EndpointState, EndpointStatus, RegistryStatus},
+};
 pub use error::ResolveError;
+pub use event::Event;
 pub use fetcher::{Fetched, Fetcher};
+pub use hosts::{HostsFault, HostsFile};
 pub use manifest::{Descriptor, Document, ImageDocument, Manifest, ManifestError};
 pub use platform::{Platform, PlatformError};
 pub use push::{Content, PushError, Upload};

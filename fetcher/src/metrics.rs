@@ -1,5 +1,7 @@
 //! What the fetcher counts. Names are registered as they are: the registry handed in carries the prefix.
 
+mod endpoint;
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{
@@ -12,6 +14,8 @@ use prometheus_client::{
 };
 
 use crate::failure::Class;
+
+pub(crate) use endpoint::EndpointMetrics;
 
 /// What a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,6 +53,7 @@ struct Of {
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     requests: Family<For, Counter>,
+    endpoints: endpoint::Families,
     failures: Family<Of, Counter>,
     /// Bytes of blobs received.
     pub(crate) received_bytes: Counter,
@@ -62,6 +67,10 @@ pub(crate) struct Metrics {
     pub(crate) renewals: Counter,
     /// Ranges that a reader found to be wrong.
     pub(crate) rejects: Counter,
+    /// Second requests for the same bytes, because the first was slow.
+    pub(crate) hedges: Counter,
+    /// Bytes that those asked for.
+    pub(crate) hedged_bytes: Counter,
     /// Requests in flight.
     pub(crate) requests_in_flight: Gauge,
     /// Bytes in flight.
@@ -81,6 +90,9 @@ impl Metrics {
             redirects: Counter::default(),
             renewals: Counter::default(),
             rejects: Counter::default(),
+            hedges: Counter::default(),
+            hedged_bytes: Counter::default(),
+            endpoints: endpoint::Families::default(),
             requests_in_flight: Gauge::default(),
             in_flight_bytes: Gauge::default(),
             // 1 ms to 32 s
@@ -94,6 +106,9 @@ impl Metrics {
         registry.register("redirects", "Blob addresses learnt from redirects", metrics.redirects.clone());
         registry.register("credential_renewals", "Tokens and passwords obtained", metrics.renewals.clone());
         registry.register("rejected_ranges", "Ranges that their reader found to be wrong", metrics.rejects.clone());
+        registry.register("hedges", "Second requests because the first was slow", metrics.hedges.clone());
+        registry.register("hedged_bytes", "Bytes asked for by second requests", metrics.hedged_bytes.clone());
+        metrics.endpoints.register(registry);
         registry.register("requests_in_flight", "HTTP requests in flight", metrics.requests_in_flight.clone());
         registry.register("in_flight_bytes", "Bytes asked for and not handed out", metrics.in_flight_bytes.clone());
         registry.register(
@@ -102,6 +117,11 @@ impl Metrics {
             metrics.fetch_seconds.clone(),
         );
         metrics
+    }
+
+    /// Those of one endpoint.
+    pub(crate) fn of_endpoint(&self, host: &str) -> EndpointMetrics {
+        self.endpoints.of(host)
     }
 
     pub(crate) fn sent(&self, purpose: Purpose) {

@@ -1,171 +1,182 @@
-//! Which repositories hold which blob.
+//! Which repositories hold which blob, and at which endpoints they are asked for.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, RwLock};
 use penstock_blob::Digest;
+use reqwest::Url;
+use tokio::time::Instant;
 
 use crate::{
     Reference,
     auth::{Action, Scope},
-    config::Config,
-    endpoint::{Endpoint, EndpointFetched},
+    choice::{self, Candidate},
+    endpoint::Endpoint,
     location::Location,
+    namespace::{Host, Namespace},
 };
-
-/// Most endpoints whose counts are kept once nothing is served from them any more.
-const MAX_ENDPOINTS: usize = 256;
 
 /// One blob in one repository of one endpoint.
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) repository: String,
+    /// The registry meant, said to a mirror.
+    ns: Option<String>,
     pub(crate) location: Location,
-    /// Tries that failed since one succeeded: the place asked first is the one with the fewest.
-    failing: AtomicU32,
+    /// Until when others are asked for this blob first.
+    avoided_until: Mutex<Option<Instant>>,
 }
 
 impl Place {
+    fn new(repository: &str, host: &Host) -> Self {
+        Self {
+            endpoint: host.endpoint.clone(),
+            repository: repository.to_owned(),
+            ns: host.ns.clone(),
+            location: Location::new(),
+            avoided_until: Mutex::new(None),
+        }
+    }
+
     pub(crate) fn scope(&self) -> Scope {
-        Scope { host: self.endpoint.host.clone(), repository: self.repository.clone(), action: Action::Pull }
+        let repository = self.endpoint.full_name(&self.repository);
+        Scope { host: self.endpoint.host.clone(), repository, action: Action::Pull }
     }
 
-    pub(crate) fn succeeded(&self) {
-        self.failing.store(0, Ordering::Relaxed);
+    pub(crate) fn url(&self, digest: &Digest) -> Option<Url> {
+        self.endpoint.url(&self.repository, "blobs", &digest.to_string(), self.ns.as_deref())
     }
 
-    pub(crate) fn failed(&self) {
-        self.failing.fetch_add(1, Ordering::Relaxed);
+    /// Others are asked first for this long; whether that is new.
+    pub(crate) fn avoid(&self, time: Duration) -> bool {
+        let now = Instant::now();
+        let mut until = self.avoided_until.lock();
+        let is_new = until.is_none_or(|until| now >= until);
+        *until = Some(until.map_or(now + time, |until| until.max(now + time)));
+        is_new
+    }
+
+    fn is_avoided(&self) -> bool {
+        self.avoided_until.lock().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn candidate(&self) -> Candidate {
+        let (admission, stalling, average) = self.endpoint.standing();
+        Candidate { admission, avoided: self.is_avoided(), stalling, average }
     }
 }
 
 #[derive(Debug)]
 struct Entry {
-    place: Arc<Place>,
+    namespace: Arc<Namespace>,
+    repository: String,
     /// How many `serve` are not undone by a `forget`.
     served: u32,
+    /// The places as of a generation of the namespace.
+    places: Mutex<(u64, Vec<Arc<Place>>)>,
 }
 
-#[derive(Debug, Default)]
-struct Held {
-    entries: Vec<Entry>,
-    /// Who gave bytes last: who is blamed when they are rejected.
-    last: Option<Arc<Place>>,
+impl Entry {
+    fn is(&self, from: &Reference) -> bool {
+        self.namespace.registry == from.registry() && self.repository == from.repository()
+    }
+
+    /// Places follow the namespace; one whose endpoint is still asked stays, and what was learnt of it.
+    fn places(&self) -> Vec<Arc<Place>> {
+        let current = self.namespace.current();
+        let mut places = self.places.lock();
+        if places.0 != current.generation {
+            let known = std::mem::take(&mut places.1);
+            let same = |place: &Place, host: &Host| Arc::ptr_eq(&place.endpoint, &host.endpoint) && place.ns == host.ns;
+            let pulled = current.hosts.iter().filter(|host| host.capabilities.pull);
+            let place = |host: &Host| match known.iter().find(|place| same(place, host)) {
+                Some(place) => place.clone(),
+                None => Arc::new(Place::new(&self.repository, host)),
+            };
+            *places = (current.generation, pulled.map(place).collect());
+        }
+        places.1.clone()
+    }
 }
 
 /// The table, changed by the control plane and read by every fetch.
 #[derive(Debug, Default)]
 pub(crate) struct Places {
-    blobs: RwLock<HashMap<Digest, Held>>,
-    endpoints: Mutex<HashMap<String, Arc<Endpoint>>>,
+    blobs: RwLock<HashMap<Digest, Vec<Entry>>>,
 }
 
 impl Places {
-    /// The endpoint of a host; one per host, so that its counts and its quiet are shared.
-    pub(crate) fn endpoint(&self, host: &str, config: &Config) -> Option<Arc<Endpoint>> {
-        let mut endpoints = self.endpoints.lock();
-        if let Some(endpoint) = endpoints.get(host) {
-            return Some(endpoint.clone());
-        }
-        if endpoints.len() >= MAX_ENDPOINTS {
-            endpoints.retain(|_, endpoint| Arc::strong_count(endpoint) > 1);
-        }
-        let endpoint = Arc::new(Endpoint::new(host, config)?);
-        endpoints.insert(host.to_owned(), endpoint.clone());
-        Some(endpoint)
-    }
-
-    pub(crate) fn serve(&self, digest: Digest, endpoint: &Arc<Endpoint>, from: &Reference) {
+    pub(crate) fn serve(&self, digest: Digest, namespace: &Arc<Namespace>, from: &Reference) {
         let mut blobs = self.blobs.write();
-        let held = blobs.entry(digest).or_default();
-        if let Some(entry) = held.entries.iter_mut().find(|entry| entry.is(from)) {
+        let entries = blobs.entry(digest).or_default();
+        if let Some(entry) = entries.iter_mut().find(|entry| entry.is(from)) {
             entry.served = entry.served.saturating_add(1);
             return;
         }
-        let place = Place {
-            endpoint: endpoint.clone(),
+        entries.push(Entry {
+            namespace: namespace.clone(),
             repository: from.repository().to_owned(),
-            location: Location::new(),
-            failing: AtomicU32::new(0),
-        };
-        held.entries.push(Entry { place: Arc::new(place), served: 1 });
+            served: 1,
+            places: Mutex::new((0, Vec::new())),
+        });
     }
 
     pub(crate) fn forget(&self, digest: &Digest, from: &Reference) {
         let mut blobs = self.blobs.write();
-        let Some(held) = blobs.get_mut(digest) else { return };
-        if let Some(entry) = held.entries.iter_mut().find(|entry| entry.is(from)) {
+        let Some(entries) = blobs.get_mut(digest) else { return };
+        if let Some(entry) = entries.iter_mut().find(|entry| entry.is(from)) {
             entry.served -= 1;
         }
-        held.entries.retain(|entry| entry.served > 0);
-        if held.entries.is_empty() {
+        entries.retain(|entry| entry.served > 0);
+        if entries.is_empty() {
             blobs.remove(digest);
         }
     }
 
-    /// Where a blob can be asked for, the most promising first.
+    /// Whether anybody is known to hold the blob.
+    pub(crate) fn knows(&self, digest: &Digest) -> bool {
+        self.blobs.read().contains_key(digest)
+    }
+
+    /// The registries that hold a blob.
+    pub(crate) fn namespaces(&self, digest: &Digest) -> Vec<Arc<Namespace>> {
+        let blobs = self.blobs.read();
+        blobs.get(digest).into_iter().flatten().map(|entry| entry.namespace.clone()).collect()
+    }
+
+    /// Where a blob can be asked for, the first to be asked first.
     pub(crate) fn of(&self, digest: &Digest) -> Vec<Arc<Place>> {
-        let mut places: Vec<Arc<Place>> = match self.blobs.read().get(digest) {
-            Some(held) => held.entries.iter().map(|entry| entry.place.clone()).collect(),
-            None => Vec::new(),
-        };
-        places.sort_by_cached_key(|place| place.failing.load(Ordering::Relaxed));
-        places
-    }
-
-    /// `place` gave bytes of a blob.
-    pub(crate) fn gave(&self, digest: &Digest, place: &Arc<Place>) {
-        place.succeeded();
-        let is_known = |held: &Held| held.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, place));
-        if self.blobs.read().get(digest).is_none_or(is_known) {
-            return;
-        }
-        if let Some(held) = self.blobs.write().get_mut(digest) {
-            held.last = Some(place.clone());
-        }
-    }
-
-    /// A reader found that bytes of a blob are wrong: whoever gave them last is asked last.
-    pub(crate) fn reject(&self, digest: &Digest) {
-        if let Some(last) = self.blobs.read().get(digest).and_then(|held| held.last.as_ref()) {
-            last.failed();
-            last.endpoint.rejected();
-        }
-    }
-
-    pub(crate) fn fetched(&self) -> Vec<EndpointFetched> {
-        let mut all: Vec<EndpointFetched> = self.endpoints.lock().values().map(|endpoint| endpoint.fetched()).collect();
-        all.sort_by(|a, b| a.host.cmp(&b.host));
-        all
-    }
-}
-
-impl Entry {
-    fn is(&self, from: &Reference) -> bool {
-        self.place.endpoint.host == from.host() && self.place.repository == from.repository()
+        let blobs = self.blobs.read();
+        let places: Vec<Arc<Place>> = blobs.get(digest).into_iter().flatten().flat_map(Entry::places).collect();
+        drop(blobs);
+        let candidates: Vec<Candidate> = places.iter().map(|place| place.candidate()).collect();
+        choice::order(&candidates).into_iter().map(|at| places[at].clone()).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tokio::sync::broadcast;
 
-    #[test]
-    fn a_blob_stays_until_every_serve_is_undone() {
-        let places = Places::default();
-        let config = Config::default();
-        let endpoint = places.endpoint("r.io", &config).unwrap();
+    use super::*;
+    use crate::{Config, dial::Dialer, metrics::Metrics, namespace::Namespaces};
+
+    fn namespaces() -> Namespaces {
+        let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());
+        let dialer = Arc::new(Dialer::new(&Config::default(), metrics).unwrap());
+        Namespaces::new(dialer, broadcast::channel(8).0)
+    }
+
+    #[tokio::test]
+    async fn a_blob_stays_until_every_serve_is_undone() {
+        let (places, namespaces) = (Places::default(), namespaces());
         let digest = Digest::of(b"blob");
         let [v1, v2, other]: [Reference; 3] = ["r.io/a:v1", "r.io/a:v2", "r.io/b"].map(|text| text.parse().unwrap());
         for from in [&v1, &v2, &other] {
-            places.serve(digest, &endpoint, from);
+            let namespace = namespaces.of(from);
+            namespaces.refresh(&namespace).await;
+            places.serve(digest, &namespace, from);
         }
         assert_eq!(places.of(&digest).len(), 2, "tags of one repository are one place");
         places.forget(&digest, &v1);
@@ -173,24 +184,26 @@ mod tests {
         assert_eq!(places.of(&digest).len(), 1);
         places.forget(&digest, &v2);
         places.forget(&digest, &v2);
-        assert!(places.of(&digest).is_empty());
+        assert!(places.of(&digest).is_empty() && !places.knows(&digest));
     }
 
-    #[test]
-    fn who_gave_rejected_bytes_is_asked_last_and_counted() {
-        let places = Places::default();
-        let config = Config::default();
+    #[tokio::test(start_paused = true)]
+    async fn an_avoided_place_is_asked_last_for_a_while() {
+        let (places, namespaces) = (Places::default(), namespaces());
         let digest = Digest::of(b"blob");
         for from in ["a.io/x", "b.io/x"] {
             let from: Reference = from.parse().unwrap();
-            places.serve(digest, &places.endpoint(from.host(), &config).unwrap(), &from);
+            let namespace = namespaces.of(&from);
+            namespaces.refresh(&namespace).await;
+            places.serve(digest, &namespace, &from);
         }
-        places.reject(&digest);
-        let first = |places: &Places| places.of(&digest)[0].endpoint.host.clone();
-        assert_eq!(first(&places), "a.io");
-        places.gave(&digest, &places.of(&digest)[0]);
-        places.reject(&digest);
-        assert_eq!(first(&places), "b.io");
-        assert_eq!(places.fetched().iter().map(|e| e.rejects).collect::<Vec<_>>(), [1, 0]);
+        let hosts = || places.of(&digest).iter().map(|place| place.endpoint.host.clone()).collect::<Vec<_>>();
+        assert_eq!(hosts(), ["a.io", "b.io"]);
+        let first = places.of(&digest)[0].clone();
+        assert!(first.avoid(Duration::from_secs(10)));
+        assert!(!first.avoid(Duration::from_secs(5)), "that is no news");
+        assert_eq!(hosts(), ["b.io", "a.io"]);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(hosts(), ["a.io", "b.io"]);
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     Fetcher, Reference,
     auth::{Action, Scope},
     credentials::Credential,
-    failure::Failure,
+    failure::{Class, Failure},
     metrics::Purpose,
 };
 
@@ -132,7 +132,7 @@ struct Session<'a> {
 impl Session<'_> {
     fn client(&self) -> Result<Client, String> {
         let core = &self.fetcher.core;
-        if !core.web.has_system_roots {
+        if !core.dialer.has_system_roots {
             return Err("no system CA certificates; install ca-certificates".to_owned());
         }
         let host = self.to.host();
@@ -145,7 +145,7 @@ impl Session<'_> {
         let proxy = core.config.proxy.as_ref().map(|proxy| proxy.expose().to_owned());
         let config = ClientConfig {
             protocol,
-            extra_root_certificates: core.web.ca_bundle.iter().map(certificate).collect(),
+            extra_root_certificates: core.dialer.ca_bundle.iter().map(certificate).collect(),
             connect_timeout: Some(core.config.connect_timeout),
             read_timeout: Some(core.config.deadline),
             user_agent: core.config.user_agent,
@@ -187,13 +187,13 @@ impl Session<'_> {
     async fn exchange(&self, scope: &Scope) -> Result<String, Failure> {
         let core = &self.fetcher.core;
         let unknown = || Failure::denied("no token can be had from this registry".to_owned());
-        let endpoint = core.places.endpoint(&scope.host, &core.config).ok_or_else(unknown)?;
-        let root = endpoint.root();
-        let pass = core.auth.pass(&core.web, scope).await?;
-        let response = core.web.get(Purpose::Manifest, root.clone(), http::HeaderMap::new(), None).await?;
+        let endpoint = core.namespaces.server(self.to).map_err(|reason| Failure::new(Class::Refused, &reason))?;
+        let (web, root) = (&endpoint.web, endpoint.root().ok_or_else(unknown)?);
+        let pass = core.auth.pass(web, scope).await?;
+        let response = web.get(Purpose::Manifest, root.clone(), http::HeaderMap::new(), None).await?;
         let headers = response.headers().clone();
-        core.web.discard(response).await;
-        let pass = core.auth.answer(&core.web, scope, (&headers, &root), pass.generation).await?;
+        web.discard(response).await;
+        let pass = core.auth.answer(web, scope, (&headers, &root), pass.generation).await?;
         let header = pass.header.ok_or_else(unknown)?;
         let token = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")).ok_or_else(unknown)?;
         Ok(token.to_owned())

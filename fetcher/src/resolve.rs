@@ -15,12 +15,18 @@ use crate::{
     Fetcher, Manifest, Platform, Reference, ResolveError, answer,
     ask::{Ask, Asker, blame},
     auth::{Action, Scope},
-    endpoint::Endpoint,
+    budget::Key,
+    choice::{self, Candidate},
+    endpoint::Asking,
+    event::Event,
     failure::{Class, Failure},
+    fetch::no_url,
     fetcher::Core,
     manifest::{ACCEPTED, Document, ImageDocument, MAX_MANIFEST_BYTES, ManifestError, choose, offered},
     metrics::Purpose,
+    namespace::{Host, Namespace},
     retry::{Next, Retry},
+    round::hope,
 };
 
 /// Most indexes between a reference and its image. Real ones have one; a second appears where indexes are collected.
@@ -73,20 +79,18 @@ impl Fetcher {
     /// [`ResolveError`].
     pub async fn resolve(&self, reference: &Reference, platform: &Platform) -> Result<Manifest, ResolveError> {
         let config = &self.core.config;
-        let endpoint = self.core.places.endpoint(reference.host(), config).ok_or_else(|| {
-            let failure = Failure::new(Class::Refused, "no URL can be made of this host");
-            ResolveError::of(failure, reference, reference.host())
-        })?;
+        let namespace = self.core.namespaces.of(reference);
         let last = Mutex::new(None);
-        let resolved = self.core.resolve(reference, platform, &endpoint, &last);
+        let resolved = self.core.resolve(reference, platform, &namespace, &last);
         match timeout_at(Instant::now() + config.deadline, resolved).await {
             Ok(resolved) => resolved,
-            Err(_elapsed) => Err(ResolveError::Deadline {
-                reference: reference.clone(),
-                endpoint: endpoint.host.clone(),
-                after: config.deadline,
-                last: last.lock().take().unwrap_or_else(|| "waiting for the first answer".to_owned()),
-            }),
+            Err(_elapsed) => {
+                let (endpoint, last) = last
+                    .lock()
+                    .take()
+                    .unwrap_or_else(|| (reference.host().to_owned(), "waiting for the first answer".to_owned()));
+                Err(ResolveError::Deadline { reference: reference.clone(), endpoint, after: config.deadline, last })
+            }
         }
     }
 }
@@ -96,12 +100,12 @@ impl Core {
         &self,
         reference: &Reference,
         platform: &Platform,
-        endpoint: &Arc<Endpoint>,
-        last: &Mutex<Option<String>>,
+        namespace: &Arc<Namespace>,
+        last: &Mutex<Option<(String, String)>>,
     ) -> Result<Manifest, ResolveError> {
         let mut wanted = Wanted { reference: reference.clone(), size_bytes: None };
         for _ in 0..=MAX_DEPTH {
-            let verified = self.manifest(&wanted, endpoint, last).await?;
+            let verified = self.manifest(&wanted, namespace, last).await?;
             let unusable = |error| ResolveError::Manifest { reference: reference.clone(), error };
             match Document::parse(&verified.bytes, verified.content_type.as_deref()).map_err(unusable)? {
                 Document::Image(image) => return Ok(manifest(reference, verified.digest, *image)),
@@ -123,59 +127,117 @@ impl Core {
     async fn manifest(
         &self,
         wanted: &Wanted,
-        endpoint: &Arc<Endpoint>,
-        last: &Mutex<Option<String>>,
+        namespace: &Arc<Namespace>,
+        last: &Mutex<Option<(String, String)>>,
     ) -> Result<Verified, ResolveError> {
-        let mut retry = Retry::new(&self.config);
+        let mut retry = Retry::typed(&self.config);
         loop {
-            // An endpoint that asked to be left alone is, whoever it told.
-            tokio::time::sleep(endpoint.quiet()).await;
-            let turn = self.budget.turn().await;
-            let room = self.budget.room(wanted.size_bytes.unwrap_or(MAX_MANIFEST_BYTES as u64), &turn).await;
-            let outcome = self.manifest_once(wanted, endpoint).await;
-            drop((room, turn));
-            let trouble = match outcome {
+            self.namespaces.refresh(namespace).await;
+            let (endpoint, trouble) = match Box::pin(self.manifest_round(wanted, namespace)).await {
                 Ok(verified) => return Ok(verified),
-                Err(trouble) => trouble,
+                Err(worst) => worst,
             };
             let failure = trouble.failure();
-            endpoint.failed(&failure);
-            self.metrics.failed(failure.class);
-            *last.lock() = Some(failure.reason.clone());
+            *last.lock() = Some((endpoint.clone(), failure.reason.clone()));
             match retry.after(&failure) {
-                Next::GiveUp => return Err(trouble.into_error(&wanted.reference, endpoint)),
+                Next::GiveUp => return Err(trouble.into_error(&wanted.reference, &endpoint)),
                 Next::Wait(wait) => tokio::time::sleep(wait).await,
             }
             self.metrics.retries.inc();
         }
     }
 
-    async fn manifest_once(&self, wanted: &Wanted, endpoint: &Endpoint) -> Result<Verified, Trouble> {
+    /// Asks each endpoint that may be asked for this, in their order, once; the most hopeful failure of all is returned.
+    async fn manifest_round(&self, wanted: &Wanted, namespace: &Arc<Namespace>) -> Result<Verified, (String, Trouble)> {
+        // What a tag names is only asked of those who may say so; what a digest names, of all who have content.
+        let by_tag = wanted.reference.digest().is_none();
+        let may = |host: &&Host| host.capabilities.pull && (host.capabilities.resolve || !by_tag);
+        let current = namespace.current();
+        let hosts: Vec<&Host> = current.hosts.iter().filter(may).collect();
+        let candidate = |host: &&Host| {
+            let (admission, stalling, average) = host.endpoint.standing();
+            Candidate { admission, avoided: false, stalling, average }
+        };
+        let candidates: Vec<Candidate> = hosts.iter().map(candidate).collect();
+        let mut worst: Option<(String, Trouble)> = None;
+        for at in choice::order(&candidates) {
+            let host = hosts[at];
+            let trouble = match self.manifest_from(wanted, host).await {
+                Ok(verified) => return Ok(verified),
+                Err(trouble) => trouble,
+            };
+            let more_hope = |(_, other): &(String, Trouble)| hope(&trouble.failure()) > hope(&other.failure());
+            if worst.as_ref().is_none_or(more_hope) {
+                worst = Some((host.endpoint.host.clone(), trouble));
+            }
+        }
+        Err(worst.unwrap_or_else(|| {
+            let reason = "no host of its hosts.toml may be asked for this (capabilities)";
+            (namespace.registry.clone(), Failure::new(Class::Missing, reason).into())
+        }))
+    }
+
+    /// Asks one endpoint, within the budget, and counts what came of it.
+    async fn manifest_from(&self, wanted: &Wanted, host: &Host) -> Result<Verified, Trouble> {
+        let endpoint = &host.endpoint;
+        let quiet = endpoint.quiet();
+        if !quiet.is_zero() {
+            // An endpoint that asked to be left alone is, whoever it told.
+            let asked = Failure::new(Class::Throttled, "asked to be left alone for a while (Retry-After)");
+            return Err(Failure { retry_after: Some(quiet), ..asked }.into());
+        }
+        let turn = self.budget.turn(Key { endpoint: endpoint.id, blob: None }).await;
+        let room = self.budget.room(wanted.size_bytes.unwrap_or(MAX_MANIFEST_BYTES as u64), &turn).await;
+        let mut asking = endpoint.ask();
+        let outcome = self.manifest_once(wanted, host, &mut asking).await;
+        drop((room, turn));
+        let failure = outcome.as_ref().err().map(Trouble::failure);
+        let change = asking.settle(failure.as_ref().map_or(Ok(()), |failure| Err(failure.class)));
+        let reason = failure.as_ref().map_or("", |failure| failure.reason.as_str());
+        self.changed(&endpoint.host, change, reason);
+        if let Some(failure) = &failure {
+            endpoint.failed(failure);
+            self.metrics.failed(failure.class);
+        }
+        if let Err(Trouble::Digest { expected, actual }) = &outcome {
+            let reason = format!("it sent a manifest with digest {actual}");
+            let (endpoint, blob) = (endpoint.host.clone(), *expected);
+            self.say(Event::WrongBytes { endpoint, blob, range: None, reason, shared: false });
+            let change = host.endpoint.was_wrong();
+            self.changed(&host.endpoint.host, change, "it gave wrong bytes of several blobs");
+        }
+        outcome
+    }
+
+    async fn manifest_once(&self, wanted: &Wanted, host: &Host, asking: &mut Asking) -> Result<Verified, Trouble> {
+        let endpoint = &host.endpoint;
+        let web = &endpoint.web;
         let reference = &wanted.reference;
         let pinned = reference.digest();
         let name = pinned.map_or_else(|| reference.tag().unwrap_or_default().to_owned(), |digest| digest.to_string());
         let accept = HeaderValue::from_str(&ACCEPTED.join(", ")).unwrap_or(HeaderValue::from_static("*/*"));
         let ask = Ask {
             purpose: Purpose::Manifest,
-            url: endpoint.url(reference.repository(), "manifests", &name),
+            url: endpoint.url(reference.repository(), "manifests", &name, host.ns.as_deref()).ok_or_else(no_url)?,
             headers: [(ACCEPT, accept)].into_iter().collect(),
         };
-        let repository = reference.repository().to_owned();
+        let repository = endpoint.full_name(reference.repository());
         let scope = Scope { host: endpoint.host.clone(), repository, action: Action::Pull };
-        let asker = Asker { web: &self.web, auth: &self.auth, endpoint };
+        let asker = Asker { auth: &self.auth, endpoint };
         let answered = asker.ask(&scope, &ask).await?;
+        asking.answered();
         let response = answered.response;
         if response.status() != StatusCode::OK {
             let mut failure = answer::judge(response.status(), response.headers(), SystemTime::now());
             if failure.class == Class::Wrong {
                 failure.class = Class::Refused;
             }
-            self.web.discard(response).await;
+            web.discard(response).await;
             return Err(answered.sent_to.map_or(failure.clone(), |(url, _)| blame(&url, failure)).into());
         }
         let headers = response.headers().clone();
         let max = wanted.size_bytes.map_or(MAX_MANIFEST_BYTES, |size| usize::try_from(size).unwrap_or(usize::MAX));
-        let body = self.web.body(response, max.min(MAX_MANIFEST_BYTES)).await?;
+        let body = web.body(response, max.min(MAX_MANIFEST_BYTES)).await?;
         let bytes = match (body, wanted.size_bytes) {
             (Some(bytes), _) => bytes,
             (None, Some(size)) if size <= MAX_MANIFEST_BYTES as u64 => {
@@ -204,11 +266,11 @@ fn verify(bytes: &[u8], pinned: Option<Digest>, headers: &HeaderMap) -> Result<D
 }
 
 impl Trouble {
-    fn into_error(self, reference: &Reference, endpoint: &Endpoint) -> ResolveError {
+    fn into_error(self, reference: &Reference, endpoint: &str) -> ResolveError {
         match self {
-            Self::Failure(failure) => ResolveError::of(failure, reference, &endpoint.host),
+            Self::Failure(failure) => ResolveError::of(failure, reference, endpoint),
             Self::Digest { expected, actual } => {
-                ResolveError::Digest { reference: reference.clone(), endpoint: endpoint.host.clone(), expected, actual }
+                ResolveError::Digest { reference: reference.clone(), endpoint: endpoint.to_owned(), expected, actual }
             }
             Self::TooLarge => ResolveError::Manifest { reference: reference.clone(), error: ManifestError::TooLarge },
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     config::Config,
-    failure::{Failure, Remedy},
+    failure::{Class, Failure, Remedy},
 };
 
 /// How many rounds an answer gets that is wrong rather than missing: a broken proxy may do it once, a server that cannot serve
@@ -28,6 +28,8 @@ pub(crate) struct Retry {
     max: Duration,
     rounds: u32,
     doubtful: u32,
+    /// Whether a host that does not exist is as doubtful as a wrong answer.
+    names_are_final: bool,
     random: fastrand::Rng,
 }
 
@@ -38,8 +40,15 @@ impl Retry {
             max: config.backoff_max,
             rounds: 0,
             doubtful: 0,
+            names_are_final: false,
             random: fastrand::Rng::new(),
         }
+    }
+
+    /// For somebody who has just typed the name: a host that does not exist is most likely a slip, and he should hear of it in
+    /// moments. A read of an attached image goes on asking instead: its host did exist, and will again.
+    pub(crate) fn typed(config: &Config) -> Self {
+        Self { names_are_final: true, ..Self::new(config) }
     }
 
     /// Some bytes came: what follows is a new trouble.
@@ -50,6 +59,7 @@ impl Retry {
 
     pub(crate) fn after(&mut self, failure: &Failure) -> Next {
         match failure.remedy() {
+            Remedy::Patience if self.names_are_final && failure.class == Class::Unresolved => self.doubtful += 1,
             Remedy::None => return Next::GiveUp,
             Remedy::Doubt => self.doubtful += 1,
             Remedy::Patience => {}
@@ -113,6 +123,14 @@ mod tests {
         assert!(matches!(answers[..], [Next::Wait(_), Next::Wait(_), Next::GiveUp]));
         assert_eq!(retry(1).after(&Failure::new(Class::Missing, "x")), Next::GiveUp);
         assert_eq!(retry(1).after(&Failure::denied("x".to_owned())), Next::GiveUp);
+    }
+
+    #[test]
+    fn a_host_that_does_not_exist_is_final_for_who_typed_it_only() {
+        let failure = Failure::new(Class::Unresolved, "x");
+        let mut typed = Retry { names_are_final: true, ..retry(1) };
+        assert!(matches!(waits(&mut typed, &failure, 3)[..], [Next::Wait(_), Next::Wait(_), Next::GiveUp]));
+        assert!(!waits(&mut retry(1), &failure, 20).contains(&Next::GiveUp));
     }
 
     #[test]

@@ -1,0 +1,273 @@
+//! One round of a flight: everybody who may help is asked, in turn, and when one is slow the next one beside him.
+
+use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use parking_lot::Mutex;
+use penstock_blob::{Blob, ByteRange, Digest};
+use tokio::time::{Instant, sleep_until};
+
+use crate::{
+    assembly::Assembly,
+    breaker::Change,
+    budget::{Key, Room, Turn},
+    event::Event,
+    failure::{Class, Failure, Remedy},
+    fetch::{Answer, Grounded},
+    fetcher::Core,
+    flight::nobody,
+    place::Place,
+};
+
+/// How long a place is asked last that gave wrong bytes of the blob: long enough for somebody to look at it.
+const AVOID_WRONG: Duration = Duration::from_secs(600);
+/// How long a place is asked last that does not have the blob: a mirror fetches it meanwhile, or a peer does.
+const AVOID_MISSING: Duration = Duration::from_secs(30);
+/// How long a place is asked last that refuses access: new credentials are found out soon.
+const AVOID_DENIED: Duration = Duration::from_secs(10);
+/// Most requests of one flight at a time: the first, and one beside it.
+const MOST_AT_ONCE: usize = 2;
+
+/// An attempt, and at which place.
+type Attempt<'a> = Pin<Box<dyn Future<Output = (Arc<Place>, Result<(), Failure>)> + Send + 'a>>;
+
+/// One round under way.
+struct Round<'a> {
+    core: &'a Core,
+    blob: &'a Blob,
+    assembly: &'a Mutex<Assembly<Answer>>,
+    /// Who has not been asked, the next one first.
+    line: VecDeque<Arc<Place>>,
+    /// Who is being asked.
+    asked: Vec<Arc<Place>>,
+    attempts: FuturesUnordered<Attempt<'a>>,
+    /// When somebody else is asked too.
+    hedge_at: Instant,
+    /// The most hopeful failure.
+    worst: Option<Grounded>,
+}
+
+impl Core {
+    /// Who can be asked for a blob, the first one first.
+    pub(crate) fn line(&self, digest: &Digest, spent: &[Arc<Place>]) -> VecDeque<Arc<Place>> {
+        let is_spent = |place: &Arc<Place>| spent.iter().any(|other| Arc::ptr_eq(other, place));
+        self.places.of(digest).into_iter().filter(|place| !is_spent(place)).collect()
+    }
+
+    /// Asks each place that may still help, once. The failure returned is the most hopeful one.
+    pub(crate) async fn round(
+        &self,
+        blob: &Blob,
+        assembly: &Mutex<Assembly<Answer>>,
+        turn: Option<Turn>,
+        spent: &mut Vec<Arc<Place>>,
+    ) -> Result<(), Grounded> {
+        let mut round = Round {
+            core: self,
+            blob,
+            assembly,
+            line: self.line(&blob.digest, spent),
+            asked: Vec::new(),
+            attempts: FuturesUnordered::new(),
+            hedge_at: Instant::now(),
+            worst: None,
+        };
+        let mut turn = turn;
+        loop {
+            if round.attempts.is_empty() {
+                let Some(place) = round.line.pop_front() else {
+                    return Err(round.worst.unwrap_or_else(nobody));
+                };
+                if !round.is_quiet(&place) {
+                    round.ask(place, turn.take()).await;
+                }
+                continue;
+            }
+            let may_hedge = round.attempts.len() < MOST_AT_ONCE && !round.line.is_empty();
+            tokio::select! {
+                biased;
+                ended = round.attempts.next() => match ended {
+                    Some((_, Ok(()))) => return Ok(()),
+                    Some((place, Err(failure))) => round.failed(&place, failure, spent),
+                    None => {}
+                },
+                () = sleep_until(round.hedge_at), if may_hedge => round.hedge(),
+            }
+        }
+    }
+
+    /// Says something to whoever listens.
+    pub(crate) fn say(&self, event: Event) {
+        let _nobody = self.events.send(event);
+    }
+
+    /// What an endpoint's change of state means for operators.
+    pub(crate) fn changed(&self, endpoint: &str, change: Option<Change>, reason: &str) {
+        let endpoint = endpoint.to_owned();
+        match change {
+            Some(Change::Broken) => self.say(Event::EndpointBroken { endpoint, reason: reason.to_owned() }),
+            Some(Change::Healed) => self.say(Event::EndpointHealed { endpoint }),
+            None => {}
+        }
+    }
+
+    /// A reader found bytes to be wrong: whoever gave them is asked last for this blob, and after some blobs for all.
+    pub(crate) fn rejected(&self, blob: &Blob, range: ByteRange) {
+        let places = self.gave.take(&blob.digest, range);
+        let shared = places.len() > 1;
+        for place in places {
+            place.endpoint.rejected();
+            self.gave_wrong(&place, blob, (Some(range), shared), "their reader's check failed");
+        }
+    }
+
+    /// A reader's deadline passed while he was waiting.
+    pub(crate) fn late(&self, blob: &Blob, last: &str) {
+        let (endpoint, reason) = last.split_once(": ").unwrap_or(("the fetcher", last));
+        let failure = Failure::timeout(reason.to_owned());
+        self.tell(blob, Some(&Grounded { failure, endpoint: endpoint.to_owned() }));
+    }
+
+    fn gave_wrong(&self, place: &Place, blob: &Blob, (range, shared): (Option<ByteRange>, bool), reason: &str) {
+        if !place.avoid(AVOID_WRONG) {
+            return;
+        }
+        let endpoint = place.endpoint.host.clone();
+        let reason = reason.to_owned();
+        self.say(Event::WrongBytes { endpoint, blob: blob.digest, range, reason, shared });
+        // Where somebody else gave a part of it, it may have been him: that is no proof against anybody.
+        if !shared {
+            let change = place.endpoint.was_wrong();
+            self.changed(&place.endpoint.host, change, "it gave wrong bytes of several blobs");
+        }
+    }
+
+    fn count(&self, place: &Place, blob: &Blob, failure: &Failure) {
+        place.endpoint.failed(failure);
+        self.metrics.failed(failure.class);
+        match failure.class {
+            Class::Missing => drop(place.avoid(AVOID_MISSING)),
+            Class::Denied => drop(place.avoid(AVOID_DENIED)),
+            Class::Wrong => self.gave_wrong(place, blob, (None, false), &failure.reason),
+            _ => {}
+        }
+        tracing::debug!(endpoint = place.endpoint.host, class = ?failure.class, reason = failure.reason, "a fetch failed");
+    }
+}
+
+impl Round<'_> {
+    /// What is still lacked, at least one byte so that it can be taken from a budget.
+    fn len(&self) -> u64 {
+        self.assembly.lock().rest().map_or(1, ByteRange::len)
+    }
+
+    fn key(&self, place: &Place) -> Key {
+        Key { endpoint: place.endpoint.id, blob: Some(self.blob.digest) }
+    }
+
+    /// Whether a place asked to be left alone, which is then its failure.
+    fn is_quiet(&mut self, place: &Place) -> bool {
+        let quiet = place.endpoint.quiet();
+        if quiet.is_zero() {
+            return false;
+        }
+        let asked = Failure::new(Class::Throttled, "asked to be left alone for a while (Retry-After)");
+        self.note(place, Failure { retry_after: Some(quiet), ..asked });
+        true
+    }
+
+    /// Asks a place once it is its turn.
+    async fn ask(&mut self, place: Arc<Place>, turn: Option<Turn>) {
+        let key = self.key(&place);
+        let turn = match turn {
+            Some(turn) if turn.key == key => turn,
+            // Given back first: nobody waits for a second turn with one in hand.
+            other => {
+                drop(other);
+                self.core.budget.turn(key).await
+            }
+        };
+        let room = self.core.budget.room(self.len(), &turn).await;
+        self.start(place, (turn, room));
+    }
+
+    fn start(&mut self, place: Arc<Place>, budget: (Turn, Room)) {
+        let (core, blob, assembly) = (self.core, self.blob, self.assembly);
+        self.hedge_at = Instant::now() + place.endpoint.hedge_after(self.len());
+        self.asked.push(place.clone());
+        self.attempts.push(Box::pin(async move {
+            let _budget = budget;
+            let mut asking = place.endpoint.ask();
+            let outcome = core.fetch(&place, blob, assembly, &mut asking).await;
+            let change = asking.settle(outcome.as_ref().copied().map_err(|failure| failure.class));
+            let reason = outcome.as_ref().err().map_or("", |failure| failure.reason.as_str());
+            core.changed(&place.endpoint.host, change, reason);
+            (place, outcome)
+        }));
+    }
+
+    /// The one who is asked is slow. The next one is asked beside him if that may cost so many bytes more, or instead of him if
+    /// nothing at all comes from there. He who loses is dropped, and his connection with it.
+    fn hedge(&mut self) {
+        let (Some(slow), Some(next)) = (self.asked.last().cloned(), self.line.front().cloned()) else { return };
+        let len = self.len();
+        if !next.endpoint.quiet().is_zero() {
+            self.line.pop_front();
+            return;
+        }
+        let stalls = slow.endpoint.is_stalling();
+        if let Some(budget) = self.core.budget.at_once(self.key(&next), len) {
+            let allowed = self.core.allowance.take(len);
+            if allowed || stalls {
+                if !allowed {
+                    self.abandon(&slow);
+                }
+                self.line.pop_front();
+                next.endpoint.hedged();
+                self.core.metrics.hedges.inc();
+                self.core.metrics.hedged_bytes.inc_by(len);
+                self.start(next, budget);
+                return;
+            }
+        }
+        self.hedge_at = Instant::now() + slow.endpoint.hedge_after(len);
+    }
+
+    /// Nothing comes from there, for anybody: the request is dropped, and that is a failure of the endpoint.
+    fn abandon(&mut self, slow: &Arc<Place>) {
+        self.attempts = FuturesUnordered::new();
+        self.asked.clear();
+        let failure = Failure::timeout("sent nothing to anybody for too long".to_owned());
+        let change = slow.endpoint.ask().settle(Err(failure.class));
+        self.core.changed(&slow.endpoint.host, change, &failure.reason);
+        self.core.count(slow, self.blob, &failure);
+        self.note(slow, failure);
+    }
+
+    fn failed(&mut self, place: &Arc<Place>, failure: Failure, spent: &mut Vec<Arc<Place>>) {
+        self.asked.retain(|other| !Arc::ptr_eq(other, place));
+        self.core.count(place, self.blob, &failure);
+        if failure.remedy() == Remedy::None {
+            spent.push(place.clone());
+        }
+        self.note(place, failure);
+    }
+
+    fn note(&mut self, place: &Place, failure: Failure) {
+        let grounded = Grounded { failure, endpoint: place.endpoint.host.clone() };
+        if self.worst.as_ref().is_none_or(|other| hope(&grounded.failure) > hope(&other.failure)) {
+            self.worst = Some(grounded);
+        }
+    }
+}
+
+/// How much hope a failure leaves; of several places the most hopeful speaks for all.
+pub(crate) const fn hope(failure: &Failure) -> u8 {
+    match (failure.remedy(), failure.class) {
+        (Remedy::Patience, Class::Unresolved) => 3,
+        (Remedy::Patience, _) => 4,
+        (Remedy::Doubt, _) => 2,
+        (Remedy::None, Class::Denied) => 1,
+        (Remedy::None, _) => 0,
+    }
+}
