@@ -255,7 +255,10 @@ fn fetcher_config(config: &Config) -> penstock_fetcher::Config {
         tls: config.tls.clone(),
         proxy: config.proxy.clone().map(penstock_fetcher::Secret::new),
         no_proxy: config.no_proxy.clone(),
-        docker_config: config.docker_config.clone(),
+        credentials: penstock_fetcher::CredentialSources {
+            docker_config: config.docker_config.clone(),
+            ..penstock_fetcher::CredentialSources::default()
+        },
         ..penstock_fetcher::Config::default()
     }
 }

@@ -17,6 +17,9 @@ use crate::{
 /// Most hops from the registry to the content: a registry in front of a registry in front of a store makes two.
 const MAX_HOPS: usize = 5;
 
+/// Most passes shown for one request: the one that has ended, and one for each credential that providers offer.
+const MAX_PASSES: usize = 8;
+
 /// What is asked for: always a GET.
 #[derive(Debug, Clone)]
 pub(crate) struct Ask {
@@ -48,24 +51,12 @@ impl Asker<'_> {
     /// access there; only when that address is of the same origin and answers 401, it is asked with the pass.
     pub(crate) async fn ask(&self, scope: &Scope, ask: &Ask) -> Result<Answered, Failure> {
         let web = &self.endpoint.web;
-        let mut pass = self.auth.pass(web, scope).await?;
-        let mut response = self.get(ask, &ask.url, &pass.header).await?;
-        if is_refused(response.status(), &pass) {
-            let headers = response.headers().clone();
-            let status = response.status();
-            web.discard(response).await;
-            pass = match status {
-                StatusCode::UNAUTHORIZED => self.auth.answer(web, scope, (&headers, &ask.url), pass.generation).await?,
-                _ => self.auth.again(web, scope, pass.generation).await?,
-            };
-            response = self.get(ask, &ask.url, &pass.header).await?;
-            if response.status() == StatusCode::UNAUTHORIZED {
-                web.discard(response).await;
-                return Err(Failure::denied(
-                    "refused a fresh pass (401): these credentials may not pull there".to_owned(),
-                ));
-            }
-        }
+        let lapse = |failure: Failure| match ask.purpose {
+            // Whoever names an image waits for the answer; what was read before may be read again.
+            Purpose::Blob => self.auth.lapse(scope, failure),
+            _ => failure,
+        };
+        let (pass, mut response) = self.ask_with_pass(scope, ask).await.map_err(lapse)?;
         let mut sent_to: Option<(Url, SystemTime)> = None;
         for _ in 0..MAX_HOPS {
             if !is_redirect(response.status()) {
@@ -87,6 +78,53 @@ impl Asker<'_> {
         Err(Failure::new(Class::Refused, &format!("sent us in circles ({MAX_HOPS} redirects)")))
     }
 
+    /// Asks the endpoint itself, and when it refuses the pass with another one, until it takes one or there is none.
+    async fn ask_with_pass(&self, scope: &Scope, ask: &Ask) -> Result<(Pass, Response), Failure> {
+        let mut pass = self.auth.pass(&self.endpoint.web, scope).await?;
+        for nth in 0..=MAX_PASSES {
+            let response = self.get(ask, &ask.url, &pass.header).await?;
+            if !matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+                if pass.header.is_some() {
+                    self.auth.accepted(scope, pass.generation);
+                }
+                return Ok((pass, response));
+            }
+            let (headers, status) = (response.headers().clone(), response.status());
+            self.endpoint.web.discard(response).await;
+            if nth > 0 {
+                let reason =
+                    format!("refused a fresh pass ({}): these credentials may not pull there", status.as_u16());
+                self.auth.refuse(scope, pass.generation, &reason);
+            }
+            pass = match status {
+                StatusCode::UNAUTHORIZED => {
+                    self.auth.answer(&self.endpoint.web, scope, (&headers, &ask.url), pass.generation).await?
+                }
+                _ => self.again(scope, &pass).await?,
+            };
+        }
+        Err(Failure::denied(format!("refused {MAX_PASSES} passes, one after the other")))
+    }
+
+    /// A pass instead of one that was refused with a 403. Where the way to log in is not known yet, the endpoint is asked for it.
+    async fn again(&self, scope: &Scope, pass: &Pass) -> Result<Pass, Failure> {
+        if self.auth.is_challenged(scope) {
+            return self.auth.again(&self.endpoint.web, scope, pass.generation).await;
+        }
+        let refused = || Failure::denied("answered 403".to_owned());
+        let root = self.endpoint.root().ok_or_else(refused)?;
+        self.endpoint.sent();
+        let response = self.endpoint.web.get(Purpose::Token, root.clone(), HeaderMap::new(), None).await?;
+        let (headers, status) = (response.headers().clone(), response.status());
+        self.endpoint.web.discard(response).await;
+        match status {
+            StatusCode::UNAUTHORIZED => {
+                self.auth.answer(&self.endpoint.web, scope, (&headers, &root), pass.generation).await
+            }
+            _ => Err(refused()),
+        }
+    }
+
     /// Asks an address where the endpoint sent us before.
     pub(crate) async fn ask_at(&self, ask: &Ask, url: &Url) -> Result<Response, Failure> {
         self.get(ask, url, &None).await.map_err(|failure| blame(url, failure))
@@ -96,11 +134,6 @@ impl Asker<'_> {
         self.endpoint.sent();
         self.endpoint.web.get(ask.purpose, url.clone(), ask.headers.clone(), header.clone()).await
     }
-}
-
-/// Whether another pass may help: a 401 asks for one, and some registries answer 403 to one that has ended.
-fn is_refused(status: StatusCode, pass: &Pass) -> bool {
-    status == StatusCode::UNAUTHORIZED || (status == StatusCode::FORBIDDEN && pass.header.is_some())
 }
 
 /// Says in a failure that it happened where the endpoint sent us.

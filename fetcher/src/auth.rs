@@ -1,26 +1,44 @@
-//! Who may what: answering challenges, keeping tokens until shortly before their end, renewing them once for all who wait.
+//! Who may what: answering challenges, keeping tokens until shortly before their end, renewing them once for all who wait, and not
+//! showing again what was refused.
+//!
+//! A scope's pass is renewed ahead of its end by whoever asks first in its last part, while the others go on showing it; after
+//! its end by whoever asks first, while the others wait; and when a server refuses it. Nothing runs on its own: what nobody reads
+//! is not renewed.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+mod obtain;
+mod request;
+mod slot;
 
-use base64::Engine as _;
-use http::{HeaderMap, HeaderValue, header::WWW_AUTHENTICATE};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use http::{HeaderMap, header::WWW_AUTHENTICATE};
 use parking_lot::Mutex;
-use reqwest::{Response, Url};
-use tokio::time::Instant;
+use reqwest::Url;
+use tokio::{
+    sync::{broadcast, watch},
+    time::Instant,
+};
 
 use crate::{
-    answer,
     challenge::Challenge,
-    credentials::{Credential, Credentials},
+    credentials::{Chain, Credential, Fingerprint, Fingerprints, Found, Provider, Wanted, scope::CredentialScope},
+    event::Event,
     failure::{Class, Failure},
-    metrics::Purpose,
-    secret::Secret,
-    token::{self, Token},
-    web::{Web, authority},
+    metrics::Metrics,
+    web::Web,
 };
+
+use slot::{Held, State, Wish};
+pub(crate) use slot::{Life, Pass};
 
 /// Most scopes kept. A node uses some hundred repositories; beyond this those not in use are forgotten and asked for again.
 const MAX_SCOPES: usize = 1024;
+/// How long a reader waits for a renewal ahead of time, while it has a pass that is good.
+const AHEAD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a token must allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,19 +57,18 @@ pub(crate) struct Scope {
     pub(crate) action: Action,
 }
 
-/// What to show with a request.
-#[derive(Debug, Clone)]
-pub(crate) struct Pass {
-    pub(crate) header: Option<HeaderValue>,
-    /// Which renewal it is of: shown again when it was refused, so that it is renewed only once.
-    pub(crate) generation: u64,
-}
-
 /// The passes of all scopes.
 #[derive(Debug)]
 pub(crate) struct Auth {
-    credentials: Credentials,
+    pub(crate) credentials: Chain,
+    fingerprints: Fingerprints,
     scopes: Mutex<HashMap<Scope, Arc<Slot>>>,
+    /// Which providers' credentials which hosts refuse: said once.
+    refused: Mutex<HashMap<(String, Provider), Standing>>,
+    /// Counts up when credentials are handed over.
+    changes: watch::Sender<u64>,
+    events: broadcast::Sender<Event>,
+    metrics: Metrics,
 }
 
 #[derive(Debug, Default)]
@@ -61,14 +78,28 @@ struct Slot {
     renewing: tokio::sync::Mutex<()>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    held: Option<(HeaderValue, Option<Instant>)>,
-    /// The last challenge answered: a pass that has ended is renewed without being refused first.
-    challenge: Option<(Challenge, Url)>,
-    generation: u64,
-    /// Why the last renewal failed.
-    failure: Option<Failure>,
+/// How the credentials of a provider stand with a host that refused some. Hosts that refused none are not listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// They are refused, which has been said.
+    Refused,
+    /// The provider offers others now, which have not been taken yet.
+    Replaced,
+}
+
+/// One scope in use, as operators see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScopeState {
+    /// The registry.
+    pub host: String,
+    /// The repository.
+    pub repository: String,
+    /// Whose credentials are in use; `None` when there is no pass.
+    pub provider: Option<Provider>,
+    /// When the pass ends and is renewed; `None` for credentials that are shown as they are.
+    pub expires: Option<SystemTime>,
+    /// Credentials that were refused: whose, when last, and why.
+    pub refused: Vec<(Provider, SystemTime, String)>,
 }
 
 impl Scope {
@@ -79,32 +110,33 @@ impl Scope {
         };
         format!("repository:{}:{actions}", self.repository)
     }
-}
 
-impl State {
-    fn pass(&self) -> Pass {
-        let held = self.held.as_ref().filter(|(_, until)| until.is_none_or(|until| Instant::now() < until));
-        Pass { header: held.map(|(header, _)| header.clone()), generation: self.generation }
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted { host: &self.host, repository: &self.repository }
     }
 }
 
 impl Auth {
-    pub(crate) fn new(credentials: Credentials) -> Self {
-        Self { credentials, scopes: Mutex::new(HashMap::new()) }
+    pub(crate) fn new(credentials: Chain, events: broadcast::Sender<Event>, metrics: Metrics) -> Self {
+        Self {
+            credentials,
+            fingerprints: Fingerprints::default(),
+            scopes: Mutex::default(),
+            refused: Mutex::default(),
+            changes: watch::Sender::new(0),
+            events,
+            metrics,
+        }
     }
 
-    /// What to show for a scope. Renews what has ended.
+    /// What to show for a scope. Renews what has ended, and what is about to.
     pub(crate) async fn pass(&self, web: &Web, scope: &Scope) -> Result<Pass, Failure> {
         let slot = self.slot(scope);
-        let (pass, renew) = {
-            let state = slot.state.lock();
-            let pass = state.pass();
-            let ended = pass.header.is_none() && state.failure.is_none();
-            (pass, if ended { state.challenge.clone() } else { None })
-        };
-        match renew {
-            None => Ok(pass),
-            Some(challenge) => self.renew(web, scope, challenge, pass.generation).await,
+        let wish = slot.state.lock().wish(Instant::now());
+        match wish {
+            Wish::Show(pass) => Ok(pass),
+            Wish::Renew(challenge, generation) => self.renew(web, scope, challenge, generation).await,
+            Wish::Ahead(pass, challenge) => Ok(self.ahead(web, scope, (&slot, &challenge)).await.unwrap_or(pass)),
         }
     }
 
@@ -117,8 +149,7 @@ impl Auth {
         seen: u64,
     ) -> Result<Pass, Failure> {
         let (headers, from) = refusal;
-        let values = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        let challenge = Challenge::best(values.flat_map(Challenge::parse)).ok_or_else(|| {
+        let challenge = challenge_of(headers).ok_or_else(|| {
             Failure::denied("answered 401 without a way to log in that is known here (Basic or Bearer)".to_owned())
         })?;
         self.renew(web, scope, (challenge, from.clone()), seen).await
@@ -131,6 +162,74 @@ impl Auth {
         self.renew(web, scope, challenge, seen).await
     }
 
+    /// Whether a server refused with a challenge before, which [`Self::again`] can answer.
+    pub(crate) fn is_challenged(&self, scope: &Scope) -> bool {
+        self.slot(scope).state.lock().challenge.is_some()
+    }
+
+    /// A fresh pass, of renewal `generation`, was refused: its credentials do not let us in. They are not shown again for a while.
+    pub(crate) fn refuse(&self, scope: &Scope, generation: u64, reason: &str) {
+        let slot = self.slot(scope);
+        let held = {
+            let mut state = slot.state.lock();
+            let Some(held) = state.held.clone().filter(|_| state.generation == generation) else { return };
+            if held.life == Life::Open {
+                // A token is shown again without being asked for again; a password is not shown again.
+                state.held = None;
+            }
+            held
+        };
+        self.refused(scope, &slot, (held.provider, held.credential), reason);
+    }
+
+    /// The pass of renewal `generation` was accepted.
+    pub(crate) fn accepted(&self, scope: &Scope, generation: u64) {
+        let provider = self.slot(scope).state.lock().take(generation);
+        if let Some(provider) = provider {
+            self.unrefused(&scope.host, provider);
+        }
+    }
+
+    /// A failure of credentials that were accepted before is one that may pass: others may come.
+    pub(crate) fn lapse(&self, scope: &Scope, failure: Failure) -> Failure {
+        match failure.class {
+            Class::Denied if self.slot(scope).state.lock().accepted => Failure { class: Class::Lapsed, ..failure },
+            _ => failure,
+        }
+    }
+
+    /// Tells when credentials are handed over.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Other credentials hold for what `covered` covers: those held until now are not shown again.
+    pub(crate) fn begin_anew(&self, covered: &CredentialScope) {
+        let affected: Vec<Arc<Slot>> = {
+            let scopes = self.scopes.lock();
+            let affected = scopes.iter().filter(|(scope, _)| covered.covers(&scope.host, &scope.repository).is_some());
+            affected.map(|(_, slot)| slot.clone()).collect()
+        };
+        for slot in affected {
+            slot.state.lock().begin_anew();
+        }
+        self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
+    }
+
+    /// The scopes in use, sorted.
+    pub(crate) fn scopes(&self) -> Vec<ScopeState> {
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        let scopes = self.scopes.lock();
+        let mut states: Vec<ScopeState> = scopes.iter().map(|(scope, slot)| slot.shown(scope, now, clock)).collect();
+        states.sort_by(|a, b| (&a.host, &a.repository).cmp(&(&b.host, &b.repository)));
+        states
+    }
+
+    /// The credentials of the scope's repository, for a client that logs in by itself.
+    pub(crate) async fn credential(&self, scope: &Scope) -> Result<Credential, Failure> {
+        self.credentials.first(scope.wanted()).await.map(|found| found.credential)
+    }
+
     /// One renewal at a time; who waited for it shares its outcome.
     async fn renew(&self, web: &Web, scope: &Scope, challenge: (Challenge, Url), seen: u64) -> Result<Pass, Failure> {
         let slot = self.slot(scope);
@@ -138,61 +237,95 @@ impl Auth {
         {
             let state = slot.state.lock();
             if state.generation != seen {
-                return state.failure.clone().map_or_else(|| Ok(state.pass()), Err);
+                return state.failure.clone().map_or_else(|| Ok(state.pass(Instant::now())), Err);
             }
         }
-        let obtained = self.obtain(web, scope, &challenge).await;
+        let obtained = self.obtain(web, scope, (&slot, &challenge)).await;
         let mut state = slot.state.lock();
-        state.generation += 1;
         state.challenge = Some(challenge);
         match obtained {
             Ok(held) => {
-                web.metrics.renewals.inc();
-                state.failure = None;
-                let pass = Pass { header: Some(held.0.clone()), generation: state.generation };
-                state.held = Some(held);
-                Ok(pass)
+                self.metrics.renewals.inc();
+                Ok(state.renewed(held))
             }
             Err(failure) => {
-                state.held = None;
-                state.failure = Some(failure.clone());
+                state.failed(failure.clone());
                 Err(failure)
             }
         }
     }
 
-    async fn obtain(
-        &self,
-        web: &Web,
-        scope: &Scope,
-        challenge: &(Challenge, Url),
-    ) -> Result<(HeaderValue, Option<Instant>), Failure> {
-        let credential = self.credentials.find(&scope.host, &scope.repository).await?;
-        match (&challenge.0, credential) {
-            (Challenge::Basic, Credential::Basic { user, password }) => Ok((basic(&user, &password)?, None)),
-            (Challenge::Basic, _) => {
-                Err(Failure::denied("asks for a user name and a password, and none are set up".to_owned()))
+    /// A fresh pass instead of one that is still good. `None`: another renews it, or it cannot be had now.
+    async fn ahead(&self, web: &Web, scope: &Scope, slot: (&Slot, &(Challenge, Url))) -> Option<Pass> {
+        let (slot, challenge) = slot;
+        let _renewing = slot.renewing.try_lock().ok()?;
+        let obtained = tokio::time::timeout(AHEAD_PATIENCE, self.obtain(web, scope, (slot, challenge))).await;
+        let mut state = slot.state.lock();
+        match obtained {
+            Ok(Ok(held)) => {
+                self.metrics.renewals.inc();
+                return Some(state.renewed(held));
             }
-            (Challenge::Bearer { .. }, Credential::Token(token)) => Ok((bearer(&token)?, None)),
-            (Challenge::Bearer { realm, service, scope: asked }, credential) => {
-                let realm = Url::parse(realm)
-                    .map_err(|_| Failure::new(Class::Refused, "names a token server whose address cannot be read"))?;
-                web.may_follow(&challenge.1, &realm)?;
-                let wanted = match (scope.action, asked) {
-                    (Action::Pull, Some(asked)) => asked.clone(),
-                    _ => scope.text(),
-                };
-                let request = TokenRequest { realm, service: service.as_deref(), scope: &wanted };
-                let token = request.send(web, credential).await?;
-                let until = Instant::now() + token.lifetime;
-                Ok((bearer(&token.secret)?, Some(until)))
+            Ok(Err(failure)) => {
+                tracing::debug!(host = scope.host, reason = failure.reason, "a token is not renewed yet")
             }
+            Err(_elapsed) => tracing::debug!(host = scope.host, "a token is not renewed yet: no answer"),
+        }
+        state.failed_ahead(Instant::now());
+        None
+    }
+
+    fn refused(&self, scope: &Scope, slot: &Slot, whose: (Provider, Fingerprint), reason: &str) {
+        let (provider, credential) = whose;
+        let now = (Instant::now(), SystemTime::now());
+        self.metrics.refused(provider);
+        let is_news = slot.state.lock().refuse(provider, credential, reason, now);
+        if !is_news {
+            return;
+        }
+        let before = {
+            let mut refused = self.refused.lock();
+            if refused.len() >= MAX_SCOPES {
+                refused.clear();
+            }
+            refused.insert((scope.host.clone(), provider), Standing::Refused)
+        };
+        if before != Some(Standing::Refused) {
+            let (host, reason) = (scope.host.clone(), reason.to_owned());
+            self.say(Event::CredentialsRefused { host, provider, reason });
         }
     }
 
-    /// The credentials of the scope's repository, for a client that logs in by itself.
-    pub(crate) async fn credential(&self, scope: &Scope) -> Result<Credential, Failure> {
-        self.credentials.find(&scope.host, &scope.repository).await
+    /// A provider offers these credentials for a scope.
+    fn offered(&self, scope: &Scope, slot: &Slot, offer: (Provider, &[Fingerprint])) {
+        let (provider, credentials) = offer;
+        let replaced = slot.state.lock().offered(provider, credentials);
+        if replaced
+            && !self.is_refused_elsewhere(&scope.host, provider)
+            && let Some(standing) = self.refused.lock().get_mut(&(scope.host.clone(), provider))
+        {
+            *standing = Standing::Replaced;
+        }
+    }
+
+    /// Credentials of a provider were taken: said when they had been refused, and no other repository of the host refuses them.
+    fn unrefused(&self, host: &str, provider: Provider) {
+        let key = (host.to_owned(), provider);
+        if self.refused.lock().contains_key(&key) && !self.is_refused_elsewhere(host, provider) {
+            self.refused.lock().remove(&key);
+            self.say(Event::CredentialsRefreshed { host: key.0, provider });
+        }
+    }
+
+    fn say(&self, event: Event) {
+        // Nobody listens: a fetcher without an agent.
+        let _nobody = self.events.send(event);
+    }
+
+    fn is_refused_elsewhere(&self, host: &str, provider: Provider) -> bool {
+        let scopes = self.scopes.lock();
+        let mut here = scopes.iter().filter(|(scope, _)| scope.host == host);
+        here.any(|(_, slot)| slot.state.lock().refused().iter().any(|refusal| refusal.provider == provider))
     }
 
     fn slot(&self, scope: &Scope) -> Arc<Slot> {
@@ -207,125 +340,26 @@ impl Auth {
     }
 }
 
-struct TokenRequest<'a> {
-    realm: Url,
-    service: Option<&'a str>,
-    scope: &'a str,
-}
-
-impl TokenRequest<'_> {
-    async fn send(mut self, web: &Web, credential: Credential) -> Result<Token, Failure> {
-        let host = authority(&self.realm);
-        let named =
-            |failure: Failure| Failure { reason: format!("token server {host}: {}", failure.reason), ..failure };
-        let response = match credential {
-            Credential::Identity(refresh) => web.post(Purpose::Token, self.realm.clone(), self.form(&refresh)).await,
-            credential => {
-                self.query();
-                let header = match credential {
-                    Credential::Basic { user, password } => Some(basic(&user, &password)?),
-                    _ => None,
-                };
-                web.get(Purpose::Token, self.realm, HeaderMap::new(), header).await
-            }
-        };
-        let response = response.map_err(named)?;
-        let now = answer::clock(response.headers(), SystemTime::now());
-        let body = read(web, response).await.map_err(named)?;
-        Token::parse(&body, now).ok_or_else(|| named(Failure::new(Class::Refused, "its answer holds no token")))
-    }
-
-    /// The distribution project's form: a GET, the wishes in the query.
-    fn query(&mut self) {
-        let mut query = self.realm.query_pairs_mut();
-        if let Some(service) = self.service {
-            query.append_pair("service", service);
+impl Slot {
+    fn shown(&self, scope: &Scope, now: Instant, clock: SystemTime) -> ScopeState {
+        let state = self.state.lock();
+        let expires = state.held.as_ref().and_then(|held| match held.life {
+            Life::Open => None,
+            Life::Token { until, .. } => Some(clock + until.saturating_duration_since(now)),
+        });
+        let refused = state.refused().iter().map(|refusal| (refusal.provider, refusal.at, refusal.reason.clone()));
+        ScopeState {
+            host: scope.host.clone(),
+            repository: scope.repository.clone(),
+            provider: state.held.as_ref().map(|held| held.provider),
+            expires,
+            refused: refused.collect(),
         }
-        for scope in self.scope.split_ascii_whitespace() {
-            query.append_pair("scope", scope);
-        }
-        query.append_pair("client_id", "penstock");
-    }
-
-    /// OAuth2's form, for a refresh token: the wishes in the body.
-    fn form(&self, refresh: &Secret) -> String {
-        // A URL's query and a form are written alike.
-        let mut form = self.realm.clone();
-        form.query_pairs_mut()
-            .clear()
-            .append_pair("grant_type", "refresh_token")
-            .append_pair("service", self.service.unwrap_or_default())
-            .append_pair("client_id", "penstock")
-            .append_pair("scope", self.scope)
-            .append_pair("refresh_token", refresh.expose());
-        form.query().unwrap_or_default().to_owned()
     }
 }
 
-async fn read(web: &Web, response: Response) -> Result<bytes::Bytes, Failure> {
-    let status = response.status();
-    if !status.is_success() {
-        let mut failure = answer::judge(status, response.headers(), SystemTime::now());
-        web.discard(response).await;
-        match status.as_u16() {
-            408 | 425 | 429 => {}
-            // What a token server refuses, it refuses to these credentials.
-            400..=499 => failure = Failure::denied(format!("answered {status} to these credentials")),
-            _ if failure.class == Class::Wrong => failure.class = Class::Refused,
-            _ => {}
-        }
-        return Err(failure);
-    }
-    let body = web.body(response, token::MAX_ANSWER_BYTES).await?;
-    body.ok_or_else(|| Failure::new(Class::Refused, "its answer is larger than any token"))
-}
-
-fn basic(user: &str, password: &Secret) -> Result<HeaderValue, Failure> {
-    let plain = format!("{user}:{}", password.expose());
-    sensitive(&format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(plain)))
-}
-
-fn bearer(token: &Secret) -> Result<HeaderValue, Failure> {
-    sensitive(&format!("Bearer {}", token.expose()))
-}
-
-fn sensitive(text: &str) -> Result<HeaderValue, Failure> {
-    let mut value = HeaderValue::from_str(text)
-        .map_err(|_| Failure::denied("the credentials hold characters that no header can".to_owned()))?;
-    value.set_sensitive(true);
-    Ok(value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn requests_for_tokens_are_escaped() {
-        let mut request = TokenRequest {
-            realm: Url::parse("https://auth.example.com/token?account=x").unwrap(),
-            service: Some("a b&c"),
-            scope: "repository:a/b:pull repository:c:pull,push",
-        };
-        let form = request.form(&Secret::new("t&=".to_owned()));
-        assert_eq!(
-            form,
-            "grant_type=refresh_token&service=a+b%26c&client_id=penstock\
-             &scope=repository%3Aa%2Fb%3Apull+repository%3Ac%3Apull%2Cpush&refresh_token=t%26%3D"
-        );
-        request.query();
-        assert_eq!(
-            request.realm.query().unwrap(),
-            "account=x&service=a+b%26c&scope=repository%3Aa%2Fb%3Apull&scope=repository%3Ac%3Apull%2Cpush&client_id=penstock"
-        );
-    }
-
-    #[test]
-    fn headers_hide_themselves_and_refuse_line_breaks() {
-        let header = basic("user", &Secret::new("hunter2".to_owned())).unwrap();
-        assert_eq!(header.to_str().unwrap(), "Basic dXNlcjpodW50ZXIy");
-        assert_eq!(format!("{header:?}"), "Sensitive");
-        let failure = bearer(&Secret::new("hunter2\r\nx: y".to_owned())).unwrap_err();
-        assert!(failure.class == Class::Denied && !failure.reason.contains("hunter2"));
-    }
+/// The challenge of a 401 that is answered.
+fn challenge_of(headers: &HeaderMap) -> Option<Challenge> {
+    let values = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+    Challenge::best(values.flat_map(Challenge::parse))
 }

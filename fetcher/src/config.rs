@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
-use crate::Secret;
+use crate::{CredentialSources, Secret};
 
 /// Settings of a [`crate::Fetcher`]. Everything has a bound and a default fit for a node; the agent fills in what it read
 /// from its own configuration.
@@ -51,12 +51,8 @@ pub struct Config {
     pub proxy: Option<Secret>,
     /// Hosts asked without the proxy, separated by commas, as in `NO_PROXY`.
     pub no_proxy: Option<String>,
-    /// Docker's `config.json`, for credentials. `None`: anonymous.
-    pub docker_config: Option<PathBuf>,
-    /// The directory of the `docker-credential-*` programs; `None` searches the process's `PATH`.
-    pub credential_helpers: Option<PathBuf>,
-    /// How long a credential helper may take. Default 10 s.
-    pub credential_helper_timeout: Duration,
+    /// Where credentials come from, besides those that are handed over. The default is nowhere: anonymous.
+    pub credentials: CredentialSources,
     /// What we call ourselves to registries.
     pub user_agent: &'static str,
 }
@@ -123,9 +119,7 @@ impl Default for Config {
             known_names: BTreeMap::new(),
             proxy: None,
             no_proxy: None,
-            docker_config: None,
-            credential_helpers: None,
-            credential_helper_timeout: Duration::from_secs(10),
+            credentials: CredentialSources::default(),
             user_agent: concat!("penstock/", env!("CARGO_PKG_VERSION")),
         }
     }
@@ -146,7 +140,7 @@ impl Config {
             ("deadline", self.deadline),
             ("connect_timeout", self.connect_timeout),
             ("idle_timeout", self.idle_timeout),
-            ("credential_helper_timeout", self.credential_helper_timeout),
+            ("credentials.program_timeout", self.credentials.program_timeout),
         ] {
             bound(!value.is_zero(), setting, 0, "longer than nothing")?;
             bound(value <= Duration::from_secs(3600), setting, value.as_secs(), "at most an hour, in seconds")?;

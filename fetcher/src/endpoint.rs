@@ -256,7 +256,7 @@ impl Asking {
         self.settled = true;
         let seen = match outcome {
             // Not having something, or not giving it to us, is an answer.
-            Ok(()) | Err(Class::Missing | Class::Denied | Class::Throttled) => Seen::Success,
+            Ok(()) | Err(Class::Missing | Class::Denied | Class::Lapsed | Class::Throttled) => Seen::Success,
             // What is wrong is counted per blob, by who knows the blob.
             Err(Class::Wrong) => Seen::GivenUp,
             Err(

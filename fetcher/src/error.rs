@@ -111,7 +111,7 @@ impl ResolveError {
         let (reference, endpoint, reason) = (reference.clone(), endpoint.to_owned(), failure.reason);
         match failure.class {
             Class::Missing => Self::NotFound { reference, endpoint, reason },
-            Class::Denied => Self::Denied { reference, endpoint, reason },
+            Class::Denied | Class::Lapsed => Self::Denied { reference, endpoint, reason },
             _ => Self::Unavailable { reference, endpoint, reason },
         }
     }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use penstock_blob::{ByteRange, Digest};
 
+use crate::Provider;
+
 /// Something that an operator should know. No text holds a credential or a URL's query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -56,6 +58,22 @@ pub enum Event {
         /// Who is asked, in this order.
         endpoints: Vec<String>,
     },
+    /// A registry, or its token server, refuses the credentials of a provider, which it did not refuse before.
+    CredentialsRefused {
+        /// The registry or mirror.
+        host: String,
+        /// Who had them.
+        provider: Provider,
+        /// What it says.
+        reason: String,
+    },
+    /// Credentials of a provider that were refused, or those in their place, are accepted.
+    CredentialsRefreshed {
+        /// The registry or mirror.
+        host: String,
+        /// Who has them.
+        provider: Provider,
+    },
 }
 
 impl fmt::Display for Event {
@@ -76,6 +94,15 @@ impl fmt::Display for Event {
             }
             Self::HostsRefused { registry, reason } => {
                 write!(f, "the hosts of {registry} cannot be used, and what held before still does: {reason}")
+            }
+            Self::CredentialsRefused { host, provider: Provider::Anonymous, reason } => {
+                write!(f, "{host} asks for credentials, and no provider has any for it: {reason}")
+            }
+            Self::CredentialsRefused { host, provider, reason } => {
+                write!(f, "{host} refuses the credentials of {provider}, and others are picked up: {reason}")
+            }
+            Self::CredentialsRefreshed { host, provider } => {
+                write!(f, "{host} accepts the credentials of {provider} again")
             }
             Self::HostsTaken { registry, endpoints } => {
                 write!(f, "{registry} is asked for at {}", endpoints.join(", "))

@@ -27,6 +27,8 @@ pub(crate) enum Class {
     Throttled,
     /// Credentials are missing, refused, or cannot be had.
     Denied,
+    /// Credentials that were accepted before are refused now: others may come, and are picked up.
+    Lapsed,
     /// It does not exist there.
     Missing,
     /// It came, but is not what was asked for.
@@ -45,6 +47,7 @@ impl EncodeLabelValue for Class {
             Self::Server => "server",
             Self::Throttled => "throttled",
             Self::Denied => "denied",
+            Self::Lapsed => "lapsed",
             Self::Missing => "missing",
             Self::Wrong => "wrong",
             Self::Refused => "refused",
@@ -128,9 +131,13 @@ impl Failure {
 
     pub(crate) const fn remedy(&self) -> Remedy {
         match self.class {
-            Class::Connect | Class::Unresolved | Class::Timeout | Class::Broken | Class::Server | Class::Throttled => {
-                Remedy::Patience
-            }
+            Class::Connect
+            | Class::Unresolved
+            | Class::Timeout
+            | Class::Broken
+            | Class::Server
+            | Class::Throttled
+            | Class::Lapsed => Remedy::Patience,
             Class::Wrong | Class::Refused => Remedy::Doubt,
             Class::Denied | Class::Missing => Remedy::None,
         }
@@ -141,7 +148,7 @@ impl Failure {
         let (blob, reason, endpoint) = (blob.digest, self.reason, endpoint.to_owned());
         match self.class {
             Class::Missing => ReadError::NotFound { blob, reason: format!("{endpoint}: {reason}") },
-            Class::Denied => ReadError::Denied { blob, endpoint, reason },
+            Class::Denied | Class::Lapsed => ReadError::Denied { blob, endpoint, reason },
             Class::Wrong => ReadError::WrongBytes { blob, range, endpoint, reason },
             Class::Connect
             | Class::Unresolved

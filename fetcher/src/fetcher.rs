@@ -19,7 +19,7 @@ use crate::{
     auth::Auth,
     budget::Budget,
     config::{Config, ConfigError},
-    credentials::Credentials,
+    credentials::Chain,
     dial::Dialer,
     endpoint::{EndpointFetched, status::RegistryStatus},
     event::Event,
@@ -73,19 +73,14 @@ pub struct Fetched {
 }
 
 impl Fetcher {
-    /// A fetcher that counts under `metrics`'s prefix. It does no I/O but to read the CA bundle and the system's certificates; `hosts.toml` files are
-    /// read when a registry is first asked.
+    /// A fetcher that counts under `metrics`'s prefix. It does no I/O but to read the CA bundle, the system's
+    /// certificates and what was kept of credentials; `hosts.toml` files are read when a registry is first asked.
     ///
     /// # Errors
     /// [`ConfigError`].
     pub fn new(config: Config, metrics: &mut Registry) -> Result<Arc<Self>, ConfigError> {
         config.check()?;
         let metrics = Metrics::new(metrics);
-        let credentials = Credentials {
-            config: config.docker_config.clone(),
-            helpers: config.credential_helpers.clone(),
-            patience: config.credential_helper_timeout,
-        };
         let dialer = Arc::new(Dialer::new(&config, metrics.clone())?);
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         let core = Core {
@@ -93,8 +88,8 @@ impl Fetcher {
             dialer,
             gave: Gave::default(),
             allowance: Allowance::new(config.max_request_bytes),
+            auth: Auth::new(Chain::new(&config.credentials), events.clone(), metrics.clone()),
             events,
-            auth: Auth::new(credentials),
             budget: Budget::new(&config, &metrics),
             places: Places::default(),
             flights: Flights::default(),

@@ -177,6 +177,7 @@ impl Core {
         let assembly = Mutex::new(Assembly::new(self.flights.close(flight)));
         let mut retry = Retry::new(&self.config);
         let mut spent: Vec<Arc<Place>> = Vec::new();
+        let mut credentials = self.auth.changes();
         loop {
             let Some(rest) = still_wanted(&assembly) else { return };
             let outcome = Box::pin(self.round(blob, &assembly, turn, &mut spent)).await;
@@ -196,7 +197,11 @@ impl Core {
                     }
                     return;
                 }
-                Next::Wait(wait) => tokio::time::sleep(wait).await,
+                Next::Wait(wait) => tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    // Others were handed over: they may be what it takes.
+                    _ = credentials.changed() => {}
+                },
             }
             self.metrics.retries.inc();
             turn = self.first_turn(&blob.digest, &spent).await;

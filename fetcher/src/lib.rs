@@ -10,7 +10,8 @@
 //! 4. A registry's content is asked for where containerd's `hosts.toml` says, anew for every read: an endpoint that fails is
 //!    followed by the next one within the same read, and passed over while it is broken. One that gave wrong bytes is named.
 //! 5. Credentials go to the registry they are for and the token server it names, never where a redirect leads elsewhere. They
-//!    appear in no error, log or metric; nor does a URL's query.
+//!    appear in no error, log, event or metric; nor does a URL's query. Their memory is overwritten when they are dropped. What a
+//!    registry refused is not shown again for a while; others are picked up without a restart, also by reads that wait.
 //!    A redirect or a token server's address leads nowhere further in than the registry is, by the address connected to.
 //! 6. TLS is verified. Plain HTTP is spoken to loopback and to hosts that the configuration names, and no redirect leads from
 //!    TLS to it.
@@ -19,12 +20,12 @@
 //!
 //! # Layout
 //!
-//! Decided purely: `reference`, `platform`, `manifest` (what is named and chosen), `challenge`, `token`, `credentials` (who we
-//! are), `answer`, `location`, `timestamp` (what a registry said), `assembly` (joining, splitting, putting together), `retry`,
+//! Decided purely: `reference`, `platform`, `manifest` (what is named and chosen), `challenge`, `token`, `auth::slot` (when a
+//! pass is renewed, and what was refused), `answer`, `location`, `timestamp` (what a registry said), `assembly` (joining, splitting, putting together), `retry`,
 //! `hosts` (`hosts.toml`), `zone` (who may send us where), `breaker`, `latency`, `choice`, `hedge` (whom to ask, and when somebody
 //! else).
 //! Done thinly: `dial`, `names` (HTTP clients and their addresses), `web` (one HTTP request), `ask` (with a pass, following
-//! redirects), `auth` (passes, renewed once for all), `namespace` (a registry's endpoints, as its files say now), `place`, `fetch`
+//! redirects), `credentials` (who we are: a chain of providers), `auth` (passes, renewed once for all), `grant` (credentials by API), `namespace` (a registry's endpoints, as its files say now), `place`, `fetch`
 //! (one ranged GET into the waiters' buffers), `round` (endpoint after endpoint, one beside a slow one), `flight` (reads that share
 //! it), `resolve`, `push`.
 //!
@@ -60,6 +61,7 @@ mod fetch;
 mod fetcher;
 mod flight;
 mod gave;
+mod grant;
 mod hedge;
 mod hosts;
 mod latency;
@@ -81,9 +83,19 @@ mod token;
 mod web;
 mod zone;
 
+pub use auth::ScopeState;
 pub use challenge::Challenge;
 pub use config::{Config, ConfigError};
-pub use credentials::{Credential, DockerConfig, DockerConfigError};
+pub use credentials::{
+    Credential, Provider, ProviderState,
+    docker::{DockerConfig, DockerConfigError},
+    handed::{HandOverError, HandedOverScope},
+    kept::Keeping,
+    kubelet::{KubeletAnswer, KubeletAnswerError, KubeletConfig, KubeletConfigError},
+    scope::{CredentialScope, CredentialScopeError},
+    settings::{CredentialSources, KubeletSource},
+    static_file::{StaticCredentials, StaticCredentialsError},
+};
 pub use endpoint::{
     EndpointFetched,
     status::{EndpointState, EndpointStatus, RegistryStatus},
@@ -91,6 +103,7 @@ pub use endpoint::{
 pub use error::ResolveError;
 pub use event::Event;
 pub use fetcher::{Fetched, Fetcher};
+pub use grant::CredentialReport;
 pub use hosts::{HostsFault, HostsFile};
 pub use manifest::{Descriptor, Document, ImageDocument, Manifest, ManifestError};
 pub use platform::{Platform, PlatformError};

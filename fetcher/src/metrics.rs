@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::failure::Class;
+use crate::{Provider, failure::Class};
 
 pub(crate) use endpoint::EndpointMetrics;
 
@@ -49,6 +49,11 @@ struct Of {
     class: Class,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct By {
+    provider: &'static str,
+}
+
 /// The fetcher's counters, shared by its parts.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
@@ -65,6 +70,7 @@ pub(crate) struct Metrics {
     pub(crate) redirects: Counter,
     /// Tokens and passwords obtained.
     pub(crate) renewals: Counter,
+    refusals: Family<By, Counter>,
     /// Ranges that a reader found to be wrong.
     pub(crate) rejects: Counter,
     /// Second requests for the same bytes, because the first was slow.
@@ -89,6 +95,7 @@ impl Metrics {
             joined: Counter::default(),
             redirects: Counter::default(),
             renewals: Counter::default(),
+            refusals: Family::default(),
             rejects: Counter::default(),
             hedges: Counter::default(),
             hedged_bytes: Counter::default(),
@@ -105,6 +112,8 @@ impl Metrics {
         registry.register("joined_reads", "Reads that shared another read's request", metrics.joined.clone());
         registry.register("redirects", "Blob addresses learnt from redirects", metrics.redirects.clone());
         registry.register("credential_renewals", "Tokens and passwords obtained", metrics.renewals.clone());
+        let refusals = metrics.refusals.clone();
+        registry.register("credential_refusals", "Times that credentials were refused, by their provider", refusals);
         registry.register("rejected_ranges", "Ranges that their reader found to be wrong", metrics.rejects.clone());
         registry.register("hedges", "Second requests because the first was slow", metrics.hedges.clone());
         registry.register("hedged_bytes", "Bytes asked for by second requests", metrics.hedged_bytes.clone());
@@ -126,6 +135,10 @@ impl Metrics {
 
     pub(crate) fn sent(&self, purpose: Purpose) {
         self.requests.get_or_create(&For { purpose }).inc();
+    }
+
+    pub(crate) fn refused(&self, provider: Provider) {
+        self.refusals.get_or_create(&By { provider: provider.name() }).inc();
     }
 
     pub(crate) fn failed(&self, class: Class) {

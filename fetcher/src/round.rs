@@ -147,7 +147,7 @@ impl Core {
         self.metrics.failed(failure.class);
         match failure.class {
             Class::Missing => drop(place.avoid(AVOID_MISSING)),
-            Class::Denied => drop(place.avoid(AVOID_DENIED)),
+            Class::Denied | Class::Lapsed => drop(place.avoid(AVOID_DENIED)),
             Class::Wrong => self.gave_wrong(place, blob, (None, false), &failure.reason),
             _ => {}
         }

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::{secret::Secret, timestamp};
+use tokio::time::Instant;
+
+use crate::{auth::Life, secret::Secret, timestamp};
 
 /// Largest answer read, in bytes: tokens of clouds have some 4 KiB.
 pub(crate) const MAX_ANSWER_BYTES: usize = 256 << 10;
@@ -10,10 +12,17 @@ pub(crate) const MAX_ANSWER_BYTES: usize = 256 << 10;
 const UNSAID_LIFETIME: Duration = Duration::from_secs(60);
 /// Longest a token is kept: credentials that were taken away should not work for days.
 const MAX_LIFETIME: Duration = Duration::from_secs(3600);
-/// A token is renewed this long before its end, or at four fifths of a short life.
+/// Shortest a token is kept: it was made just now, so what says that it has ended is a wrong clock. If it is right, its refusal says
+/// so soon enough.
+const MIN_LIFETIME: Duration = Duration::from_secs(1);
+/// A token is shown until this long before its end, so that a request sent in time also arrives in time; or until nine tenths of
+/// a short life.
 const MARGIN: Duration = Duration::from_secs(15);
+/// The part of its life after which a token is renewed while it is still shown: drawn from this range for each token, so that
+/// the nodes of a cluster do not come all at once.
+const AHEAD: std::ops::Range<f64> = 0.6..0.85;
 
-/// A token, and for how long it may be used.
+/// A token, and for how long it is good.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Token {
     pub(crate) secret: Secret,
@@ -38,8 +47,14 @@ impl Token {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let issued = answer.issued_at.as_deref().and_then(timestamp::parse);
         let age = Duration::from_secs(issued.map_or(0, |issued| now.saturating_sub(issued)));
-        let left = good.saturating_sub(age).min(MAX_LIFETIME);
-        Some(Self { secret, lifetime: left.saturating_sub(MARGIN.min(left / 5)) })
+        Some(Self { secret, lifetime: good.saturating_sub(age).clamp(MIN_LIFETIME, MAX_LIFETIME) })
+    }
+
+    /// When it is renewed and until when it is shown. `chance` is drawn from 0 to 1.
+    pub(crate) fn life(&self, now: Instant, chance: f64) -> Life {
+        let share = AHEAD.start + (AHEAD.end - AHEAD.start) * chance.clamp(0.0, 1.0);
+        let shown = self.lifetime.saturating_sub(MARGIN.min(self.lifetime / 10));
+        Life::Token { renew_at: now + shown.mul_f64(share), until: now + shown }
     }
 }
 
@@ -55,21 +70,36 @@ mod tests {
     }
 
     #[test]
-    fn lifetimes_are_counted_from_the_issue_and_end_early() {
+    fn lifetimes_are_counted_from_the_issue() {
         for (json, seconds) in [
-            (r#"{"token":"t"}"#, 48),
-            (r#"{"access_token":"t","expires_in":300}"#, 285),
-            (r#"{"token":"t","access_token":"u","expires_in":300,"issued_at":"2024-02-29T11:59:00Z"}"#, 225),
-            (r#"{"token":"t","expires_in":10}"#, 8),
-            (r#"{"token":"t","expires_in":300,"issued_at":"2024-02-29T11:00:00Z"}"#, 0),
-            (r#"{"token":"t","expires_in":300,"issued_at":"2099-01-01T00:00:00Z"}"#, 285),
-            (r#"{"token":"t","expires_in":300,"issued_at":"yesterday"}"#, 285),
-            (r#"{"token":"t","expires_in":0}"#, 48),
-            (r#"{"token":"t","expires_in":-5}"#, 48),
-            (r#"{"token":"t","expires_in":1e300}"#, 3585),
-            (r#"{"token":"","access_token":"t"}"#, 48),
+            (r#"{"token":"t"}"#, 60),
+            (r#"{"access_token":"t","expires_in":300}"#, 300),
+            (r#"{"token":"t","access_token":"u","expires_in":300,"issued_at":"2024-02-29T11:59:00Z"}"#, 240),
+            (r#"{"token":"t","expires_in":10}"#, 10),
+            (r#"{"token":"t","expires_in":300,"issued_at":"2024-02-29T11:00:00Z"}"#, 1),
+            (r#"{"token":"t","expires_in":300,"issued_at":"2099-01-01T00:00:00Z"}"#, 300),
+            (r#"{"token":"t","expires_in":300,"issued_at":"yesterday"}"#, 300),
+            (r#"{"token":"t","expires_in":0}"#, 60),
+            (r#"{"token":"t","expires_in":-5}"#, 60),
+            (r#"{"token":"t","expires_in":1e300}"#, 3600),
+            (r#"{"token":"","access_token":"t"}"#, 60),
         ] {
             assert_eq!(parse(json), Some(("t".to_owned(), Duration::from_secs(seconds))), "{json}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_is_renewed_in_the_last_part_of_its_life_and_never_shown_at_its_end() {
+        let now = Instant::now();
+        for (lifetime, renew, until) in
+            [(100, (54.0, 76.5), 90.0), (10, (5.4, 7.65), 9.0), (3600, (2151.0, 3047.25), 3585.0)]
+        {
+            let token = Token { secret: Secret::new("t".to_owned()), lifetime: Duration::from_secs(lifetime) };
+            for (chance, at) in [(0.0, renew.0), (1.0, renew.1)] {
+                let near = |a: Instant, seconds: f64| ((a - now).as_secs_f64() - seconds).abs() < 1e-6;
+                let Life::Token { renew_at, until: shown } = token.life(now, chance) else { panic!("a token ends") };
+                assert!(near(renew_at, at) && near(shown, until), "{lifetime} {:?} {:?}", renew_at - now, shown - now);
+            }
         }
     }
 

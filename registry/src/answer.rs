@@ -15,7 +15,7 @@ use crate::{
     config::{Addresses, Redirect},
     fault::{Fault, Faults},
     link::Link,
-    push::Uploads,
+    push::{Uploads, whole},
     query,
     range::{Wanted, wanted},
     record::Record,
@@ -193,6 +193,9 @@ fn misstate(headers: &mut HeaderMap) {
     }
 }
 
+/// The largest form taken, in bytes: refresh tokens of clouds have some 4 KiB.
+const FORM_BYTES: u64 = 64 << 10;
+
 /// What a request brings besides its head.
 struct Asked {
     body: Incoming,
@@ -205,7 +208,12 @@ async fn dispatch(shared: &Arc<Shared>, head: &Parts, route: &Route, asked: Aske
         Route::Token if head.method == Method::GET => {
             return shared.gate.token(query, &head.headers).map(|token| Answer::json(StatusCode::OK, &token));
         }
-        Route::Token => return Err(Refusal::unsupported("tokens are had by GET")),
+        Route::Token if head.method == Method::POST => {
+            let form = whole(asked.body, FORM_BYTES).await?;
+            let form = std::str::from_utf8(&form).map_err(|_| Refusal::unsupported("a form is text"))?;
+            return shared.gate.grant(form).map(|token| Answer::json(StatusCode::OK, &token));
+        }
+        Route::Token => return Err(Refusal::unsupported("tokens are had by GET and POST")),
         Route::Storage { digest } => return shared.storage(digest, head, asked.ignore_range),
         Route::Other => return Err(Refusal::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "no such page")),
         _ => shared.gate.check(&shared.host(), route.repository(), &head.method, &head.headers)?,

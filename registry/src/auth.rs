@@ -1,6 +1,10 @@
 //! Who may do what: Basic credentials, and bearer tokens that this server gives out.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -61,17 +65,25 @@ struct Token {
 #[derive(Debug)]
 pub(crate) struct Gate {
     auth: Mutex<Auth>,
+    /// Whether repositories answer 403 without a challenge where they would answer 401, as some registries do for a token that has
+    /// ended. `/v2/` still answers 401.
+    forbids: AtomicBool,
     tokens: Mutex<HashMap<String, Token>>,
 }
 
 impl Gate {
     pub(crate) fn new(auth: Auth) -> Self {
-        Self { auth: Mutex::new(auth), tokens: Mutex::default() }
+        Self { auth: Mutex::new(auth), forbids: AtomicBool::new(false), tokens: Mutex::default() }
     }
 
     /// Changes who may do what. Tokens given out stay valid until they expire or are revoked.
     pub(crate) fn set(&self, auth: Auth) {
         *self.auth.lock() = auth;
+    }
+
+    /// Whether repositories answer 403 instead of 401.
+    pub(crate) fn forbid(&self, forbids: bool) {
+        self.forbids.store(forbids, Ordering::Relaxed);
     }
 
     /// Forgets all tokens.
@@ -81,6 +93,22 @@ impl Gate {
 
     /// Refuses a request to `repository` (`None`: to `/v2/`) that may not be made. `host` is where tokens are had.
     pub(crate) fn check(
+        &self,
+        host: &str,
+        repository: Option<&str>,
+        method: &Method,
+        headers: &HeaderMap,
+    ) -> Result<(), Refusal> {
+        let checked = self.check_credentials(host, repository, method, headers);
+        match checked {
+            Err(_) if repository.is_some() && self.forbids.load(Ordering::Relaxed) => {
+                Err(Refusal::new(StatusCode::FORBIDDEN, "DENIED", "requested access to the resource is denied"))
+            }
+            checked => checked,
+        }
+    }
+
+    fn check_credentials(
         &self,
         host: &str,
         repository: Option<&str>,
@@ -134,15 +162,38 @@ impl Gate {
         if credentials.is_some() && basic(headers) != credentials {
             return Err(challenge(basic_challenge()));
         }
-        let may_push = credentials.is_some();
-        let asked = query::values(query, "scope");
+        let asked: Vec<String> = query::values(query, "scope").collect();
+        Ok(self.issue(&asked, credentials.is_some(), ttl))
+    }
+
+    /// Answers a POST to `/token`, OAuth2's form: the refresh token of an account is its password.
+    pub(crate) fn grant(&self, form: &str) -> Result<serde_json::Value, Refusal> {
+        let auth = self.auth.lock().clone();
+        let Auth::Token { credentials: Some(credentials), ttl } = auth else {
+            return Err(Refusal::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "this registry grants no tokens"));
+        };
+        let value = |name| query::value(form, name).unwrap_or_default();
+        let good = match value("grant_type").as_str() {
+            "refresh_token" => value("refresh_token") == credentials.password,
+            "password" => Credentials::new(&value("username"), &value("password")) == credentials,
+            _ => return Err(Refusal::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", "unsupported_grant_type")),
+        };
+        if !good {
+            return Err(Refusal::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "invalid_grant"));
+        }
+        Ok(self.issue(&[value("scope")], true, ttl))
+    }
+
+    /// A token for the scopes in `asked`.
+    fn issue(&self, asked: &[String], may_push: bool, ttl: Duration) -> serde_json::Value {
         let scopes: Vec<Scope> = asked
-            .flat_map(|scopes| scopes.split(' ').filter_map(Scope::of).collect::<Vec<_>>())
+            .iter()
+            .flat_map(|scopes| scopes.split(' ').filter_map(Scope::of))
             .map(|scope| Scope { push: scope.push && may_push, ..scope })
             .collect();
         let token = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
         self.remember(token.clone(), Token { expires: Instant::now() + ttl, scopes });
-        Ok(serde_json::json!({ "token": token, "access_token": token, "expires_in": whole_seconds(ttl) }))
+        serde_json::json!({ "token": token, "access_token": token, "expires_in": whole_seconds(ttl) })
     }
 
     fn remember(&self, name: String, token: Token) {
@@ -221,6 +272,7 @@ mod tests {
         let check = |repository, method| gate.check("h", Some(repository), &method, &headers);
         let challenge = |refusal: Refusal| refusal.headers[0].1.to_str().unwrap().to_owned();
         check("a", Method::GET).unwrap();
+        assert!(gate.grant("grant_type=refresh_token&refresh_token=x").is_err(), "nobody has an account");
         assert!(challenge(check("b", Method::GET).unwrap_err()).contains("insufficient_scope"));
         assert!(
             challenge(check("a", Method::PUT).unwrap_err()).contains("insufficient_scope"),
@@ -229,5 +281,25 @@ mod tests {
         tokio::time::advance(ttl).await;
         let text = challenge(check("a", Method::GET).unwrap_err());
         assert!(text.contains("invalid_token") && text.contains("scope=\"repository:a:pull\""), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_account_gets_tokens_for_its_refresh_token_or_its_password() {
+        let credentials = Some(Credentials::new("user", "a b&c"));
+        let gate = Gate::new(Auth::Token { credentials, ttl: Duration::from_secs(60) });
+        let grant = |form: &str| gate.grant(form).map_err(|refusal| refusal.status.as_u16());
+        let token =
+            grant("grant_type=refresh_token&refresh_token=a+b%26c&service=s&scope=repository%3Aa%3Apull").unwrap();
+        let bearer = format!("Bearer {}", token["access_token"].as_str().unwrap());
+        let headers = HeaderMap::from_iter([(header::AUTHORIZATION, bearer.try_into().unwrap())]);
+        gate.check("h", Some("a"), &Method::GET, &headers).unwrap();
+        assert!(grant("grant_type=password&username=user&password=a%20b%26c&scope=").is_ok());
+        assert_eq!(grant("grant_type=refresh_token&refresh_token=wrong"), Err(401));
+        assert_eq!(grant("grant_type=password&username=user&password=wrong"), Err(401));
+        assert_eq!(grant("grant_type=magic"), Err(400));
+        gate.forbid(true);
+        let refused = |repository| gate.check("h", repository, &Method::GET, &HeaderMap::new()).unwrap_err();
+        assert_eq!(refused(Some("a")).status, StatusCode::FORBIDDEN);
+        assert_eq!(refused(None).status, StatusCode::UNAUTHORIZED, "the way in is still shown");
     }
 }

@@ -253,7 +253,7 @@ async fn next_piece(body: &mut Incoming) -> Result<Option<Bytes>, Refusal> {
     }
 }
 
-async fn whole(mut body: Incoming, limit_bytes: u64) -> Result<Bytes, Refusal> {
+pub(crate) async fn whole(mut body: Incoming, limit_bytes: u64) -> Result<Bytes, Refusal> {
     let mut all = BytesMut::new();
     while let Some(bytes) = next_piece(&mut body).await? {
         if (all.len() + bytes.len()) as u64 > limit_bytes {

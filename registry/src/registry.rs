@@ -224,6 +224,12 @@ impl Registry {
         self.shared.gate.set(auth);
     }
 
+    /// Whether repositories answer 403 without a challenge where they would answer 401, as some registries do when a token has
+    /// ended. `/v2/` still answers 401 with the challenge.
+    pub fn set_forbids(&self, forbids: bool) {
+        self.shared.gate.forbid(forbids);
+    }
+
     /// Forgets all tokens given out.
     pub fn revoke_tokens(&self) {
         self.shared.gate.revoke();

@@ -1,18 +1,17 @@
 //! Credential helpers: `docker-credential-NAME get`, the server's name on standard input, JSON on standard output
 //! (docker-credential-helpers, README).
 
-use std::process::Stdio;
+use std::path::PathBuf;
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    process::Command,
+use super::{
+    Credential,
+    docker::Docker,
+    program::{Ended, Program},
 };
-
-use super::{Credential, Credentials};
 use crate::{failure::Failure, secret::Secret};
 
 /// Largest answer of a helper, in bytes: a token of a cloud has some 4 KiB.
-const MAX_ANSWER_BYTES: u64 = 64 << 10;
+const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// The user name by which a helper says that its secret is an identity token.
 const TOKEN_USER: &str = "<token>";
 /// What helpers print when they have nothing for a server.
@@ -27,41 +26,22 @@ struct Answer {
 }
 
 /// Asks helper `name` about `server`; `None` when it knows nothing of it.
-pub(super) async fn ask(from: &Credentials, name: &str, server: &str) -> Result<Option<Credential>, Failure> {
+pub(super) async fn ask(from: &Docker, name: &str, server: &str) -> Result<Option<Credential>, Failure> {
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
         return Err(Failure::denied("the docker config names a credential helper that is not a plain word".to_owned()));
     }
-    let program = format!("docker-credential-{name}");
-    let path = from.helpers.as_ref().map_or_else(|| program.clone().into(), |dir| dir.join(&program));
-    let run = run(&path, server);
-    let (success, output) = match tokio::time::timeout(from.patience, run).await {
-        Ok(Ok(done)) => done,
-        Ok(Err(error)) => {
-            return Err(Failure::denied(format!("cannot run {program}: {error}; install it or fix the docker config")));
-        }
-        Err(_elapsed) => {
-            return Err(Failure::timeout(format!("{program} gave no answer within {:?}", from.patience)));
-        }
+    let file = format!("docker-credential-{name}");
+    let path: PathBuf = from.helpers.as_ref().map_or_else(|| file.clone().into(), |dir| dir.join(&file));
+    let program = Program {
+        path: &path,
+        args: &["get".to_owned()],
+        env: &[],
+        input: server.as_bytes(),
+        timeout: from.timeout,
+        max_output: MAX_ANSWER_BYTES,
     };
-    understand(&program, success, &output)
-}
-
-async fn run(path: &std::path::Path, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
-    let mut command = Command::new(path);
-    command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-    let mut child = command.spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A helper that answers without reading has closed its end: its answer counts.
-        match stdin.write_all(server.as_bytes()).await {
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error),
-            _ => drop(stdin),
-        }
-    }
-    let mut output = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        stdout.take(MAX_ANSWER_BYTES).read_to_end(&mut output).await?;
-    }
-    Ok((child.wait().await?.success(), output))
+    let Ended { success, output } = program.run().await?;
+    understand(&file, success, &output)
 }
 
 /// What a helper's answer means. Nothing of it is repeated in a failure.

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use penstock_blob::ReadError;
-use penstock_fetcher::Config;
+use penstock_fetcher::{Config, CredentialSources};
 use penstock_registry::{Auth, Config as RegistryConfig, Credentials, Fault, Redirect};
 use tempfile::TempDir;
 
-use crate::support::{Scene, config};
+use crate::support::{Scene, config, hasty};
 
 /// base64 of `user:hunter2`
 const AUTH: &str = "dXNlcjpodW50ZXIy";
@@ -23,9 +23,14 @@ fn tokens(ttl: Duration) -> RegistryConfig {
 
 /// A scene whose fetcher reads a docker config, written afterwards: the registry's port is only known then.
 async fn scene(registry: RegistryConfig, auth: &str) -> (Scene, TempDir) {
+    scene_with(config(), registry, auth).await
+}
+
+async fn scene_with(config: Config, registry: RegistryConfig, auth: &str) -> (Scene, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.json");
-    let config = Config { docker_config: Some(path), join_gap_bytes: 0, ..config() };
+    let credentials = CredentialSources { docker_config: Some(path), ..CredentialSources::default() };
+    let config = Config { credentials, ..config };
     let scene = Scene::new(1 << 20, registry, config).await;
     write(&scene, &dir, auth);
     (scene, dir)
@@ -78,25 +83,25 @@ async fn a_token_near_its_end_is_renewed_without_being_refused() {
 
 #[tokio::test]
 async fn a_pass_that_is_forbidden_is_renewed_once() {
-    let (scene, _dir) = scene(tokens(Duration::from_secs(600)), AUTH).await;
+    let (scene, _dir) = scene_with(hasty(), tokens(Duration::from_secs(600)), AUTH).await;
     scene.good(0, 10).await;
     scene.registry.fail(Fault::Status(403));
     scene.good(0, 10).await;
     assert_eq!(scene.registry.counts().token_requests, 2);
     scene.registry.fail(Fault::Status(403).always());
     let error = scene.read(0, 10).await.unwrap_err();
-    assert!(matches!(error, ReadError::Denied { .. }), "{error}");
-    assert_eq!(scene.registry.counts().token_requests, 3);
+    assert!(matches!(error, ReadError::Deadline { .. }) && error.to_string().contains("403"), "{error}");
+    assert_eq!(scene.registry.counts().token_requests, 3, "however often it was tried until the deadline");
 }
 
 #[tokio::test]
-async fn an_unasked_401_is_answered_once_and_then_denied() {
-    let (scene, _dir) = scene(tokens(Duration::from_secs(600)), AUTH).await;
+async fn an_unasked_401_is_answered_once_and_waited_out() {
+    let (scene, _dir) = scene_with(hasty(), tokens(Duration::from_secs(600)), AUTH).await;
     scene.registry.fail(Fault::Unauthorized.times(1));
     scene.good(0, 10).await;
     scene.registry.fail(Fault::Unauthorized.always());
     let error = scene.read(0, 10).await.unwrap_err();
-    assert!(matches!(error, ReadError::Denied { .. }), "{error}");
+    assert!(matches!(error, ReadError::Deadline { .. }) && error.to_string().contains("docker-config"), "{error}");
     scene.registry.clear_faults();
     scene.good(0, 10).await;
 }

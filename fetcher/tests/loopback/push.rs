@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use penstock_blob::{Blob, BlobSource as _, Digest};
-use penstock_fetcher::{Config, Content, PushError, Upload};
+use penstock_fetcher::{Config, Content, CredentialSources, PushError, Upload};
 use penstock_registry::{Auth, Config as RegistryConfig, Credentials};
 use serde_json::json;
 
@@ -56,7 +56,10 @@ async fn what_was_pushed_is_read_back() {
             format!(r#"{{"auths": {{"{}": {{"auth": "dXNlcjpodW50ZXIy"}}}}}}"#, registry.host()),
         )
         .unwrap();
-        let fetcher = fetcher(Config { docker_config: Some(docker_config), ..config() });
+        let fetcher = fetcher(Config {
+            credentials: CredentialSources { docker_config: Some(docker_config), ..CredentialSources::default() },
+            ..config()
+        });
         let to = reference(&registry, "team/app:pushed");
         let digest = fetcher
             .push(&to, &image.uploads, image.manifest.clone(), IMAGE)

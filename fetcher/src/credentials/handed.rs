@@ -1,0 +1,203 @@
+//! Credentials handed over to this process: by a container runtime for what it pulls, or by an operator.
+
+use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
+
+use parking_lot::Mutex;
+
+use super::{
+    Credential, Found, Provider, Wanted,
+    kept::{Keeping, Kept},
+    scope::CredentialScope,
+    static_file::check,
+};
+
+/// Most scopes that credentials are held for. A node runs some hundred pods, each with a few registries.
+const MAX_SCOPES: usize = 1024;
+
+/// Why credentials were not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HandOverError {
+    /// They cannot be sent to any registry.
+    #[error("the credentials for {scope} cannot be used: {reason}")]
+    Unusable {
+        /// What they are for.
+        scope: CredentialScope,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// They have ended already.
+    #[error("the credentials for {scope} have ended already; check the clock of this node and of whoever made them")]
+    Ended {
+        /// What they are for.
+        scope: CredentialScope,
+    },
+    /// Too many are held.
+    #[error(
+        "credentials for 1024 registries and paths are held, and no more are taken; remove some, or hand over shorter paths"
+    )]
+    Full,
+}
+
+/// What is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) credential: Credential,
+    /// When they end of themselves.
+    pub(super) expires: Option<SystemTime>,
+}
+
+/// One scope that credentials were handed over for, without them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandedOverScope {
+    /// What they are for.
+    pub scope: CredentialScope,
+    /// `password`, `identity-token` or `registry-token`.
+    pub kind: &'static str,
+    /// When they end of themselves.
+    pub expires: Option<SystemTime>,
+}
+
+/// The table, and where it is kept for the next process.
+#[derive(Debug)]
+pub(crate) struct HandedOver {
+    entries: Mutex<BTreeMap<CredentialScope, Entry>>,
+    kept: Kept,
+    /// Held while the table is written, so that what was said last stays.
+    writing: tokio::sync::Mutex<()>,
+}
+
+impl HandedOver {
+    /// Takes over what the last process kept. Blocks for a moment.
+    pub(crate) fn new(kept: Option<PathBuf>, now: SystemTime) -> Self {
+        let (kept, mut entries) = Kept::open(kept);
+        entries.retain(|_, entry| !entry.has_ended(now));
+        Self { entries: Mutex::new(entries), kept, writing: tokio::sync::Mutex::default() }
+    }
+
+    /// Takes credentials, in the place of those held for the same scope.
+    pub(crate) async fn take(
+        &self,
+        scope: CredentialScope,
+        entry: (Credential, Option<SystemTime>),
+        now: SystemTime,
+    ) -> Result<(), HandOverError> {
+        let (credential, expires) = entry;
+        check(&credential).map_err(|reason| HandOverError::Unusable { scope: scope.clone(), reason })?;
+        let entry = Entry { credential, expires };
+        if entry.has_ended(now) {
+            return Err(HandOverError::Ended { scope });
+        }
+        {
+            let mut entries = self.entries.lock();
+            if entries.len() >= MAX_SCOPES && !entries.contains_key(&scope) {
+                entries.retain(|_, entry| !entry.has_ended(now));
+                if entries.len() >= MAX_SCOPES {
+                    return Err(HandOverError::Full);
+                }
+            }
+            entries.insert(scope, entry);
+        }
+        self.keep().await;
+        Ok(())
+    }
+
+    /// Forgets what is held for exactly this scope; whether there was anything.
+    pub(crate) async fn withdraw(&self, scope: &CredentialScope) -> bool {
+        let held = self.entries.lock().remove(scope).is_some();
+        if held {
+            self.keep().await;
+        }
+        held
+    }
+
+    async fn keep(&self) {
+        let _writing = self.writing.lock().await;
+        let entries = self.entries.lock().clone();
+        self.kept.write(entries).await;
+    }
+
+    /// Those of the longest scope that covers the repository and has not ended.
+    pub(crate) fn find(&self, wanted: Wanted<'_>, now: SystemTime) -> Vec<Found> {
+        let entries = self.entries.lock();
+        let fits = entries.iter().filter(|(_, entry)| !entry.has_ended(now));
+        let fits = fits.filter_map(|(scope, entry)| Some((scope.covers(wanted.host, wanted.repository)?, entry)));
+        let best = fits.max_by_key(|(length, _)| *length);
+        best.map(|(_, entry)| Found { provider: Provider::Api, credential: entry.credential.clone() })
+            .into_iter()
+            .collect()
+    }
+
+    pub(crate) fn scopes(&self, now: SystemTime) -> Vec<HandedOverScope> {
+        let entries = self.entries.lock();
+        let held = entries.iter().filter(|(_, entry)| !entry.has_ended(now));
+        held.map(|(scope, entry)| HandedOverScope {
+            scope: scope.clone(),
+            kind: entry.credential.kind(),
+            expires: entry.expires,
+        })
+        .collect()
+    }
+
+    /// Whether what is held outlives this process, and if not, why.
+    pub(crate) fn keeping(&self) -> Keeping {
+        self.kept.keeping()
+    }
+}
+
+impl Entry {
+    fn has_ended(&self, now: SystemTime) -> bool {
+        self.expires.is_some_and(|expires| expires <= now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::Secret;
+
+    fn password(text: &str) -> Credential {
+        Credential::Basic { user: "u".to_owned(), password: Secret::new(text.to_owned()) }
+    }
+
+    fn scope(text: &str) -> CredentialScope {
+        text.parse().unwrap()
+    }
+
+    fn found(held: &HandedOver, host: &str, repository: &str, now: SystemTime) -> Option<Credential> {
+        held.find(Wanted { host, repository }, now).pop().map(|found| found.credential)
+    }
+
+    #[tokio::test]
+    async fn the_longest_scope_that_has_not_ended_is_used() {
+        let now = SystemTime::now();
+        let soon = now + Duration::from_secs(10);
+        let held = HandedOver::new(None, now);
+        held.take(scope("r.io"), (password("host"), None), now).await.unwrap();
+        held.take(scope("r.io/team"), (password("team"), Some(soon)), now).await.unwrap();
+        assert_eq!(found(&held, "r.io", "team/app", now), Some(password("team")));
+        assert_eq!(found(&held, "r.io", "other", now), Some(password("host")));
+        assert_eq!(found(&held, "s.io", "team/app", now), None);
+        assert_eq!(found(&held, "r.io", "team/app", soon), Some(password("host")));
+        assert_eq!(held.scopes(soon).len(), 1);
+        assert!(held.withdraw(&scope("r.io")).await);
+        assert!(!held.withdraw(&scope("r.io")).await);
+        assert_eq!(found(&held, "r.io", "other", now), None);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_used_or_is_too_much_is_refused() {
+        let now = SystemTime::now();
+        let held = HandedOver::new(None, now);
+        let ended = held.take(scope("r.io"), (password("p"), Some(now)), now).await;
+        assert!(matches!(ended, Err(HandOverError::Ended { .. })));
+        let broken = held.take(scope("r.io"), (password("hunter2\r\nx: y"), None), now).await.unwrap_err();
+        assert!(!format!("{broken} {broken:?}").contains("hunter2"));
+        for n in 0..MAX_SCOPES {
+            held.take(scope(&format!("r.io/n{n}")), (password("p"), None), now).await.unwrap();
+        }
+        assert_eq!(held.take(scope("s.io"), (password("p"), None), now).await, Err(HandOverError::Full));
+        held.take(scope("r.io/n0"), (password("q"), None), now).await.unwrap();
+    }
+}
