@@ -109,6 +109,7 @@ impl Agent {
         let mut registry = Registry::with_prefix("penstock");
         let metrics = Metrics::new(&mut registry);
         events.register(&mut registry);
+        let api_metrics = serve::Metrics::new(registry.sub_registry_with_prefix("api"));
         let fetcher = Fetcher::new(fetcher_config(&config), registry.sub_registry_with_prefix("fetcher"))?;
         let cache_metrics = registry.sub_registry_with_prefix("cache");
         let cache = Cache::open(cache_config(&config), Arc::clone(&fetcher) as _, cache_metrics).await?;
@@ -139,7 +140,7 @@ impl Agent {
             events.clone(),
             Arc::clone(&ready),
         ));
-        let servers = match serve::start(&config, Arc::clone(&node)) {
+        let servers = match serve::start(&config, Arc::clone(&node), &api_metrics, &events) {
             Ok(servers) => servers,
             Err(error) => {
                 attachments.drain().await;

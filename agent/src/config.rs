@@ -35,7 +35,17 @@ pub const DEFAULT_SOCKET: &str = "/run/penstock/penstock.sock";
 /// Names the config file in the environment.
 const FILE_VARIABLE: &str = "PENSTOCK_CONFIG";
 /// Variables with our prefix that belong to the commands, not to the agent.
-const COMMAND_VARIABLES: [&str; 2] = [FILE_VARIABLE, "PENSTOCK_OUTPUT"];
+const COMMAND_VARIABLES: [&str; 7] = [
+    FILE_VARIABLE,
+    "PENSTOCK_OUTPUT",
+    "PENSTOCK_API",
+    TOKEN_VARIABLE,
+    "PENSTOCK_TOKEN_FILE",
+    "PENSTOCK_CA",
+    "PENSTOCK_CERT",
+];
+/// A token for commands. There is no flag for it: every user of a node can see the flags of a process.
+const TOKEN_VARIABLE: &str = "PENSTOCK_TOKEN";
 
 /// Everything an agent is told. Made by [`Config::load`], or by [`Config::in_dir`] for tests, benches and the demo.
 #[derive(Clone)]
@@ -44,8 +54,20 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Unix socket of the admin API.
     pub socket: PathBuf,
-    /// Loopback address of the admin API over TCP, for reading only.
+    /// Group whose users may use the socket, by name or number.
+    pub socket_group: Option<String>,
+    /// Address of the admin API over TCP.
     pub listen: Option<SocketAddr>,
+    /// File of the tokens that are taken over TCP.
+    pub api_token_file: Option<PathBuf>,
+    /// Certificate, PEM, that is shown over TCP.
+    pub api_tls_cert: Option<PathBuf>,
+    /// Its key.
+    pub api_tls_key: Option<PathBuf>,
+    /// Authorities of the clients' certificates.
+    pub api_client_ca: Option<PathBuf>,
+    /// Whether tokens may cross the network without TLS.
+    pub api_plain_token: bool,
     /// Longest time that stopping may take.
     pub drain_deadline: Duration,
     /// Directory of cached chunks, when not `<state_dir>/cache`.
@@ -96,7 +118,13 @@ impl Default for Config {
         Self {
             state_dir: DEFAULT_STATE_DIR.into(),
             socket: DEFAULT_SOCKET.into(),
+            socket_group: None,
             listen: None,
+            api_token_file: None,
+            api_tls_cert: None,
+            api_tls_key: None,
+            api_client_ca: None,
+            api_plain_token: false,
             drain_deadline: Duration::from_secs(30),
             cache_dir: None,
             cache_cap_bytes: 10 << 30,
@@ -242,9 +270,14 @@ impl Config {
         loaded.take_environment(environment)?;
         for (key, text) in &flags.values {
             let text = if key.is_path { flags::from_working_directory(text) } else { text.clone() };
+            if key.name == "fetch.proxy" && value::has_password(&text) {
+                let reason = "every user of this node can see the flags of a process; set PENSTOCK_FETCH_PROXY or the config file where a password is needed".to_owned();
+                return Err(ConfigError::Value { origin: Origin::Flag(key.flag()), key: key.name, reason });
+            }
             loaded.take(key, &text, Origin::Flag(key.flag()))?;
         }
         loaded.check_together()?;
+        loaded.notice_idle_keys();
         loaded.config.take_customs(environment);
         Ok(loaded)
     }
@@ -264,6 +297,13 @@ impl Config {
         self.docker_config = self.docker_config.take().or_else(docker);
         self.proxy = self.proxy.take().or_else(|| variable(&["HTTPS_PROXY", "https_proxy"]));
         self.no_proxy = self.no_proxy.take().or_else(|| variable(&["NO_PROXY", "no_proxy"]));
+    }
+
+    /// The token that a command shows, when it stands in the environment.
+    #[must_use]
+    pub fn token() -> Option<String> {
+        let (_, token) = std::env::vars_os().find(|(name, _)| name == TOKEN_VARIABLE)?;
+        token.into_string().ok().filter(|token| !token.is_empty())
     }
 
     /// Defaults with everything under one directory: agents side by side in tests, benches and the demo.
@@ -329,9 +369,15 @@ impl Loaded {
         Ok(())
     }
 
-    /// What no single value shows: the socket is not inside a directory that holds something else.
+    /// What no single value shows: the socket is not inside a directory that holds something else, and TCP is not open to all.
     fn check_together(&self) -> Result<(), ConfigError> {
         let config = &self.config;
+        if let Err(refused) = crate::serve::policy(config) {
+            // Some key of these was set, or nothing would listen.
+            let origin = self.origins.get(refused.key).or_else(|| self.origins.get("listen"));
+            let origin = origin.cloned().unwrap_or_else(|| Origin::Flag("listen".to_owned()));
+            return Err(ConfigError::Value { origin, key: refused.key, reason: refused.reason });
+        }
         let clash = config.socket.starts_with(config.cache_dir()) || config.cache_dir() == config.state_dir;
         match (clash, self.origins.get("cache.dir").or_else(|| self.origins.get("socket"))) {
             (true, Some(origin)) => Err(ConfigError::Value {
@@ -341,6 +387,14 @@ impl Loaded {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// Keys of a listener that there is not.
+    fn notice_idle_keys(&mut self) {
+        let idle = self.origins.keys().filter(|name| name.starts_with("api.") && self.config.listen.is_none());
+        let notices: Vec<String> =
+            idle.map(|name| format!("{name} has no effect, because listen is not set")).collect();
+        self.notices.extend(notices);
     }
 
     /// The config as a file that says the same, each key with what it does and where its value comes from.

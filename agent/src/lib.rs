@@ -40,3 +40,4 @@ pub mod state;
 
 pub use agent::{Agent, DrainError, StartError};
 pub use config::Config;
+pub use serve::{FileError, Unsafe};

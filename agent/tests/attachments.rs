@@ -360,7 +360,7 @@ async fn status(address: std::net::SocketAddr, method: &str, path: &str) -> u16 
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     let mut connections = tokio::task::JoinSet::new();
     connections.spawn(connection);
-    let request = http::Request::builder().method(method).uri(path).header("host", "x");
+    let request = http::Request::builder().method(method).uri(path).header("host", "localhost");
     let answer = sender.send_request(request.body(Empty::<bytes::Bytes>::new()).unwrap()).await.unwrap();
     let status = answer.status().as_u16();
     answer.into_body().collect().await.unwrap();

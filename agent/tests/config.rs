@@ -80,7 +80,7 @@ fn a_mistake_in_the_file_is_named_with_its_line() {
         ("[fetch]\ndeadline = 30\n", &["line 2", "30s"]),
         ("[fetch]\nrequests_in_flight = 0\n", &["line 2", "1 to 1024"]),
         ("[fetch]\nplatform = \"linux\"\n", &["line 2", "linux"]),
-        ("listen = \"0.0.0.0:9180\"\n", &["line 1", "no authentication yet"]),
+        ("listen = \"0.0.0.0:9180\"\n", &["line 1", "api.token_file", "127.0.0.1"]),
         ("state_dir = \"state\"\n", &["line 1", "absolute"]),
         ("[device]\ntransport = \"nbd\"\n", &["line 2", "auto, ublk or fuse"]),
         ("[mount]\nflags = [\"rw\"]\n", &["line 2", "\"rw\"", "nodev"]),
@@ -100,6 +100,12 @@ fn a_mistake_elsewhere_names_the_variable_or_the_flag() {
     assert!(error.contains("environment variable PENSTOCK_CACHE_CAP"), "{error}");
     let error = Sources::new().flags(&["--drain-deadline", "1y"]).error();
     assert!(error.contains("flag --drain-deadline"), "{error}");
+}
+
+#[test]
+fn a_password_in_a_flag_is_refused_and_not_quoted() {
+    let error = Sources::new().flags(&["--fetch-proxy", "http://u:hunter2@p:1"]).error();
+    assert!(error.contains("PENSTOCK_FETCH_PROXY") && !error.contains("hunter2"), "{error}");
 }
 
 #[test]
@@ -153,7 +159,8 @@ fn customs_of_other_programs_hold_where_nothing_was_said() {
 
 #[test]
 fn what_is_printed_reads_back_as_the_same_config() {
-    let text = "state_dir = \"/s\"\nsocket = \"/s.sock\"\nlisten = \"127.0.0.1:9180\"\ndrain_deadline = \"5s\"\n\
+    let text = "state_dir = \"/s\"\nsocket = \"/s.sock\"\nsocket_group = \"990\"\nlisten = \"127.0.0.1:9180\"\ndrain_deadline = \"5s\"\n\
+        [api]\ntoken_file = \"/t\"\ntls_cert = \"/c.pem\"\ntls_key = \"/c.key\"\nclient_ca = \"/a.pem\"\nplain_token = \"yes\"\n\
         [cache]\ndir = \"/c\"\ncap = \"1GiB\"\nchunk_size = \"64KiB\"\n\
         [fetch]\ndeadline = \"1500ms\"\nbytes_in_flight = \"8MiB\"\nrequests_in_flight = 4\nca_bundle = \"/ca.pem\"\n\
         plain_http = [\"a:1\", \"b\"]\ntls = [\"127.0.0.1:8443\"]\nproxy = \"http://p:1\"\nno_proxy = \"x,y\"\ndocker_config = \"/d.json\"\nplatform = \"linux/arm64/v8\"\n\

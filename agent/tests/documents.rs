@@ -3,7 +3,7 @@
 use std::{fs, io, path::PathBuf};
 
 use penstock_agent::{
-    Config,
+    Config, FileError,
     client::ClientError,
     config::{ConfigError, KEYS, Origin, value},
     mount::{MountError, found::NotFound, users::User},
@@ -85,6 +85,10 @@ fn refusals() -> Vec<String> {
         StateError::Io { verb: "create", path: path(), reason: system() }.to_string(),
         SocketError::InUse { path: path() }.to_string(),
         SocketError::NotASocket { path: path() }.to_string(),
+        SocketError::NoGroup { name: "staff".into() }.to_string(),
+        SocketError::OpenDir { dir: path() }.to_string(),
+        SocketError::File(FileError::TooOpen { path: path(), mode: 0o644 }).to_string(),
+        SocketError::File(FileError::Owner { path: path(), owner: 7 }).to_string(),
         ConfigError::UnknownKey { path: path(), line: 3, key: "a".into() }.to_string(),
         ConfigError::Value { origin: line, key: "cache.cap", reason: refused(value::size("x")) }.to_string(),
         ConfigError::Value { origin: Origin::Flag("x".into()), key: "listen", reason: "y".into() }.to_string(),

@@ -9,7 +9,7 @@ use axum::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::IntoParams;
 
-use crate::{BODY_BYTES, Problem, ProblemKind};
+use crate::{BODY_BYTES, BODY_DEADLINE, Problem, ProblemKind};
 
 /// How a device is to be detached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, IntoParams)]
@@ -39,7 +39,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             let detail = "send the body with `Content-Type: application/json`";
             return Err(Problem::new(ProblemKind::UnsupportedMediaType, detail));
         }
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+        let reading = Box::pin(Bytes::from_request(request, state));
+        let read = tokio::time::timeout(BODY_DEADLINE, reading).await.map_err(|_| {
+            let detail = format!("the body did not come within {} s", BODY_DEADLINE.as_secs());
+            Problem::new(ProblemKind::Invalid, detail)
+        })?;
+        let bytes = read.map_err(|rejection| {
             if rejection.into_response().status() == StatusCode::PAYLOAD_TOO_LARGE {
                 let detail = format!("a request body may have at most {BODY_BYTES} bytes");
                 Problem::new(ProblemKind::BodyTooLarge, detail)

@@ -3,7 +3,7 @@
 //! # Contract
 //!
 //! One request is one call on [`Node`] and one answer. The crate holds no state: the agent implements [`Node`] over its own
-//! table of attachments, serves [`router`] on a unix socket and, when configured, [`read_only_router`] on TCP, and bounds how long a request may take.
+//! table of attachments, serves [`router`] to who may command it and [`read_only_router`] to others, and bounds how often and how long is asked.
 //! The same types are what the `penstock` command sends and reads.
 //!
 //! # Layout
@@ -18,7 +18,8 @@
 //! # Invariants
 //!
 //! - Every answer outside 2xx is `application/problem+json`, whoever made it: a route, an unknown path, a wrong method, a body
-//!   that is malformed or too large, or a panic in a route.
+//!   that is malformed or too large, or a panic in a route. Only what is no HTTP request, or has too large a head, is answered by the
+//!   HTTP library, without a body.
 //! - Requests are strict: an unknown field or query parameter is refused by its name. Answers may gain fields; a client ignores
 //!   those it does not know.
 //! - A request body is at most [`BODY_BYTES`], an event list at most [`EVENTS_LISTED`], a list of cached blobs at most
@@ -56,6 +57,9 @@ pub use version::Version;
 /// The most bytes read of a request body. An attach request with the longest reference and path that any registry and Linux allow
 /// stays far below; what is longer is refused with 413.
 pub const BODY_BYTES: usize = 64 << 10;
+
+/// How long a request body may take to come: who sends it byte by byte holds nothing up.
+pub const BODY_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The most events in one answer; a client that is further behind asks again from the last sequence it saw.
 pub const EVENTS_LISTED: usize = 1_000;

@@ -191,6 +191,15 @@ async fn a_body_that_breaks_off_is_refused() {
     assert_eq!(problem.kind(), Some(ProblemKind::Invalid));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_body_that_never_ends_is_given_up() {
+    let started = tokio::time::Instant::now();
+    let endless = futures_util::stream::pending::<Result<&str, std::io::Error>>();
+    let problem = post("application/json", Body::from_stream(endless)).await.problem();
+    assert_eq!(problem.kind(), Some(ProblemKind::Invalid));
+    assert_eq!(started.elapsed(), crate::BODY_DEADLINE);
+}
+
 #[tokio::test]
 async fn a_query_that_is_not_understood_is_refused_by_name() {
     for (method, uri, says) in [

@@ -58,16 +58,26 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         name: "socket",
-        what: "unix socket of the admin API, mode 0600",
+        what: "unix socket of the admin API, mode 0600 unless socket_group is set",
         is_path: true,
         set: |config, text| value::socket_path(text).map(|path| config.socket = path),
         show: |config| Some(config.socket.display().to_string()),
     },
     Key {
-        name: "listen",
-        what: "loopback address and port of the admin API over TCP, for reading only; none when not set",
+        name: "socket_group",
+        what: "group, by name or number, whose users may use the socket too; the mode is then 0660",
         is_path: false,
-        set: |config, text| value::loopback(text).map(|address| config.listen = Some(address)),
+        set: |config, text| {
+            config.socket_group = Some(text.to_owned());
+            Ok(())
+        },
+        show: |config| config.socket_group.clone(),
+    },
+    Key {
+        name: "listen",
+        what: "address and port of the admin API over TCP, for reading only unless api.token_file or api.client_ca is set; none when not set",
+        is_path: false,
+        set: |config, text| value::address(text).map(|address| config.listen = Some(address)),
         show: |config| config.listen.map(|address| address.to_string()),
     },
     Key {
@@ -79,6 +89,41 @@ pub static KEYS: &[Key] = &[
                 .map(|deadline| config.drain_deadline = deadline)
         },
         show: |config| Some(value::show_duration(config.drain_deadline)),
+    },
+    Key {
+        name: "api.token_file",
+        what: "file with a token on each line, one of which opens the API over TCP; mode 0600 or 0640",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.api_token_file = Some(path)),
+        show: |config| config.api_token_file.as_ref().map(|path| path.display().to_string()),
+    },
+    Key {
+        name: "api.tls_cert",
+        what: "PEM file of the certificate, with its chain, that is shown over TCP",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.api_tls_cert = Some(path)),
+        show: |config| config.api_tls_cert.as_ref().map(|path| path.display().to_string()),
+    },
+    Key {
+        name: "api.tls_key",
+        what: "PEM file of its key; mode 0600 or 0640",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.api_tls_key = Some(path)),
+        show: |config| config.api_tls_key.as_ref().map(|path| path.display().to_string()),
+    },
+    Key {
+        name: "api.client_ca",
+        what: "PEM file of the authorities of which a client certificate opens the API over TCP",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.api_client_ca = Some(path)),
+        show: |config| config.api_client_ca.as_ref().map(|path| path.display().to_string()),
+    },
+    Key {
+        name: "api.plain_token",
+        what: "yes or no: take tokens beyond loopback without TLS, because something else encrypts",
+        is_path: false,
+        set: |config, text| value::yes(text).map(|yes| config.api_plain_token = yes),
+        show: |config| Some(value::show_yes(config.api_plain_token).to_owned()),
     },
     Key {
         name: "cache.dir",

@@ -107,16 +107,23 @@ pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
     absolute(text)
 }
 
-/// A loopback address and port.
-pub(super) fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let address: SocketAddr =
-        text.parse().map_err(|_| format!("{text:?} is not an address and port, such as 127.0.0.1:9180"))?;
-    if address.ip().is_loopback() {
-        return Ok(address);
+/// An address and port.
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("{text:?} is not an address and port, such as 127.0.0.1:9180"))
+}
+
+/// `yes` or `no`.
+pub(super) fn yes(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err(format!("{text:?} is neither yes nor no")),
     }
-    Err(format!(
-        "{address} is not a loopback address; there is no authentication yet, so only 127.0.0.0/8 and [::1] are served"
-    ))
+}
+
+/// The word that [`yes`] reads.
+pub(super) const fn show_yes(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
 }
 
 /// Words separated by commas; spaces around them and empty ones do not count.
@@ -131,6 +138,12 @@ pub(super) fn without_password(url: &str) -> String {
         Some((_, host)) => format!("{scheme}://***@{host}"),
         None => url.to_owned(),
     }
+}
+
+/// Whether a URL holds a password.
+pub(super) fn has_password(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
 }
 
 #[cfg(test)]
@@ -168,13 +181,19 @@ mod tests {
     }
 
     #[test]
-    fn only_loopback_is_listened_on_and_the_refusal_says_why() {
-        assert!(loopback("127.0.0.1:9180").is_ok());
-        assert!(loopback("[::1]:0").is_ok());
-        for bad in ["0.0.0.0:9180", "[::]:9180", "192.168.1.2:80"] {
-            assert!(loopback(bad).unwrap_err().contains("no authentication yet"), "{bad}");
+    fn an_address_has_a_port_and_a_choice_is_a_word() {
+        assert!(address("127.0.0.1:9180").is_ok() && address("[::]:0").is_ok());
+        assert!(address("localhost").unwrap_err().contains("127.0.0.1:9180"));
+        for choice in [true, false] {
+            assert_eq!(yes(show_yes(choice)), Ok(choice));
         }
-        assert!(loopback("localhost").unwrap_err().contains("127.0.0.1:9180"));
+        assert!(yes("true").is_err());
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_seen() {
+        assert!(has_password("http://me:p@ss@proxy.lan:3128") && has_password("me:secret@proxy.lan"));
+        assert!(!has_password("http://proxy.lan:3128") && !has_password("http://me@proxy.lan:3128"));
     }
 
     #[test]

@@ -73,6 +73,9 @@ kinds! {
     AgentDraining = "agent.draining", Note, "the agent takes no more work and stops";
 
     // api: who asks it.
+    ApiRefused = "api.refused", Warning, "who asked over TCP showed no token and no certificate that is known; said at most once a minute for each address";
+    ApiReloaded = "api.reloaded", Note, "the tokens or certificates of the TCP listener were read again, because their files changed";
+    ApiReloadFailed = "api.reload_failed", Warning, "changed tokens or certificates cannot be used: no token is taken any more, or the certificates from before go on";
 
     // state: the state directory.
     StateUnreadableRecord = "state.unreadable_record", Warning, "a record in the state directory is not one of this release; it is left alone and its image is not attached";
