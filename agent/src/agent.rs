@@ -266,6 +266,9 @@ fn fetcher_config(config: &Config) -> penstock_fetcher::Config {
 
 fn cache_config(config: &Config) -> penstock_cache::Config {
     penstock_cache::Config {
+        watermarks: config.cache_watermarks,
+        reserve_bytes: config.cache_reserve_bytes,
+        beside: vec![config.state_dir.join("maps")],
         chunk_size: config.chunk_size,
         ..penstock_cache::Config::new(config.cache_dir(), config.cache_cap_bytes)
     }

@@ -18,6 +18,7 @@ use std::{
 };
 
 use penstock_blob::ChunkSize;
+use penstock_cache::Watermarks;
 use penstock_device::Wanted;
 use penstock_fetcher::Platform;
 
@@ -72,8 +73,12 @@ pub struct Config {
     pub drain_deadline: Duration,
     /// Directory of cached chunks, when not `<state_dir>/cache`.
     pub cache_dir: Option<PathBuf>,
-    /// Most disk space for cached chunks, in bytes.
+    /// Most disk space for everything that is kept of images, in bytes.
     pub cache_cap_bytes: u64,
+    /// When eviction begins and ends.
+    pub cache_watermarks: Watermarks,
+    /// What stays free of the cache's file system, in bytes, when not the usual.
+    pub cache_reserve_bytes: Option<u64>,
     /// Unit of fetching and keeping.
     pub chunk_size: ChunkSize,
     /// Longest time that one fetch may take with its retries.
@@ -128,6 +133,8 @@ impl Default for Config {
             drain_deadline: Duration::from_secs(30),
             cache_dir: None,
             cache_cap_bytes: 10 << 30,
+            cache_watermarks: Watermarks::default(),
+            cache_reserve_bytes: None,
             chunk_size: ChunkSize::DEFAULT,
             fetch_deadline: Duration::from_secs(30),
             fetch_bytes_in_flight: 64 << 20,

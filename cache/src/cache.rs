@@ -110,7 +110,10 @@ impl Cache {
         let metrics = &self.store.metrics;
         Usage {
             cap_bytes: self.store.config.cap_bytes,
+            limit_bytes: self.store.room().limit(),
             used_bytes: self.store.room().used(),
+            index_bytes: self.store.index_bytes.load(Ordering::Relaxed),
+            beside_bytes: self.store.beside_bytes.load(Ordering::Relaxed),
             present_chunks: metrics.present_chunks.get(),
             durable_chunks: metrics.durable_chunks.get(),
             blobs: metrics.blobs.get(),
@@ -205,6 +208,17 @@ impl Cache {
         let retired = self.store.handle.spawn_blocking(move || entries.iter().map(|e| store.retire(e)).sum());
         // An error: the runtime is stopping.
         retired.await.unwrap_or(Err(RemoveError::Closing))
+    }
+
+    /// The look that comes every few seconds, now.
+    #[cfg(test)]
+    pub(crate) fn look(&self) {
+        crate::health::look(&self.store, true);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.store.metrics
     }
 
     /// Whether anything still holds the directory's lock: for tests that crash.

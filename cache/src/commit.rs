@@ -17,10 +17,10 @@ use std::{
 use crate::{
     bits::{Bits, SEGMENT_CHUNKS},
     entry::Entry,
+    evict::make_room,
     format::{BlobRecord, HEADER_BYTES, SYS_KEY, SegmentRecord, SysRecord, blob_key, segment_key},
     index::Write,
     keeper::{Fault, Keeper},
-    policy::{Hand, choose},
     queue::{Dirty, Group, Leaving, Stop},
     slots::Slots,
     store::Store,
@@ -30,11 +30,6 @@ use crate::{
 /// Refused commits in a row after which the index is given up for this process; failed groups after which a flush is answered
 /// all the same.
 const MAX_FAILURES: u32 = 3;
-/// Made free beyond what is wanted, so that a busy cache evicts once per group and not once per chunk: this many bytes ...
-const HEADROOM_BYTES: u64 = 32 << 20;
-/// ... or this share of the cap, whichever is less.
-const HEADROOM_SHARE: u64 = 32;
-
 /// Owns the index and every write to it.
 #[derive(Debug)]
 pub(crate) struct Committer {
@@ -47,8 +42,6 @@ pub(crate) struct Committer {
     refusals: u32,
     pause: Option<Instant>,
     backoff: Duration,
-    /// Where the hand stands among blobs that nobody retains, and among the others.
-    hands: [Hand; 2],
 }
 
 /// A segment as it is about to be recorded.
@@ -61,7 +54,7 @@ struct Noted {
 
 impl Committer {
     pub(crate) fn new(store: Arc<Store>, keeper: Option<Keeper>, sys: SysRecord, backoff: Duration) -> Self {
-        Self { store, keeper, sys, failures: 0, refusals: 0, pause: None, backoff, hands: Default::default() }
+        Self { store, keeper, sys, failures: 0, refusals: 0, pause: None, backoff }
     }
 
     /// Whether the index is still in use.
@@ -108,7 +101,8 @@ impl Committer {
 
     /// One group. False when something failed and is queued again.
     pub(crate) fn group(&mut self) -> bool {
-        let short = self.make_room();
+        self.store.look_at_room();
+        let short = make_room(&self.store);
         let mut group = self.store.queue().take();
         let flushes = std::mem::take(&mut group.flushes);
         if group.is_empty() {
@@ -133,8 +127,16 @@ impl Committer {
         }
         let mut good = again.is_empty();
         let mut held = Vec::new();
-        for leaving in group.leaving {
-            match self.leave(&leaving) {
+        for mut leaving in group.leaving {
+            let left = self.leave(&leaving);
+            if std::mem::take(&mut leaving.expected) {
+                self.store.room().left(leaving.bytes());
+                if !matches!(left, Left::Gone) {
+                    // Who waits for room was promised this: somebody else has to go, or nobody can.
+                    self.store.queue().hurry();
+                }
+            }
+            match left {
                 Left::Gone => {}
                 Left::Pinned => held.push(Leaving { sealed: false, ..leaving }),
                 Left::Failed => {
@@ -171,40 +173,6 @@ impl Committer {
             self.store.room().refuse();
         }
         good
-    }
-
-    /// Chooses and clears victims when room is wanted. True when less can be had than is wanted.
-    fn make_room(&mut self) -> bool {
-        let store = self.store.clone();
-        let wanted = store.room().wanted();
-        if wanted == 0 {
-            return false;
-        }
-        for (entry, slots) in store.stored() {
-            let empty = slots.present.load(Ordering::Relaxed) == 0 && !slots.any_leaving(0, entry.chunks - 1);
-            if empty && store.users(&entry.blob.digest) == 0 {
-                // Busy means that it is about to be used: it stays.
-                let _ = store.retire(&entry);
-            }
-        }
-        let goal = wanted + (store.config.cap_bytes / HEADROOM_SHARE).min(HEADROOM_BYTES);
-        let retained: BTreeSet<_> = store.retained.lock().keys().copied().collect();
-        let (kept, free): (Vec<_>, Vec<_>) =
-            store.stored().into_iter().partition(|(entry, _)| retained.contains(&entry.blob.digest));
-        let mut freed = 0;
-        for (blobs, hand) in [free, kept].iter().zip(&mut self.hands) {
-            if freed >= wanted {
-                break;
-            }
-            let slots: Vec<_> = blobs.iter().map(|(_, slots)| slots.clone()).collect();
-            for (at, extent) in choose(&slots, hand, goal - freed) {
-                if let Some((entry, slots)) = blobs.get(at) {
-                    // An extent that was pinned since it was chosen stays.
-                    freed += store.evict(entry, slots, extent).unwrap_or(0);
-                }
-            }
-        }
-        freed < wanted
     }
 
     /// What every changed segment holds now. Whatever is present has been written already, so a sync from here on covers it.
@@ -266,7 +234,7 @@ impl Committer {
                     "new chunks of blob {} could not be synced to disk and are dropped: {e}",
                     slots.blob.digest
                 );
-                self.store.metrics.write_failures.inc();
+                self.store.note_write::<()>(&Err(e));
                 failed.insert(slots.no);
             }
         }
@@ -349,7 +317,7 @@ impl Committer {
             tracing::warn!("the space of evicted chunks of blob {} could not be freed: {e}", slots.blob.digest);
             return Left::Failed;
         }
-        let bytes = slots.charge(*number, *bits);
+        let bytes = leaving.bytes();
         {
             let _state = entry.lock();
             if let Some(segment) = slots.segment(*number) {

@@ -15,9 +15,16 @@ use crate::{
 pub struct Config {
     /// The directory, made when missing. It belongs to one process at a time and holds nothing else.
     pub dir: PathBuf,
-    /// The most disk space that data files, slot headers and blob descriptions may take, in bytes. Beyond it chunks are
-    /// evicted; what cannot be stored is served all the same. The index comes on top: about 17 MB per TiB cached.
+    /// The most disk space that everything here and [beside](Config::beside) may take, in bytes: data files, slot headers, descriptions,
+    /// index. Beyond it chunks are evicted; what cannot be stored is served all the same.
     pub cap_bytes: u64,
+    /// When eviction begins and ends.
+    pub watermarks: Watermarks,
+    /// What is to stay free of the file system, in bytes: below it nothing is stored and chunks are evicted. `None`: 1 GiB, or a
+    /// twentieth of the file system if that is less.
+    pub reserve_bytes: Option<u64>,
+    /// Directories whose files are within the cap too: what others keep for the blobs cached here. Measured once a minute.
+    pub beside: Vec<PathBuf>,
     /// Chunk size of blobs that are new to the cache. Blobs already there keep theirs.
     pub chunk_size: ChunkSize,
     /// Bytes that were fetched and wait to be written to disk. Beyond it a fill is served but not stored: a slow disk must
@@ -38,17 +45,67 @@ impl Config {
 }
 
 impl Default for Config {
-    /// 10 GiB in `/var/lib/penstock/cache`, 256 KiB chunks, 64 MiB pending, 5 s drain, 20 s watchdog.
+    /// 10 GiB in `/var/lib/penstock/cache`, watermarks of 95 and 90 %, 256 KiB chunks, 64 MiB pending, 5 s drain, 20 s watchdog.
     fn default() -> Self {
         Self {
             dir: "/var/lib/penstock/cache".into(),
             cap_bytes: 10 << 30,
+            watermarks: Watermarks::default(),
+            reserve_bytes: None,
+            beside: Vec::new(),
             chunk_size: ChunkSize::DEFAULT,
             pending_bytes: 64 << 20,
             drain: Duration::from_secs(5),
             watchdog: Duration::from_secs(20),
         }
     }
+}
+
+/// When eviction begins and when it ends, in percent of the room there is. It runs in the background between the two, so that reads
+/// seldom wait for it; at 100 % they do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watermarks {
+    high: u8,
+    low: u8,
+}
+
+impl Watermarks {
+    /// Eviction from `high` down to `low` percent; `None` unless 1 <= low <= high <= 100.
+    #[must_use]
+    pub const fn new(high: u8, low: u8) -> Option<Self> {
+        if low >= 1 && low <= high && high <= 100 { Some(Self { high, low }) } else { None }
+    }
+
+    /// Where it begins, in percent.
+    #[must_use]
+    pub const fn high(self) -> u8 {
+        self.high
+    }
+
+    /// Where it ends, in percent.
+    #[must_use]
+    pub const fn low(self) -> u8 {
+        self.low
+    }
+
+    pub(crate) fn high_of(self, bytes: u64) -> u64 {
+        percent(bytes, self.high)
+    }
+
+    pub(crate) fn low_of(self, bytes: u64) -> u64 {
+        percent(bytes, self.low)
+    }
+}
+
+impl Default for Watermarks {
+    /// 95 and 90 %.
+    fn default() -> Self {
+        Self { high: 95, low: 90 }
+    }
+}
+
+fn percent(bytes: u64, percent: u8) -> u64 {
+    (bytes / 100).saturating_mul(percent.into()) + bytes % 100 * u64::from(percent) / 100
 }
 
 /// The joints at which tests put something that fails.

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 /// What the cache does to its files and directories. The kernel in the agent; in tests also a disk that fails, waits, dies or remembers.
 pub(crate) trait Disk: fmt::Debug + Send + Sync {
@@ -56,6 +56,21 @@ pub(crate) trait Disk: fmt::Debug + Send + Sync {
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         File::open(path)?.sync_all()
     }
+
+    /// The room on the file system of `dir`. Two system calls at most, no I/O.
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        let fs = statvfs(dir)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(fs.f_frsize);
+        Ok(Space { free_bytes: bytes(fs.f_bavail), total_bytes: bytes(fs.f_blocks) })
+    }
+}
+
+/// The room on a file system, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Space {
+    /// What a user other than root may still take.
+    pub(crate) free_bytes: u64,
+    pub(crate) total_bytes: u64,
 }
 
 /// The real thing.

@@ -16,7 +16,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -55,6 +55,8 @@ pub(crate) struct Entry {
     /// Held while files are made, so that they are made once.
     pub(crate) creating: Mutex<()>,
     pub(crate) fetched_bytes: AtomicU64,
+    /// Operators have heard that chunks of it failed a check.
+    pub(crate) was_corrupt: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -75,6 +77,7 @@ impl Entry {
             slots: OnceLock::new(),
             creating: Mutex::new(()),
             fetched_bytes: AtomicU64::new(0),
+            was_corrupt: AtomicBool::new(false),
             state: Mutex::new(state),
         }
     }
@@ -101,9 +104,10 @@ pub(crate) struct Change<'a> {
 
 impl Change<'_> {
     /// A chunk was written: locatable from now on.
-    pub(crate) fn stored(&self, segment: &Segment, slot: u32, crc: u32) {
+    pub(crate) fn stored(&self, (number, segment): (u32, &Segment), slot: u32, crc: u32) {
         let mut bit = Bits::default();
         bit.set(slot);
+        self.slots.place(segment, number, slot);
         if let Some(place) = segment.crcs.get(slot as usize) {
             place.store(crc, Ordering::Relaxed);
         }
@@ -152,6 +156,7 @@ impl Change<'_> {
             segment.checked.add(checked);
             return Err(Kept::Pinned);
         }
+        self.slots.remember(number, bits);
         self.dropped(number, segment, bits);
         self.metrics.evicted_chunks.inc_by(u64::from(bits.count()));
         Ok(self.slots.charge(number, bits))
@@ -167,11 +172,15 @@ impl Change<'_> {
         self.slots.durable.fetch_sub(durable.count(), Ordering::Relaxed);
         self.metrics.present_chunks.dec_by(u64::from(bits.count()));
         self.metrics.durable_chunks.dec_by(u64::from(durable.count()));
+        self.slots.room().leave(self.slots.charge(number, bits));
         self.state.drops += 1;
         if self.state.whole == Whole::Verified {
             self.state.whole = Whole::Partial;
             self.queue.dirty_blob(self.slots.no, self.entry);
         }
-        self.queue.leave(self.slots.no, Leaving { entry: self.entry.clone(), segment: number, bits, sealed: true });
+        self.queue.leave(
+            self.slots.no,
+            Leaving { entry: self.entry.clone(), segment: number, bits, sealed: true, expected: true },
+        );
     }
 }

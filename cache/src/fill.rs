@@ -172,7 +172,9 @@ impl Lead {
         if entry.slots.get().is_none() {
             charged += overhead(entry.chunks, block);
         }
-        let Some(space) = Space::take(store, charged).await else { return false };
+        let Some(space) = Space::take(store, charged).await.filter(|_| store.storing.is_allowed()) else {
+            return false;
+        };
         if !self.until_left().await {
             return false;
         }
@@ -278,7 +280,7 @@ fn write(store: &Arc<Store>, entry: &Arc<Entry>, fill: &Fill, bytes: &Bytes, mut
         let change = store.change(entry, &slots, &mut state);
         for slot in first..=last {
             let crc = crcs.get((base + slot - fill.first) as usize).copied().unwrap_or_default();
-            change.stored(segment, slot, crc);
+            change.stored((number, segment), slot, crc);
         }
         let bytes = u64::from(last - first + 1) * u64::from(entry.chunk_size.bytes());
         store.queue().dirty(slots.no, entry, number, bytes);

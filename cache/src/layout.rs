@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -70,7 +70,8 @@ impl Layout {
         self.dir.join("blobs").join(format!("{no}.{kind}"))
     }
 
-    fn index(&self) -> PathBuf {
+    /// Where the index is.
+    pub(crate) fn index(&self) -> PathBuf {
         self.dir.join("index")
     }
 
@@ -194,6 +195,16 @@ impl Layout {
     /// Writes a blob's description, durably.
     pub(crate) fn describe(&self, meta: &Meta) -> io::Result<()> {
         self.replace(&self.file(meta.no, "meta"), &meta.encode())
+    }
+
+    /// Whether the data file of a blob is still the one that is open, and as long as the blob.
+    pub(crate) fn is_same(&self, no: u32, open: &File, len: u64) -> io::Result<bool> {
+        let open = open.metadata()?;
+        match fs::metadata(self.file(no, "data")) {
+            Ok(named) => Ok((named.dev(), named.ino(), named.len()) == (open.dev(), open.ino(), len)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Deletes a blob's files, the description first: what is left after a crash is deleted at the next open.

@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) verified_blobs: Counter,
     pub(crate) mismatched_blobs: Counter,
     pub(crate) cap_bytes: Level,
+    pub(crate) limit_bytes: Level,
     pub(crate) used_bytes: Level,
     pub(crate) pending_bytes: Level,
     pub(crate) present_chunks: Level,
@@ -57,6 +58,7 @@ impl Metrics {
         }
         let levels = [
             ("cap_bytes", "Most bytes on disk", &metrics.cap_bytes),
+            ("limit_bytes", "Most bytes on disk for blobs now", &metrics.limit_bytes),
             ("used_bytes", "Bytes on disk and reserved", &metrics.used_bytes),
             ("pending_bytes", "Bytes fetched that wait to be written", &metrics.pending_bytes),
             ("present_chunks", "Chunks on disk", &metrics.present_chunks),

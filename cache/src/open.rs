@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::MetadataExt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     thread,
 };
@@ -30,14 +30,16 @@ use crate::{
     entry::Entry,
     error::OpenError,
     format::{HEADER_BYTES, Meta, SYS_KEY, SysRecord},
+    health::Storing,
     index::{Snapshot, Write},
     keeper::{Fault, Keeper},
     layout::{DirLock, Found, Layout, Scan, bounded_count},
     metrics::Metrics,
+    policy::{Clock, Ghosts},
     queue::{Gone, Queue},
     recover::{Presence, Records, Trust, Witness, presence, trust},
     room::Room,
-    slots::{Shared, Slots, overhead},
+    slots::{Shared, Slots, extents_in, overhead},
     store::{Store, Table},
     usage::{Event, IndexState, Whole},
     verify::Verifier,
@@ -88,6 +90,8 @@ pub(crate) fn open(config: Config, parts: Parts) -> Result<Opened, OpenError> {
     let (store, events) = new_store(config, parts, (layout, lock), &index.sys);
     let stale = load(&store, scan, &mut index);
     report(&store, &index, stale.adopted);
+    store.measure();
+    store.look_at_room();
     let mut committer = Committer::new(store.clone(), index.keeper.take(), index.sys, backoff);
     settle(&store, &mut committer, &stale.metas);
     let committer = thread::Builder::new()
@@ -95,6 +99,7 @@ pub(crate) fn open(config: Config, parts: Parts) -> Result<Opened, OpenError> {
         .spawn(move || committer.run())
         .map_err(failed("start a thread for"))?;
     store.tasks.lock().spawn_on(crate::verify::run(store.clone()), &store.handle);
+    store.tasks.lock().spawn_on(crate::health::run(store.clone()), &store.handle);
     Ok(Opened { store, committer, events })
 }
 
@@ -107,10 +112,18 @@ fn new_store(
     let queue = Arc::new(Queue::default());
     let metrics = parts.metrics;
     metrics.cap_bytes.set(config.cap_bytes);
-    let room = Arc::new(Room::new(config.cap_bytes, queue.clone(), metrics.used_bytes.clone()));
+    let room = Room::new(config.cap_bytes, config.watermarks, queue.clone(), metrics.used_bytes.clone());
+    let extents = extents_in(config.cap_bytes);
+    let shared = Shared {
+        room: Arc::new(room),
+        queue,
+        block: layout.block(),
+        clock: Arc::new(Clock::new(extents)),
+        ghosts: Arc::new(Ghosts::new(extents)),
+    };
     let (sender, events) = broadcast::channel(EVENTS);
     let store = Store {
-        shared: Shared { room, queue, block: layout.block() },
+        shared,
         config,
         layout,
         upstream: parts.upstream,
@@ -131,7 +144,9 @@ fn new_store(
         closing: AtomicBool::new(false),
         stop: CancellationToken::new(),
         _lock: lock,
-        cannot_store: AtomicBool::new(false),
+        storing: Storing::default(),
+        index_bytes: AtomicU64::new(0),
+        beside_bytes: AtomicU64::new(0),
     };
     (Arc::new(store), events)
 }
@@ -312,6 +327,7 @@ fn take_over(store: &Arc<Store>, slots: &Arc<Slots>, presence: &Presence) -> u64
         let durable = recorded.and(record.bits);
         segment.present.add(record.bits);
         segment.durable.add(durable);
+        slots.place_found(*number, record.bits);
         slots.present.fetch_add(record.bits.count(), Ordering::Relaxed);
         slots.durable.fetch_add(durable.count(), Ordering::Relaxed);
         store.metrics.present_chunks.inc_by(u64::from(record.bits.count()));
@@ -374,7 +390,7 @@ fn report(store: &Store, index: &Index, adopted: u64) {
 fn settle(store: &Store, committer: &mut Committer, metas: &[Meta]) {
     let mut committed = metas.is_empty() || committer.group();
     for _ in 0..SHRINK_GROUPS {
-        if store.room().used() <= store.config.cap_bytes {
+        if store.room().used() <= store.room().limit() {
             break;
         }
         committed &= committer.group();

@@ -33,6 +33,15 @@ pub(crate) struct Leaving {
     pub(crate) bits: Bits,
     /// Their slot headers are still there.
     pub(crate) sealed: bool,
+    /// Their space is expected back soon; not so once a pin or the disk was in the way.
+    pub(crate) expected: bool,
+}
+
+impl Leaving {
+    /// The space they take, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.entry.slots.get().map_or(0, |slots| slots.charge(self.segment, self.bits))
+    }
 }
 
 /// A blob whose files are gone.

@@ -8,7 +8,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::{metrics::Level, queue::Queue};
+use crate::{config::Watermarks, metrics::Level, queue::Queue};
 
 /// The answer to a wish for space.
 #[derive(Debug)]
@@ -22,9 +22,12 @@ pub(crate) enum Taken {
 }
 
 /// Space under a cap, in bytes.
+///
+/// The limit is the cap less what lies beside the chunks, or less than that when the file system has no more to give ([`Room::limit`]).
 #[derive(Debug)]
 pub(crate) struct Room {
     cap: u64,
+    marks: Watermarks,
     state: Mutex<State>,
     queue: Arc<Queue>,
     used: Level,
@@ -33,17 +36,54 @@ pub(crate) struct Room {
 #[derive(Debug, Default)]
 struct State {
     used: u64,
+    /// Part of `used` whose chunks are on their way out.
+    leaving: u64,
+    limit: u64,
+    /// Nothing more is taken: the file system has less free than the reserve, and not by our doing.
+    pressed: bool,
+    /// The high mark was passed, the low one not reached again.
+    ebbing: bool,
     waiters: VecDeque<(u64, oneshot::Sender<bool>)>,
 }
 
+/// How much eviction has to free.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Goal {
+    /// Somebody waits for it, or a limit is passed.
+    pub(crate) must: u64,
+    /// To get down to the low mark; at least `must`.
+    pub(crate) want: u64,
+}
+
+/// What a change of the limit began or ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pressure {
+    Same,
+    Began,
+    Ended,
+}
+
+/// What the file system has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Free {
+    pub(crate) bytes: u64,
+    /// What is to stay free.
+    pub(crate) reserve: u64,
+}
+
 impl Room {
-    /// `used` bytes are taken already; that may be more than `cap` when the cap was lowered.
-    pub(crate) fn new(cap: u64, queue: Arc<Queue>, used: Level) -> Self {
-        Self { cap, state: Mutex::default(), queue, used }
+    pub(crate) fn new(cap: u64, marks: Watermarks, queue: Arc<Queue>, used: Level) -> Self {
+        let state = Mutex::new(State { limit: cap, ..State::default() });
+        Self { cap, marks, state, queue, used }
     }
 
     pub(crate) fn used(&self) -> u64 {
         self.state.lock().used
+    }
+
+    /// The most that may be used now.
+    pub(crate) fn limit(&self) -> u64 {
+        self.state.lock().limit
     }
 
     /// Counts space that is occupied already, cap or not: what was found at open.
@@ -53,13 +93,32 @@ impl Room {
         self.used.set(state.used);
     }
 
+    /// Sets the limit from what lies beside the chunks (`beside` bytes; at most half of the cap is given up for it) and what the file system
+    /// has. When that has less than seven eighths of the reserve, somebody else fills it: nothing is taken until the reserve is whole again.
+    pub(crate) fn set_limit(&self, beside: u64, free: Free) -> Pressure {
+        let mut state = self.state.lock();
+        let own = self.cap.saturating_sub(beside).max(self.cap / 2);
+        state.limit = own.min(state.used.saturating_add(free.bytes).saturating_sub(free.reserve));
+        let before = state.pressed;
+        state.pressed = free.bytes < free.reserve - free.reserve / 8 || (before && free.bytes < free.reserve);
+        self.serve(&mut state);
+        if state.pressed {
+            refuse(&mut state);
+        }
+        match (before, state.pressed) {
+            (false, true) => Pressure::Began,
+            (true, false) => Pressure::Ended,
+            _ => Pressure::Same,
+        }
+    }
+
     /// Takes `bytes`, or asks the committer to make room.
     pub(crate) fn take(&self, bytes: u64) -> Taken {
-        if bytes > self.cap {
+        let mut state = self.state.lock();
+        if bytes > self.cap || state.pressed {
             return Taken::Never;
         }
-        let mut state = self.state.lock();
-        if state.waiters.is_empty() && state.used.saturating_add(bytes) <= self.cap {
+        if state.waiters.is_empty() && state.used.saturating_add(bytes) <= state.limit {
             state.used += bytes;
             self.used.set(state.used);
             return Taken::Now;
@@ -75,8 +134,13 @@ impl Room {
     pub(crate) fn give(&self, bytes: u64) {
         let mut state = self.state.lock();
         state.used = state.used.saturating_sub(bytes);
+        self.serve(&mut state);
+    }
+
+    /// Gives those who wait what there is, in order.
+    fn serve(&self, state: &mut State) {
         while let Some((want, _)) = state.waiters.front() {
-            if state.used.saturating_add(*want) > self.cap {
+            if state.pressed || state.used.saturating_add(*want) > state.limit {
                 break;
             }
             let Some((want, tell)) = state.waiters.pop_front() else { break };
@@ -88,20 +152,39 @@ impl Room {
         self.used.set(state.used);
     }
 
-    /// How many bytes must be freed for all who wait, or to get below a lowered cap.
-    pub(crate) fn wanted(&self) -> u64 {
-        let state = self.state.lock();
+    /// Chunks of so many bytes were dropped; their space comes back with [`Room::left`].
+    pub(crate) fn leave(&self, bytes: u64) {
+        self.state.lock().leaving += bytes;
+    }
+
+    /// Chunks of so many bytes have left, or their whole blob has.
+    pub(crate) fn left(&self, bytes: u64) {
+        let mut state = self.state.lock();
+        state.leaving = state.leaving.saturating_sub(bytes);
+    }
+
+    /// What has to be freed: for those who wait, to get below the limit, and from the high to the low mark.
+    pub(crate) fn goal(&self) -> Goal {
+        let mut state = self.state.lock();
         let waiting: u64 = state.waiters.iter().map(|(bytes, _)| bytes).sum();
-        state.used.saturating_add(waiting).saturating_sub(self.cap)
+        let staying = state.used.saturating_sub(state.leaving);
+        let low = self.marks.low_of(state.limit);
+        state.ebbing = staying > self.marks.high_of(state.limit) || (state.ebbing && staying > low);
+        let must = staying.saturating_add(waiting).saturating_sub(state.limit);
+        let ebb = if state.ebbing || must > 0 { staying.saturating_add(waiting).saturating_sub(low) } else { 0 };
+        Goal { must, want: ebb.max(must) }
     }
 
     /// Tells everybody who waits that there is no room to be made.
     pub(crate) fn refuse(&self) {
-        let waiters = std::mem::take(&mut self.state.lock().waiters);
-        for (_, tell) in waiters {
-            // A waiter that went away need not be told.
-            let _ = tell.send(false);
-        }
+        refuse(&mut self.state.lock());
+    }
+}
+
+fn refuse(state: &mut State) {
+    for (_, tell) in std::mem::take(&mut state.waiters) {
+        // A waiter that went away need not be told.
+        let _ = tell.send(false);
     }
 }
 
@@ -132,7 +215,57 @@ mod tests {
     use super::*;
 
     fn room(cap: u64) -> Room {
-        Room::new(cap, Arc::default(), Level::default())
+        Room::new(cap, Watermarks::new(100, 100).unwrap(), Arc::default(), Level::default())
+    }
+
+    const PLENTY: Free = Free { bytes: 1 << 40, reserve: 0 };
+
+    #[test]
+    fn between_the_marks_nothing_is_wanted_until_the_high_one_is_passed_again() {
+        let room = Room::new(100, Watermarks::new(90, 80).unwrap(), Arc::default(), Level::default());
+        room.occupy(90);
+        assert_eq!(room.goal(), Goal::default());
+        room.occupy(1);
+        assert_eq!(room.goal(), Goal { must: 0, want: 11 });
+        room.leave(6);
+        assert_eq!(room.goal(), Goal { must: 0, want: 5 }, "what is leaving is not wanted twice");
+        room.give(6);
+        room.left(6);
+        assert_eq!(room.goal(), Goal { must: 0, want: 5 });
+        room.give(5);
+        assert_eq!(room.goal(), Goal::default());
+        room.occupy(5);
+        assert_eq!(room.goal(), Goal::default());
+    }
+
+    #[test]
+    fn what_lies_beside_the_chunks_is_within_the_cap_but_takes_no_more_than_half() {
+        let room = room(100);
+        assert_eq!(room.set_limit(30, PLENTY), Pressure::Same);
+        assert_eq!(room.limit(), 70);
+        room.set_limit(500, PLENTY);
+        assert_eq!(room.limit(), 50);
+    }
+
+    #[test]
+    fn the_reserve_stays_free_and_when_others_take_it_nothing_is_taken_and_room_is_wanted() {
+        let room = room(1000);
+        room.occupy(100);
+        room.set_limit(0, Free { bytes: 150, reserve: 80 });
+        assert_eq!((room.limit(), room.goal()), (170, Goal::default()));
+        assert_eq!(
+            room.set_limit(0, Free { bytes: 70, reserve: 80 }),
+            Pressure::Same,
+            "a little is nothing to tell of"
+        );
+        assert_eq!((room.limit(), room.goal().must), (90, 10));
+        assert_eq!(room.set_limit(0, Free { bytes: 69, reserve: 80 }), Pressure::Began);
+        assert!(matches!(room.take(1), Taken::Never));
+        room.give(10);
+        assert_eq!(room.set_limit(0, Free { bytes: 79, reserve: 80 }), Pressure::Same);
+        assert!(matches!(room.take(1), Taken::Never));
+        assert_eq!(room.set_limit(0, Free { bytes: 81, reserve: 80 }), Pressure::Ended);
+        assert!(matches!(room.take(1), Taken::Now));
     }
 
     #[test]
@@ -142,7 +275,7 @@ mod tests {
         assert!(matches!(room.take(80), Taken::Now));
         let Taken::Later(mut first) = room.take(50) else { panic!("no room for 50") };
         let Taken::Later(mut second) = room.take(11) else { panic!("11 came later than 50") };
-        assert_eq!(room.wanted(), 41);
+        assert_eq!(room.goal(), Goal { must: 41, want: 41 });
         room.give(20);
         assert!(first.try_recv().is_err() && second.try_recv().is_err());
         room.give(20);
@@ -151,7 +284,7 @@ mod tests {
         assert_eq!(room.used(), 90);
         room.refuse();
         assert!(!second.try_recv().unwrap());
-        assert_eq!((room.used(), room.wanted()), (90, 0));
+        assert_eq!((room.used(), room.goal()), (90, Goal::default()));
     }
 
     #[test]

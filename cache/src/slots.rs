@@ -14,7 +14,7 @@ use penstock_blob::{Blob, ByteRange, ChunkSize, Pinned};
 use crate::{
     bits::{AtomicBits, Bits, SEGMENT_CHUNKS},
     format::{Sealer, SegmentRecord},
-    policy::{Candidate, Look},
+    policy::{Clock, Ghosts, Standing, Tier, key},
     queue::Queue,
     room::Room,
 };
@@ -24,10 +24,8 @@ use crate::{
 const EXTENT_BYTES: u32 = 1 << 20;
 /// Set in an extent's word while one of its chunks is leaving: the last unpin wakes the committer.
 const LEAVING: u32 = 1 << 31;
-/// Set in an extent's word by a hit, taken away by the hand of the clock.
-const HOT: u32 = 1 << 30;
 /// Pins counted in an extent's word.
-const PINS: u32 = HOT - 1;
+const PINS: u32 = LEAVING - 1;
 /// More pins than this on one extent are refused (the read goes the slow way): far from overflow, far above any load.
 const MAX_PINS: u32 = 1 << 24;
 
@@ -45,8 +43,15 @@ pub(crate) struct Segment {
     pub(crate) leaving: AtomicBits,
     /// crc32c of each present chunk.
     pub(crate) crcs: [AtomicU32; SEGMENT_CHUNKS as usize],
-    /// Pins and flags of each extent.
-    extents: Box<[AtomicU32]>,
+    extents: Box<[Extent]>,
+}
+
+/// The unit of eviction: 8 bytes for each 1 MiB.
+#[derive(Debug, Default)]
+struct Extent {
+    /// Pins and [`LEAVING`].
+    word: AtomicU32,
+    standing: Standing,
 }
 
 /// What a pin asks for.
@@ -75,6 +80,8 @@ pub(crate) struct Slots {
     segments: Box<[OnceLock<Box<Segment>>]>,
     room: Arc<Room>,
     queue: Arc<Queue>,
+    clock: Arc<Clock>,
+    ghosts: Arc<Ghosts>,
 }
 
 /// What new [`Slots`] are made of.
@@ -92,6 +99,13 @@ pub(crate) struct Shared {
     pub(crate) queue: Arc<Queue>,
     /// Allocation unit of the file system, in bytes.
     pub(crate) block: u64,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) ghosts: Arc<Ghosts>,
+}
+
+/// How many extents fill `bytes`.
+pub(crate) const fn extents_in(bytes: u64) -> u64 {
+    bytes.div_ceil(EXTENT_BYTES as u64)
 }
 
 /// Bytes that the files of a blob take beside its chunks: description, slot headers, and at worst the file system's own
@@ -124,7 +138,7 @@ impl Segment {
             durable: AtomicBits::default(),
             leaving: AtomicBits::default(),
             crcs: std::array::from_fn(|_| AtomicU32::new(0)),
-            extents: (0..extents).map(|_| AtomicU32::new(0)).collect(),
+            extents: (0..extents).map(|_| Extent::default()).collect(),
         }
     }
 
@@ -142,7 +156,7 @@ impl Segment {
         self.crcs[(slot % SEGMENT_CHUNKS) as usize].load(Ordering::Relaxed)
     }
 
-    fn words(&self, first: u32, last: u32) -> &[AtomicU32] {
+    fn extents(&self, first: u32, last: u32) -> &[Extent] {
         self.extents.get(first as usize..=last as usize).unwrap_or_default()
     }
 }
@@ -166,7 +180,13 @@ impl Slots {
             segments: (0..chunks.div_ceil(SEGMENT_CHUNKS)).map(|_| OnceLock::new()).collect(),
             room: shared.room.clone(),
             queue: shared.queue.clone(),
+            clock: shared.clock.clone(),
+            ghosts: shared.ghosts.clone(),
         }
+    }
+
+    pub(crate) const fn room(&self) -> &Arc<Room> {
+        &self.room
     }
 
     pub(crate) fn segment_count(&self) -> u32 {
@@ -239,11 +259,11 @@ impl Slots {
     fn pin_extents(&self, segment: &Segment, first: u32, last: u32, want: Want) -> bool {
         let chunks = self.extent_chunks();
         let mut calm = true;
-        for word in segment.words(first / chunks, last / chunks) {
-            let before = word.fetch_add(1, Ordering::SeqCst);
+        for extent in segment.extents(first / chunks, last / chunks) {
+            let before = extent.word.fetch_add(1, Ordering::SeqCst);
             calm &= before & PINS < MAX_PINS;
-            if want == Want::Checked && before & HOT == 0 {
-                word.fetch_or(HOT, Ordering::Relaxed);
+            if want == Want::Checked {
+                extent.standing.hit(&self.clock);
             }
         }
         calm
@@ -255,8 +275,8 @@ impl Slots {
         let chunks = self.extent_chunks();
         for (segment, first, last) in by_segment(*span.start(), *span.end()).take_while(|(s, ..)| *s < end) {
             let Some(segment) = self.segment(segment) else { continue };
-            for word in segment.words(first / chunks, last / chunks) {
-                let before = word.fetch_sub(1, Ordering::SeqCst);
+            for extent in segment.extents(first / chunks, last / chunks) {
+                let before = extent.word.fetch_sub(1, Ordering::SeqCst);
                 if before & LEAVING != 0 && before & PINS == 1 {
                     self.queue.hurry();
                 }
@@ -304,12 +324,57 @@ impl Slots {
 
     /// The extents that hold one of `bits`: all slots of the extent, and its word.
     fn words_of(&self, segment: u32, bits: Bits) -> impl Iterator<Item = (Bits, &AtomicU32)> {
+        self.extents_of(segment, bits).map(|(_, slots, extent)| (slots, &extent.word))
+    }
+
+    /// The extents that hold one of `bits`: their number in the blob, all their slots, and themselves.
+    fn extents_of(&self, segment: u32, bits: Bits) -> impl Iterator<Item = (u32, Bits, &Extent)> {
         let chunks = self.extent_chunks();
-        let words = self.segment(segment).map(|s| &*s.extents).unwrap_or_default();
-        (0..).zip(words).filter_map(move |(n, word)| {
+        let extents = self.segment(segment).map(|s| &*s.extents).unwrap_or_default();
+        (0..).zip(extents).filter_map(move |(n, extent)| {
             let slots = Bits::span(n * chunks, (n + 1) * chunks - 1);
-            (!slots.and(bits).is_empty()).then_some((slots, word))
+            (!slots.and(bits).is_empty()).then_some((segment * (SEGMENT_CHUNKS / chunks) + n, slots, extent))
         })
+    }
+
+    /// A chunk is about to be stored: when it is the first of its extent, that gets its place with the policy.
+    pub(crate) fn place(&self, segment: &Segment, number: u32, slot: u32) {
+        for (extent, slots, it) in self.extents_of(number, Bits::span(slot, slot)) {
+            if segment.present.load().and(slots).is_empty() {
+                self.clock.place(&it.standing, self.ghosts.tier(self.key(extent)));
+            }
+        }
+    }
+
+    /// Chunks were found on disk at the start: their extents get places with the policy.
+    pub(crate) fn place_found(&self, number: u32, bits: Bits) {
+        self.extents_of(number, bits).for_each(|(.., extent)| self.clock.found(&extent.standing));
+    }
+
+    /// An extent was evicted: one from probation is remembered.
+    pub(crate) fn remember(&self, number: u32, bits: Bits) {
+        let from = |standing: &Standing| standing.tier() == Tier::Probation;
+        let gone = self.extents_of(number, bits).filter(|(.., extent)| from(&extent.standing));
+        gone.for_each(|(extent, ..)| self.ghosts.add(self.key(extent)));
+    }
+
+    fn key(&self, extent: u32) -> u64 {
+        key(self.blob.digest.as_bytes().first_chunk().copied().unwrap_or_default(), extent)
+    }
+
+    /// Shows every extent that holds something and is not pinned: number, standing, bytes on disk.
+    pub(crate) fn each_extent(&self, see: &mut dyn FnMut(u32, &Standing, u64)) {
+        for (number, segment) in self.known_segments() {
+            let present = segment.present.load();
+            if present.is_empty() {
+                continue;
+            }
+            for (extent, slots, it) in self.extents_of(number, present) {
+                if it.word.load(Ordering::Relaxed) & PINS == 0 {
+                    see(extent, &it.standing, self.charge(number, present.and(slots)));
+                }
+            }
+        }
     }
 
     /// The segment of an extent of the blob, and the slots it covers there.
@@ -318,32 +383,6 @@ impl Slots {
         let first = extent * chunks;
         let slot = first % SEGMENT_CHUNKS;
         (first / SEGMENT_CHUNKS, Bits::span(slot, slot + chunks - 1))
-    }
-}
-
-impl Candidate for Arc<Slots> {
-    fn number(&self) -> u32 {
-        self.no
-    }
-
-    fn extents(&self) -> u32 {
-        self.chunks.div_ceil(self.extent_chunks())
-    }
-
-    fn look(&self, extent: u32) -> Look {
-        let (number, bits) = self.extent(extent);
-        let Some(segment) = self.segment(number) else {
-            return Look::Skip((number + 1) * (SEGMENT_CHUNKS / self.extent_chunks()));
-        };
-        let bytes = self.charge(number, segment.present.load().and(bits));
-        if bytes == 0 {
-            return Look::Skip(extent + 1);
-        }
-        match self.words_of(number, bits).next().map(|(_, word)| word.fetch_and(!HOT, Ordering::Relaxed)) {
-            Some(word) if word & PINS != 0 => Look::Pinned,
-            Some(word) if word & HOT != 0 => Look::Hot(bytes),
-            _ => Look::Cold(bytes),
-        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -26,6 +26,7 @@ use crate::{
     error::RemoveError,
     fill::Space,
     format::{Meta, Uuid},
+    health::Storing,
     layout::{DirLock, Layout, bounded_count},
     metrics::Metrics,
     queue::{Gone, Queue},
@@ -70,8 +71,11 @@ pub(crate) struct Store {
     pub(crate) stop: CancellationToken,
     /// Held for life: one process per directory.
     pub(crate) _lock: Arc<DirLock>,
-    /// Set while chunks cannot be written: said once when it begins and once when it ends.
-    pub(crate) cannot_store: AtomicBool,
+    /// Whether chunks are written.
+    pub(crate) storing: Storing,
+    /// Disk space of the index, and of [`Config::beside`], when they were measured last.
+    pub(crate) index_bytes: AtomicU64,
+    pub(crate) beside_bytes: AtomicU64,
 }
 
 impl Store {
@@ -86,28 +90,11 @@ impl Store {
     /// Tells operators; an event that nobody listens to is in the log at least.
     pub(crate) fn tell(&self, event: Event) {
         match &event {
-            Event::BlobVerified { .. } => tracing::info!("{event}"),
+            Event::BlobVerified { .. } | Event::Healed { .. } => tracing::info!("{event}"),
             _ => tracing::warn!("{event}"),
         }
         // No receiver is no failure.
         let _ = self.events.send(event);
-    }
-
-    /// Counts a failed write; the log says when the trouble begins and ends, not each time.
-    pub(crate) fn note_write<T>(&self, written: &std::io::Result<T>) {
-        match written {
-            Err(e) => {
-                self.metrics.write_failures.inc();
-                if !self.cannot_store.swap(true, Ordering::Relaxed) {
-                    tracing::warn!("fetched chunks cannot be stored and are served without: {e}");
-                }
-            }
-            Ok(_) => {
-                if self.cannot_store.load(Ordering::Relaxed) && self.cannot_store.swap(false, Ordering::Relaxed) {
-                    tracing::info!("fetched chunks can be stored again");
-                }
-            }
-        }
     }
 
     /// Where `range` is, when all of it is stored and checked. The whole hit path: a table look-up, pins, bit tests.
@@ -177,10 +164,13 @@ impl Store {
         by_segment(first, last).map(|(segment, a, b)| change.discard(segment, Bits::span(a, b))).sum()
     }
 
-    /// Drops chunks that failed a check, and counts them.
+    /// Drops chunks that failed a check, and counts them; operators hear of it once for each blob.
     pub(crate) fn discard_corrupt(&self, entry: &Arc<Entry>, first: u32, last: u32) -> u32 {
         let dropped = self.discard(entry, first, last);
         self.metrics.corrupt_chunks.inc_by(u64::from(dropped));
+        if dropped > 0 && !entry.was_corrupt.swap(true, Ordering::Relaxed) {
+            self.tell(Event::Corrupt { digest: entry.blob.digest });
+        }
         dropped
     }
 

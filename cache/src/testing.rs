@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -23,9 +23,9 @@ use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 
 use crate::{
-    Cache, Config, OpenError,
+    Cache, Config, Event, OpenError,
     config::Seams,
-    disk::{Disk, Kernel},
+    disk::{Disk, Kernel, Space},
     index::{Index, IndexError, Snapshot, Write},
     keeper::OpenIndex,
 };
@@ -50,6 +50,21 @@ pub(crate) fn part(bytes: &Bytes, range: ByteRange) -> Bytes {
     bytes.slice(usize::try_from(range.start()).unwrap()..usize::try_from(range.end()).unwrap())
 }
 
+/// An event in a word.
+pub(crate) const fn kind(event: &Event) -> &'static str {
+    match event {
+        Event::BlobVerified { .. } => "verified",
+        Event::Corrupt { .. } => "corrupt",
+        Event::Bypass { .. } => "bypass",
+        Event::Pressure { .. } => "pressure",
+        Event::Healed { .. } => "healed",
+        Event::IndexRebuilt { .. }
+        | Event::IndexAbandoned { .. }
+        | Event::BlobDropped { .. }
+        | Event::BlobMismatch { .. } => "another",
+    }
+}
+
 /// A source that refuses every read.
 pub(crate) fn refusing() -> Arc<dyn BlobSource> {
     Flaky::new(Memory::new(Vec::new()), u32::MAX)
@@ -72,6 +87,8 @@ impl Bench {
         let blobs = contents.into_iter().enumerate().map(|(i, bytes)| (memory.blob(i), bytes)).collect();
         let mut config = Config::new(dir.path().join("cache"), 1 << 30);
         config.chunk_size = ChunkSize::new(CHUNK).unwrap();
+        // Whatever the machine has free.
+        config.reserve_bytes = Some(0);
         Self { dir, memory, blobs, config }
     }
 
@@ -152,6 +169,8 @@ pub(crate) struct FailingDisk {
     pub(crate) writes: AtomicBool,
     pub(crate) syncs: AtomicBool,
     pub(crate) punches: AtomicBool,
+    /// Bytes that others have taken of the 1 TiB that it has free.
+    pub(crate) taken: AtomicU64,
 }
 
 fn fails(flag: &AtomicBool, kind: io::ErrorKind) -> io::Result<()> {
@@ -172,6 +191,12 @@ impl Disk for FailingDisk {
     fn punch(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
         fails(&self.punches, io::ErrorKind::Other)?;
         Kernel.punch(file, offset, len)
+    }
+
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        let own = crate::health::disk_bytes(&dir.join("blobs"), 1);
+        let total_bytes = 1 << 40;
+        Ok(Space { free_bytes: total_bytes - own - self.taken.load(Ordering::SeqCst), total_bytes })
     }
 }
 

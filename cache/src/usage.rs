@@ -38,8 +38,14 @@ impl fmt::Display for IndexState {
 pub struct Usage {
     /// Most bytes on disk.
     pub cap_bytes: u64,
-    /// Bytes on disk now, with those reserved for writes under way.
+    /// Most bytes that blobs may take now: the cap less index and what is beside, or what the file system has to give.
+    pub limit_bytes: u64,
+    /// Bytes that blobs take on disk now, with those reserved for writes under way.
     pub used_bytes: u64,
+    /// Bytes that the index takes, when it was measured last (once a minute).
+    pub index_bytes: u64,
+    /// Bytes that the files [beside](crate::Config::beside) take, when they were measured last.
+    pub beside_bytes: u64,
     /// Chunks on disk.
     pub present_chunks: u64,
     /// Chunks on disk that neither a crash nor a power cut can lose: synced, and recorded where the next start looks.
@@ -132,6 +138,28 @@ pub enum Event {
         /// What its bytes hash to.
         found: Digest,
     },
+    /// Chunks of a blob failed a check and were dropped. Said once for each blob.
+    Corrupt {
+        /// The blob.
+        digest: Digest,
+    },
+    /// Chunks cannot be stored: what is fetched is served and not kept.
+    Bypass {
+        /// What the disk said.
+        reason: String,
+    },
+    /// The file system has less free than its reserve, and not by the cache's doing: nothing is stored, and chunks are evicted.
+    Pressure {
+        /// What it has, in bytes.
+        free_bytes: u64,
+        /// What it should have, in bytes.
+        reserve_bytes: u64,
+    },
+    /// What a `Bypass` or `Pressure` told of is over.
+    Healed {
+        /// A sentence.
+        what: &'static str,
+    },
 }
 
 impl fmt::Display for Event {
@@ -147,6 +175,23 @@ impl fmt::Display for Event {
                 f,
                 "cached blob {digest} hashes to {found}: its chunks were dropped; check the registry or mirror that serves it, and this disk"
             ),
+            Self::Corrupt { digest } => write!(
+                f,
+                "cached chunks of blob {digest} failed a check: they are dropped, and fetched again when wanted; `penstock cache verify` looks at all others"
+            ),
+            Self::Bypass { reason } => {
+                write!(
+                    f,
+                    "fetched chunks cannot be stored and are served without ({reason}); free some disk space, or look at this disk"
+                )
+            }
+            Self::Pressure { free_bytes, reserve_bytes } => write!(
+                f,
+                "the file system of the cache has {} MiB free of the {} MiB that cache.reserve keeps for others: nothing is stored, and chunks are evicted",
+                free_bytes >> 20,
+                reserve_bytes >> 20
+            ),
+            Self::Healed { what } => f.write_str(what),
         }
     }
 }

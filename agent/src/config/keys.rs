@@ -134,12 +134,26 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         name: "cache.cap",
-        what: "most disk space for cached chunks, from 64MiB",
+        what: "most disk space for everything kept of images (chunks, index, maps), from 64MiB",
         is_path: false,
         set: |config, text| {
             value::size_in(text, LEAST_CAP_BYTES, MOST_CAP_BYTES).map(|bytes| config.cache_cap_bytes = bytes)
         },
         show: |config| Some(value::show_size(config.cache_cap_bytes)),
+    },
+    Key {
+        name: "cache.watermarks",
+        what: "where eviction in the background begins and ends, in percent of the room there is",
+        is_path: false,
+        set: |config, text| value::watermarks(text).map(|marks| config.cache_watermarks = marks),
+        show: |config| Some(format!("{}%,{}%", config.cache_watermarks.high(), config.cache_watermarks.low())),
+    },
+    Key {
+        name: "cache.reserve",
+        what: "what stays free of the cache's file system: below it nothing is stored and chunks are evicted; 1GiB, or 5% if that is less, when not set",
+        is_path: false,
+        set: |config, text| value::size(text).map(|bytes| config.cache_reserve_bytes = Some(bytes)),
+        show: |config| config.cache_reserve_bytes.map(value::show_size),
     },
     Key {
         name: "cache.chunk_size",

@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use penstock_cache::Watermarks;
+
 /// Longest path a unix socket can be bound to: `sun_path` of unix(7) less its NUL.
 const SOCKET_PATH_BYTES: usize = 107;
 
@@ -38,6 +40,14 @@ pub(super) fn size_in(text: &str, least: u64, most: u64) -> Result<u64, String> 
         return Ok(bytes);
     }
     Err(format!("{text} is not between {} and {}", show_size(least), show_size(most)))
+}
+
+/// Watermarks: where eviction begins, and where it ends, such as `95%,90%`.
+pub(super) fn watermarks(text: &str) -> Result<Watermarks, String> {
+    let percent = |text: &str| text.trim().trim_end_matches('%').parse().ok();
+    text.split_once(',')
+        .and_then(|(high, low)| Watermarks::new(percent(high)?, percent(low)?))
+        .ok_or_else(|| format!("{text:?} are no watermarks; write where eviction begins and ends, such as 95%,90%"))
 }
 
 /// The shortest exact way to write a size.

@@ -23,7 +23,10 @@ const fn kind(event: &Event) -> Kind {
     match event {
         Event::IndexRebuilt { .. } => Kind::CacheIndexRebuilt,
         Event::IndexAbandoned { .. } => Kind::CacheIndexAbandoned,
-        Event::BlobDropped { .. } | Event::BlobMismatch { .. } => Kind::CacheCorrupt,
+        Event::BlobDropped { .. } | Event::BlobMismatch { .. } | Event::Corrupt { .. } => Kind::CacheCorrupt,
         Event::BlobVerified { .. } => Kind::CacheBlobVerified,
+        Event::Bypass { .. } => Kind::CacheBypass,
+        Event::Pressure { .. } => Kind::CachePressure,
+        Event::Healed { .. } => Kind::CacheHealed,
     }
 }

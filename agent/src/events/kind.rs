@@ -102,6 +102,9 @@ kinds! {
     CacheIndexAbandoned = "cache.index_abandoned", Warning, "the index failed while the agent ran; the cache goes on without it until the next start";
     CacheCorrupt = "cache.corrupt", Warning, "cached bytes are not those of their blob, or a file is inconsistent; they were dropped and are fetched again";
     CacheBlobVerified = "cache.blob_verified", Note, "a blob is whole and its digest has been checked";
+    CacheBypass = "cache.bypass", Warning, "fetched chunks cannot be stored, because the disk is full or fails; they are served all the same";
+    CachePressure = "cache.pressure", Warning, "the file system has less free than `cache.reserve`: nothing is stored, and chunks are evicted";
+    CacheHealed = "cache.healed", Note, "what a bypass or pressure told of is over";
     CacheEventsLost = "cache.events_lost", Warning, "the cache had more to say than was kept";
 
     // index: chunk-digest lists.

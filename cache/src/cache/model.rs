@@ -57,6 +57,37 @@ async fn start(bench: &Bench, adopted: &mut u64) -> Arc<Cache> {
     cache
 }
 
+/// Closes the cache and opens it again: all is there but what had to go for the index, which grew meanwhile and is within the cap.
+async fn restart(bench: &Bench, cache: Arc<Cache>, adopted: &mut u64) -> Arc<Cache> {
+    cache.close().await;
+    let counts = |cache: &Cache| (cache.usage().present_chunks, cache.usage().durable_chunks);
+    let had = counts(&cache);
+    crash(cache).await;
+    let cache = start(bench, adopted).await;
+    let (has, evicted) = (counts(&cache), cache.usage().evicted_chunks);
+    assert_eq!(has.0 + evicted, had.0);
+    assert!(has.1 <= had.1 && has.1 + evicted >= had.1, "{had:?}, {has:?}, {evicted} evicted");
+    cache
+}
+
+/// Kills the cache, may be loses the index, and opens it again: what was durable is there but what had to go. Leaving chunks come back when
+/// their holes were not punched yet, so more may be there than before.
+async fn die(bench: &Bench, cache: Arc<Cache>, adopted: &mut u64, lose_index: bool) -> Arc<Cache> {
+    // The committer may be evicting all the while.
+    let evicted = cache.metrics().evicted_chunks.clone();
+    let before = evicted.get();
+    let had = cache.usage().durable_chunks;
+    crash(cache).await;
+    let had = had.saturating_sub(evicted.get() - before);
+    if lose_index {
+        std::fs::remove_dir_all(bench.path().join("index")).unwrap();
+    }
+    let cache = start(bench, adopted).await;
+    let has = cache.usage();
+    assert!(has.present_chunks + has.evicted_chunks >= had, "a durable chunk was lost");
+    cache
+}
+
 async fn run(steps: Vec<Step>) {
     let mut bench = Bench::new(&SIZES);
     bench.config.cap_bytes = CAP;
@@ -93,24 +124,9 @@ async fn run(steps: Vec<Step>) {
                 let usage = cache.usage();
                 assert!(usage.present_chunks - usage.durable_chunks <= adopted, "{usage:?}, {adopted} adopted");
             }
-            Step::Restart => {
-                cache.close().await;
-                let counts = |cache: &Cache| (cache.usage().present_chunks, cache.usage().durable_chunks);
-                let had = counts(&cache);
-                crash(cache).await;
-                cache = start(&bench, &mut adopted).await;
-                assert_eq!(counts(&cache), had);
-            }
-            Step::Crash | Step::LoseIndex => {
-                // Leaving chunks come back when their holes were not punched yet, so more may be there than before.
-                let had = cache.usage().durable_chunks;
-                crash(cache).await;
-                if matches!(step, Step::LoseIndex) {
-                    std::fs::remove_dir_all(bench.path().join("index")).unwrap();
-                }
-                cache = start(&bench, &mut adopted).await;
-                assert!(cache.usage().present_chunks >= had, "a durable chunk was lost");
-            }
+            Step::Restart => cache = restart(&bench, cache, &mut adopted).await,
+            Step::Crash => cache = die(&bench, cache, &mut adopted, false).await,
+            Step::LoseIndex => cache = die(&bench, cache, &mut adopted, true).await,
         }
         let usage = cache.usage();
         assert!(usage.used_bytes <= CAP && bench.blocks() <= CAP, "{usage:?}, {} on disk", bench.blocks());

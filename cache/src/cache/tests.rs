@@ -18,6 +18,7 @@ mod damage;
 mod faults;
 mod killed;
 mod power;
+mod pressure;
 mod recovery;
 mod synced;
 

@@ -9,7 +9,7 @@ use crate::{
     Cache,
     config::Seams,
     disk::Kernel,
-    testing::{FailingDisk, FakeIndex, HeldDisk, Mood},
+    testing::{FailingDisk, FakeIndex, HeldDisk, Mood, kind},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -17,18 +17,28 @@ async fn when_writes_fail_bytes_are_served_and_storing_resumes_by_itself() {
     let bench = Bench::new(&[8 * CHUNK]);
     let disk = Arc::new(FailingDisk::default());
     let cache = bench.open_with(disk.clone(), FakeIndex::new(Mood::Good).opener()).await;
+    let mut events = cache.events();
     disk.writes.store(true, Ordering::SeqCst);
     bench.read_all(&cache).await;
     cache.settle().await;
     let usage = cache.usage();
     assert_eq!((usage.present_chunks, usage.bypasses), (0, 1));
     assert_eq!(bench.memory.reads(), 1);
+    bench.read_all(&cache).await;
+    cache.settle().await;
+    assert_eq!(cache.metrics().write_failures.get(), 1, "a disk that failed is left alone until the next look");
     disk.writes.store(false, Ordering::SeqCst);
+    cache.look();
     bench.read_all(&cache).await;
     cache.settle().await;
     assert_eq!(cache.usage().durable_chunks, 8);
     bench.read_all(&cache).await;
-    assert_eq!(bench.memory.reads(), 2);
+    assert_eq!(bench.memory.reads(), 3);
+    let mut kinds = Vec::new();
+    while kinds.len() < 3 {
+        kinds.push(kind(&events.recv().await.unwrap()));
+    }
+    assert_eq!(kinds[..2], ["bypass", "healed"], "each is said once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,6 +76,7 @@ async fn chunks_whose_sync_failed_are_dropped_and_never_called_durable() {
     let usage = cache.usage();
     assert_eq!((usage.present_chunks, usage.durable_chunks), (0, 0));
     disk.syncs.store(false, Ordering::SeqCst);
+    cache.look();
     bench.read_all(&cache).await;
     cache.settle().await;
     assert_eq!(cache.usage().durable_chunks, 8);
@@ -254,6 +265,7 @@ async fn a_disk_that_fills_up_means_bypass_and_it_heals_by_itself() {
     // And more is kept once there is room.
     fs::remove_file(&ballast).unwrap();
     fs::remove_file(tmpfs.0.path().join("filler")).unwrap();
+    cache.look();
     bench.read_all(&cache).await;
     cache.settle().await;
     assert_eq!(cache.usage().present_chunks, bench.chunks());
