@@ -16,7 +16,7 @@ use crate::{
 /// Most bytes evicted at once in the background: its holes are punched in about a tenth of a second, then chunks that wait to become
 /// durable have their turn.
 const BACKGROUND_BYTES: u64 = 256 << 20;
-/// Retained blobs go last as long as they are at most one part in this many of the room; beyond that they are as others, or one scan through
+/// Retained blobs go last as long as they are at most one part in this many of the cap; beyond that they are as others, or one scan through
 /// an attached image would push out everything else.
 const RETAINED_SHARE: u64 = 2;
 
@@ -42,14 +42,13 @@ pub(crate) fn make_room(store: &Arc<Store>) -> bool {
     }
     retire_empty(store);
     let want = goal.want.min(goal.must.max(BACKGROUND_BYTES));
-    let limit = store.room().limit();
     let retained: BTreeSet<_> = store.retained.lock().keys().copied().collect();
     let all = store.stored();
     let is_retained = |entry: &Entry| retained.contains(&entry.blob.digest);
     let charged = |(_, slots): &(_, Arc<Slots>)| slots.charged.load(Ordering::Relaxed);
     let kept: u64 = all.iter().filter(|(entry, _)| is_retained(entry)).map(charged).sum();
     let mut freed = 0;
-    if kept > limit / RETAINED_SHARE {
+    if kept > store.config.cap_bytes / RETAINED_SHARE {
         freed += evict(store, &Blobs(all), want);
     } else {
         let (last, first) = all.into_iter().partition(|(entry, _)| is_retained(entry));
