@@ -192,7 +192,8 @@ pub(super) async fn look(bench: &Bench, durable: &BTreeSet<u32>, close: bool) ->
             }
         }
     }
-    assert_eq!(cache.usage().corrupt_chunks, found.dropped, "what is dropped is counted");
+    // Blobs that are whole are hashed meanwhile, which may find a chunk before it is read here.
+    assert!(cache.usage().corrupt_chunks >= found.dropped, "what is dropped is counted");
     if close {
         cache.close().await;
     }
