@@ -18,7 +18,10 @@ pub use args::{
     AgentArgs, Attach, Cli, ClientCommand, Command, Completions, Connection, Detach, Events, Show, Stats, Transport,
 };
 
-use crate::{client::ClientError, output};
+use crate::{
+    client::{ClientError, RemoteError},
+    output,
+};
 
 /// How a command ends. Scripts rely on these numbers; `penstock --help` lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +78,9 @@ pub enum Failure {
         /// Why not.
         reason: String,
     },
+    /// What was told about an agent on TCP cannot be used.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// There is nothing more to follow.
     #[error("the agent stops, and with it its events; the same command follows the next one")]
     Stopping,
@@ -96,7 +102,7 @@ impl Failure {
             Self::Client(ClientError::Problem(problem)) => problem.into(),
             Self::Client(error) if error.is_unreachable() => Exit::Unreachable,
             Self::Client(_) | Self::Output(_) => Exit::Failed,
-            Self::MountDir { .. } => Exit::Usage,
+            Self::MountDir { .. } | Self::Remote(_) => Exit::Usage,
             Self::Stopping => Exit::Later,
             Self::StillAttached { exit, .. } => *exit,
         }

@@ -1,12 +1,14 @@
-//! Asking an agent over its unix socket.
+//! Asking an agent over its unix socket, or over TCP.
 //!
 //! One connection for each request: a command asks once or twice. Every failure says in one line what to do next.
 
 mod follow;
+mod remote;
 
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,6 +22,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinSet};
 
 pub use follow::{Following, Message};
+use remote::{Remote, Stream};
+pub use remote::{RemoteError, Told};
 
 /// How long a question may take. The agent answers from memory, so that a longer wait means that it is stuck.
 const ASK_DEADLINE: Duration = Duration::from_secs(30);
@@ -30,10 +34,12 @@ const CHANGE_DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// The most bytes of an answer: many times the longest list that the API gives.
 const ANSWER_BYTES: usize = 64 << 20;
 
-/// The agent behind a socket.
+/// An agent to ask.
 #[derive(Debug, Clone)]
 pub struct Client {
+    /// Its socket; of an agent on TCP its URL, for people.
     socket: PathBuf,
+    remote: Option<Arc<Remote>>,
 }
 
 /// Why there is no answer, or what the agent answered instead.
@@ -66,6 +72,16 @@ pub enum ClientError {
         /// Where it was looked for.
         socket: PathBuf,
         /// The system's reason.
+        reason: io::Error,
+    },
+    /// An agent on TCP cannot be reached, or is not the one that it should be.
+    #[error(
+        "cannot reach the agent at {at}: {reason}; check the address, that the agent has `listen` set, and its certificate (--ca)"
+    )]
+    Remote {
+        /// Its URL.
+        at: String,
+        /// The reason of the system, or of TLS.
         reason: io::Error,
     },
     /// The connection ended before the answer was whole.
@@ -101,7 +117,14 @@ impl ClientError {
     /// Whether no agent could be asked, so that nothing was done.
     #[must_use]
     pub const fn is_unreachable(&self) -> bool {
-        matches!(self, Self::NoSocket { .. } | Self::Dead { .. } | Self::Denied { .. } | Self::Connect { .. })
+        matches!(
+            self,
+            Self::NoSocket { .. }
+                | Self::Dead { .. }
+                | Self::Denied { .. }
+                | Self::Connect { .. }
+                | Self::Remote { .. }
+        )
     }
 }
 
@@ -124,7 +147,16 @@ impl Client {
     /// The agent behind `socket`, which is not touched before something is asked.
     #[must_use]
     pub const fn new(socket: PathBuf) -> Self {
-        Self { socket }
+        Self { socket, remote: None }
+    }
+
+    /// The agent on TCP that `told` names. `token` is shown when no file with one was named.
+    ///
+    /// # Errors
+    /// [`RemoteError`] when what was told cannot be used.
+    pub fn on_tcp(told: &Told, token: Option<String>) -> Result<Self, RemoteError> {
+        let remote = Arc::new(Remote::new(told, token)?);
+        Ok(Self { socket: told.url.clone().into(), remote: Some(remote) })
     }
 
     /// The agent's socket.
@@ -240,21 +272,37 @@ impl Client {
 
     /// Sends a request, and waits for the head of the answer.
     async fn open(&self, method: Method, path: &str, accept: &str, body: Bytes) -> Result<Open, ClientError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|reason| self.not_connected(reason))?;
+        let stream = self.connect().await?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| self.broken(error))?;
         let mut driver = JoinSet::new();
         driver.spawn(connection);
-        let request = Request::builder()
+        let remote = self.remote.as_deref();
+        let host = remote.map_or_else(|| "localhost".to_owned(), Remote::authority);
+        let builder = match remote.and_then(Remote::token) {
+            Some(token) => Request::builder().header(header::AUTHORIZATION, token),
+            None => Request::builder(),
+        };
+        let request = builder
             .method(method)
             .uri(path)
-            .header(header::HOST, "localhost")
+            .header(header::HOST, host)
             .header(header::ACCEPT, accept)
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| self.broken(error))?;
         let (head, body) = sender.send_request(request).await.map_err(|error| self.broken(error))?.into_parts();
         Ok(Open { status: head.status, body, _driver: driver })
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Stream>, ClientError> {
+        match &self.remote {
+            Some(remote) => remote.connect(&self.socket).await,
+            None => {
+                let stream = UnixStream::connect(&self.socket).await.map_err(|reason| self.not_connected(reason))?;
+                Ok(Box::new(stream))
+            }
+        }
     }
 
     async fn whole(&self, answer: Open) -> Result<Reply, ClientError> {

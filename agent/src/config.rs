@@ -36,7 +36,7 @@ pub const DEFAULT_SOCKET: &str = "/run/penstock/penstock.sock";
 /// Names the config file in the environment.
 const FILE_VARIABLE: &str = "PENSTOCK_CONFIG";
 /// Variables with our prefix that belong to the commands, not to the agent.
-const COMMAND_VARIABLES: [&str; 7] = [
+const COMMAND_VARIABLES: [&str; 8] = [
     FILE_VARIABLE,
     "PENSTOCK_OUTPUT",
     "PENSTOCK_API",
@@ -44,6 +44,7 @@ const COMMAND_VARIABLES: [&str; 7] = [
     "PENSTOCK_TOKEN_FILE",
     "PENSTOCK_CA",
     "PENSTOCK_CERT",
+    "PENSTOCK_KEY",
 ];
 /// A token for commands. There is no flag for it: every user of a node can see the flags of a process.
 const TOKEN_VARIABLE: &str = "PENSTOCK_TOKEN";

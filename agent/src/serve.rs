@@ -31,8 +31,10 @@ pub(crate) use count::Metrics;
 use count::Name;
 use door::{Access, Door};
 pub use files::FileError;
+pub(crate) use files::read_secret;
 use peers::{Limits, Peers, Rate};
 use tls::Tls;
+pub(crate) use tls::certificates as tls_certificates;
 use token::Tokens;
 
 /// How long open connections may take to end once the agent stops: a request that changes something has ended before.

@@ -386,3 +386,30 @@ async fn followers_are_told_of_the_end_when_the_agent_stops() {
     assert!(rest.contains("\"kind\":\"agent.ready\"") && rest.contains("\"kind\":\"agent.draining\""), "{rest}");
     assert!(rest.contains("event: end"), "{rest}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_asks_an_agent_on_tcp_that_it_can_tell_from_another() {
+    use penstock_agent::client::{Client, ClientError, Told};
+    let bench = Bench::new();
+    let config = Config { api_client_ca: Some(pem("ca.pem")), ..bench.with_tls(bench.with_token()) };
+    let agent = Agent::start(config).await.unwrap();
+    let url = format!("https://localhost:{}", agent.listening().unwrap().port());
+    let told = Told { url, ca: Some(pem("ca.pem")), ..Told::default() };
+    let with_file = Told { token_file: Some(bench.dir.path().join("token")), ..told.clone() };
+    for client in [Client::on_tcp(&with_file, None), Client::on_tcp(&told, Some(TOKEN.to_owned()))] {
+        assert!(client.unwrap().devices().await.unwrap().is_empty());
+    }
+    let key = Some(bench.secret("client.key", &fs::read(pem("client.key")).unwrap()));
+    let with_cert = Told { cert: Some(pem("client.pem")), key, ..told.clone() };
+    assert_eq!(Client::on_tcp(&with_cert, None).unwrap().version().await.unwrap().pid, std::process::id());
+    let mut following = Client::on_tcp(&with_cert, None).unwrap().follow(0).await.unwrap();
+    assert!(following.next().await.unwrap().is_some());
+
+    let nobody = Client::on_tcp(&told, None).unwrap().devices().await.unwrap_err();
+    assert!(matches!(&nobody, ClientError::Problem(problem) if problem.status == 401), "{nobody}");
+    let distrustful = Told { ca: Some(pem("other-ca.pem")), ..with_file };
+    let error = Client::on_tcp(&distrustful, None).unwrap().devices().await.unwrap_err();
+    assert!(error.is_unreachable() && error.to_string().contains("--ca"), "{error}");
+    assert!(!error.to_string().contains(TOKEN));
+    agent.stop().await.unwrap();
+}

@@ -61,7 +61,8 @@ Examples:
 const LIST_HELP: &str = "\
 Examples:
   penstock list
-  penstock list --output json | jq -r '.[].id'";
+  penstock list --output json | jq -r '.[].id'
+  penstock list --api https://node7:9180 --token-file ~/.penstock-token --ca ca.crt";
 
 const STATS_HELP: &str = "\
 Examples:
@@ -166,6 +167,21 @@ pub struct Connection {
     /// Socket of the agent
     #[arg(long, value_name = "PATH", env = "PENSTOCK_SOCKET", hide_env_values = true, default_value = DEFAULT_SOCKET, value_hint = ValueHint::FilePath)]
     pub socket: PathBuf,
+    /// Ask an agent on TCP instead, as https://host:port; a token comes from --token-file or PENSTOCK_TOKEN
+    #[arg(long, value_name = "URL", env = "PENSTOCK_API", hide_env_values = true)]
+    pub api: Option<String>,
+    /// File with the token for --api
+    #[arg(long, value_name = "FILE", env = "PENSTOCK_TOKEN_FILE", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub token_file: Option<PathBuf>,
+    /// PEM file of the authority of the agent's certificate, for --api [default: the system's]
+    #[arg(long, value_name = "FILE", env = "PENSTOCK_CA", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub ca: Option<PathBuf>,
+    /// PEM file of a certificate to show, for --api
+    #[arg(long, value_name = "FILE", env = "PENSTOCK_CERT", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub cert: Option<PathBuf>,
+    /// PEM file of its key
+    #[arg(long, value_name = "FILE", env = "PENSTOCK_KEY", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub key: Option<PathBuf>,
     /// How to print the answer
     #[arg(
         long,

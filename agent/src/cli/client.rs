@@ -6,7 +6,8 @@ use penstock_api::Detached;
 
 use super::{Attach, ClientCommand, Completions, Connection, Detach, Events, Exit, Failure, Stats, command, render};
 use crate::{
-    client::Client,
+    client::{Client, Told},
+    config::Config,
     output::{self, Output, with_progress},
 };
 
@@ -25,8 +26,16 @@ pub(super) async fn execute(command: ClientCommand) -> Result<(), Failure> {
 }
 
 impl Connection {
-    fn client(&self) -> Client {
-        Client::new(self.socket.clone())
+    fn client(&self) -> Result<Client, Failure> {
+        let Some(url) = self.api.clone() else { return Ok(Client::new(self.socket.clone())) };
+        let told = Told {
+            url,
+            token_file: self.token_file.clone(),
+            ca: self.ca.clone(),
+            cert: self.cert.clone(),
+            key: self.key.clone(),
+        };
+        Ok(Client::on_tcp(&told, Config::token())?)
     }
 }
 
@@ -38,7 +47,7 @@ async fn attach(args: Attach) -> Result<(), Failure> {
         transport: args.transport.into(),
         platform: args.platform,
     };
-    let client = args.connection.client();
+    let client = args.connection.client()?;
     let what = format!("attaching {}", request.reference);
     let device = with_progress(&what, client.attach(&request)).await?;
     Ok(output::answer(args.connection.output, &device, render::device)?)
@@ -55,7 +64,7 @@ pub(super) fn mount_dir(dir: &Path) -> Result<PathBuf, Failure> {
 }
 
 async fn detach(args: Detach) -> Result<(), Failure> {
-    let client = args.connection.client();
+    let client = args.connection.client()?;
     let detached = match args.id {
         Some(id) => {
             with_progress(&format!("detaching {id}"), client.detach(&id, args.force)).await?;
@@ -71,12 +80,12 @@ async fn detach(args: Detach) -> Result<(), Failure> {
 }
 
 async fn list(connection: &Connection) -> Result<(), Failure> {
-    let devices = with_progress("asking the agent", connection.client().devices()).await?;
+    let devices = with_progress("asking the agent", connection.client()?.devices()).await?;
     Ok(output::answer(connection.output, &devices, |devices| render::devices(devices))?)
 }
 
 async fn stats(args: Stats) -> Result<(), Failure> {
-    let client = args.connection.client();
+    let client = args.connection.client()?;
     let output = args.connection.output;
     if let Some(id) = args.id {
         let device = with_progress("asking the agent", client.device(&id)).await?;
@@ -87,12 +96,12 @@ async fn stats(args: Stats) -> Result<(), Failure> {
 }
 
 async fn cache(connection: &Connection) -> Result<(), Failure> {
-    let usage = with_progress("asking the agent", connection.client().cache()).await?;
+    let usage = with_progress("asking the agent", connection.client()?.cache()).await?;
     Ok(output::answer(connection.output, &usage, render::cache)?)
 }
 
 async fn events(args: Events) -> Result<(), Failure> {
-    let client = args.connection.client();
+    let client = args.connection.client()?;
     if args.follow {
         return follow(&client, args.since, args.connection.output).await;
     }
@@ -117,7 +126,7 @@ async fn follow(client: &Client, since: u64, how: Output) -> Result<(), Failure>
 
 /// The command has a version whether or not an agent runs; an agent that cannot be asked is shown as that.
 async fn version(connection: &Connection) -> Result<(), Failure> {
-    let agent = match with_progress("asking the agent", connection.client().version()).await {
+    let agent = match with_progress("asking the agent", connection.client()?.version()).await {
         Ok(version) => Ok(version),
         Err(error) if error.is_unreachable() => Err(error.to_string()),
         Err(error) => return Err(error.into()),

@@ -96,6 +96,12 @@ pub(super) fn read(path: &Path, most: u64, secret: bool) -> Result<Vec<u8>, File
     Ok(bytes)
 }
 
+/// The bytes of a token or a key that a command shows.
+pub(crate) fn read_secret(path: &Path) -> Result<Vec<u8>, FileError> {
+    const MOST_BYTES: u64 = 64 << 10;
+    read(path, MOST_BYTES, true)
+}
+
 fn check(path: &Path, metadata: &fs::Metadata) -> Result<(), FileError> {
     let (mode, owner) = (metadata.mode() & 0o7777, metadata.uid());
     if mode & TOO_OPEN != 0 {

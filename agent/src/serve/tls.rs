@@ -119,7 +119,7 @@ impl Files {
 }
 
 /// All certificates of a PEM file, which must have one.
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
     let wrong = |reason: &str| FileError::Content { path: path.to_path_buf(), reason: reason.to_owned() };
     let bytes = files::read(path, FILE_BYTES, false)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
