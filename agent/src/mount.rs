@@ -205,15 +205,37 @@ pub fn place(dir: &Path) -> Result<PathBuf, MountError> {
     }
 }
 
-/// Mounts the `file_system` in `source`, a block device or a file, on `dir`.
+/// The directory `dir`, which [`place`] has resolved before, if its path still leads there and something can be mounted on it now.
+///
+/// # Errors
+/// As [`place`]; also when a part of the path has become a link since: who made it may mean another place than who asked.
+pub fn place_again(dir: &Path) -> Result<PathBuf, MountError> {
+    let real = place(dir)?;
+    if real == dir {
+        return Ok(real);
+    }
+    let reason = format!("a link leads from there to {} now; detach the image, and attach it again", real.display());
+    Err(MountError::Place { dir: dir.to_path_buf(), reason })
+}
+
+/// `dir` itself, held open, whatever is done to its path from now on. No part of the path may be a link.
+fn pinned(dir: &Path) -> Result<OwnedFd, MountError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat2(rustix::fs::CWD, dir, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+        .map_err(|error| MountError::Place { dir: dir.to_path_buf(), reason: io::Error::from(error).to_string() })
+}
+
+/// Mounts the `file_system` in `source`, a block device or a file, on `dir`, a path that [`place`] has resolved: no part of it is a link.
 ///
 /// # Errors
 /// [`MountError`]; nothing is left behind then.
 pub fn mount(source: &Path, file_system: FileSystem, dir: &Path, flags: &[Flag]) -> Result<Mounted, MountError> {
+    let held = pinned(dir)?;
+    let on = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
     let mounted = |source: &Path| Mounted { dir: dir.to_path_buf(), file_system, source: source.to_path_buf() };
     let is_file = source.metadata().is_ok_and(|metadata| metadata.is_file());
     if !is_file || file_system == FileSystem::Erofs {
-        match attempt(source, file_system, dir, flags) {
+        match attempt(source, file_system, &on, flags) {
             Ok(()) => return Ok(mounted(source)),
             // What a kernel without file-backed EROFS says of a file: it wants a block device.
             Err(Errno::NOTBLK) if is_file => {}
@@ -223,7 +245,7 @@ pub fn mount(source: &Path, file_system: FileSystem, dir: &Path, flags: &[Flag])
     // Dropped at the end of this function, whatever its outcome: then the mount is the last user, or there is none.
     let loop_device = Loop::attach(source, true, true)
         .map_err(|error| MountError::Loop { file_system, reason: error.to_string() })?;
-    attempt(loop_device.path(), file_system, dir, flags).map_err(|error| refusal(error, file_system, dir))?;
+    attempt(loop_device.path(), file_system, &on, flags).map_err(|error| refusal(error, file_system, dir))?;
     Ok(mounted(loop_device.path()))
 }
 

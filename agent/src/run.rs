@@ -51,11 +51,21 @@ pub fn agent(args: &AgentArgs) -> Result<(), RunError> {
         return Ok(output::print(&loaded.print())?);
     }
     log::start(loaded.config.log_format, loaded.config.log_level);
+    close_off();
     raise_open_files();
     for notice in &loaded.notices {
         tracing::warn!("{notice}");
     }
     with_runtime(serve(loaded.config))?
+}
+
+/// Keeps what this process writes and remembers from other users: files are for its own user alone whatever it was started with, and
+/// its memory, which holds tokens and passwords, is neither written to core dumps nor read by processes of the same user.
+fn close_off() {
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "a core dump of this process would hold its credentials");
+    }
 }
 
 /// Lets this process open as many files as it may: a device has several, the cache's index some eighty, and the usual soft limit of 1024

@@ -189,7 +189,7 @@ impl Stage {
             Door::Mount(_) => {
                 let place = dir.join("mnt");
                 std::fs::create_dir_all(&place)?;
-                let on = place.clone();
+                let on = place.canonicalize()?;
                 let mounted =
                     tokio::task::spawn_blocking(move || mount::mount(&path, penstock_image::FileSystem::Ext, &on, &[]));
                 let mounted = mounted.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
