@@ -14,6 +14,7 @@ pub mod users;
 use std::{
     ffi::CString,
     fmt, io,
+    os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -21,6 +22,7 @@ use std::{
 use penstock_device::Loop;
 use penstock_image::FileSystem;
 use rustix::{
+    fs::{Mode, OFlags, ResolveFlags},
     io::Errno,
     mount::{MountFlags, UnmountFlags},
 };
@@ -300,5 +302,44 @@ impl Mounted {
             Err(Errno::BUSY) => Err(MountError::Busy { dir: self.dir.clone(), users: users::users(&self.dir) }),
             Err(error) => Err(stuck(error.into())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_place_is_a_directory_by_its_real_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        fs::create_dir(root.join("real")).unwrap();
+        fs::write(root.join("file"), "").unwrap();
+        symlink("real", root.join("link")).unwrap();
+        for (asked, real) in [("real", "real"), ("link", "real"), ("real/../link", "real"), ("./real/", "real")] {
+            assert_eq!(place(&root.join(asked)).unwrap(), root.join(real), "{asked}");
+        }
+        let nul = format!("{}/re\0al", root.display());
+        for bad in ["file", "none", "file/x", "real/../../../nonexistent", &"x".repeat(300), &nul] {
+            assert!(matches!(place(&root.join(bad)), Err(MountError::Place { .. })), "{bad:?}");
+        }
+        assert!(matches!(place(Path::new("relative")), Err(MountError::Place { .. })));
+    }
+
+    #[test]
+    fn a_path_that_became_a_link_since_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(root.join("a/mnt")).unwrap();
+        fs::create_dir_all(root.join("victim/mnt")).unwrap();
+        let asked = place(&root.join("a/mnt")).unwrap();
+        assert_eq!(place_again(&asked).unwrap(), asked);
+        assert!(pinned(&asked).is_ok());
+        fs::rename(root.join("a"), root.join("b")).unwrap();
+        symlink("victim", root.join("a")).unwrap();
+        assert!(matches!(place_again(&asked), Err(MountError::Place { .. })));
+        assert!(matches!(pinned(&asked), Err(MountError::Place { .. })), "nor between the look and the mount");
     }
 }

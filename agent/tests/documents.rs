@@ -39,6 +39,28 @@ fn the_config_reference_lists_every_key_with_its_default() {
     }
 }
 
+#[test]
+fn what_the_threat_model_names_as_proof_exists() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let text = document("security.md");
+    let mut proofs = 0;
+    for row in text.lines().filter(|line| line.starts_with('|')) {
+        let quoted: Vec<&str> = row.split('`').skip(1).step_by(2).collect();
+        let files: Vec<&&str> = quoted.iter().filter(|word| word.ends_with(".rs")).collect();
+        for file in &files {
+            assert!(root.join(file).is_file(), "{file} does not exist: {row}");
+        }
+        // A test is named right after its file.
+        for (file, name) in row.split('`').collect::<Vec<_>>().windows(3).filter(|w| w[1] == ": ").map(|w| (w[0], w[2]))
+        {
+            let source = fs::read_to_string(root.join(file)).expect(file);
+            assert!(source.contains(&format!("fn {name}(")), "{file} has no {name}");
+            proofs += 1;
+        }
+    }
+    assert!(proofs >= 5, "the page names {proofs} tests");
+}
+
 /// Whether `text` is of the documented `shape`, in which each `…` stands for something.
 fn is_of(shape: &str, text: &str) -> bool {
     let pieces: Vec<&str> = shape.split('…').collect();

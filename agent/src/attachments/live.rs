@@ -119,7 +119,8 @@ impl Live {
         let file_system = found::find(&head).map_err(MountError::NoFileSystem)?;
         let (source, flags) = (self.device.path().to_path_buf(), parts.mount_flags.clone());
         let mounted =
-            blocking("mounting", move || mount::mount(&source, file_system, &mount::place_again(&dir)?, &flags)).await??;
+            blocking("mounting", move || mount::mount(&source, file_system, &mount::place_again(&dir)?, &flags))
+                .await??;
         *self.mounted.lock() = Some(Arc::new(mounted));
         Ok(())
     }
