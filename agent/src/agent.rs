@@ -20,15 +20,16 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    attachments::{Attachments, Parts},
-    config::Config,
+    attachments::{Attachments, Ending, Parts},
+    config::{Config, OnStop},
     events::{self, Events, Kind},
+    keeper::{Keeper, pass::Notice},
     metrics::Metrics,
-    mount::leftovers,
     node::AgentNode,
+    remains::Remaining,
     serve::{self, Servers},
     socket::SocketError,
-    state::{StateDir, StateError},
+    state::{StateDir, StateError, record::Record},
 };
 
 /// Why an agent did not start. Each text is one line that says what to do.
@@ -78,9 +79,11 @@ pub struct Agent {
     servers: Servers,
     /// Tasks that live as long as the agent.
     tasks: JoinSet<()>,
+    on_stop: OnStop,
     drain_deadline: Duration,
     /// Given up at the end.
     state: Arc<StateDir>,
+    keeper: Arc<Keeper>,
 }
 
 impl Agent {
@@ -89,30 +92,24 @@ impl Agent {
     /// # Errors
     /// [`StartError`]; whatever was started is stopped again then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_until(config, &CancellationToken::new()).await
+        Self::start_until(config, Keeper::nobody(), &CancellationToken::new()).await
     }
 
-    /// As [`start`](Self::start), but once `stop` is cancelled no more attachments are restored, so that it answers soon.
+    /// As [`start`](Self::start), with `keeper` to keep what outlives the agent; once `stop` is cancelled no more attachments are
+    /// restored, so that it answers soon.
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub async fn start_until(config: Config, stop: &CancellationToken) -> Result<Self, StartError> {
-        let events = Events::new();
-        let state = Arc::new(open_state(&config, &events).await?);
-        let (records, unreadable) = state.records()?;
-        for file in unreadable {
-            let (path, error) = (file.path.display(), file.error);
-            let text = format!("{path} {error}; it is left where it is, and its image is not attached");
-            events.record(Kind::StateUnreadableRecord, &text, &[]);
-        }
+    pub async fn start_until(config: Config, keeper: Keeper, stop: &CancellationToken) -> Result<Self, StartError> {
+        let (events, keeper) = (Events::new(), Arc::new(keeper));
+        let (state, remaining) = open_state(&config, &keeper, &events).await?;
+        let records = readable_records(&state, &events)?;
 
         let mut registry = Registry::with_prefix("penstock");
         let metrics = Metrics::new(&mut registry);
         events.register(&mut registry);
         let api_metrics = serve::Metrics::new(registry.sub_registry_with_prefix("api"));
-        let fetcher = Fetcher::new(fetcher_config(&config), registry.sub_registry_with_prefix("fetcher"))?;
-        let cache_metrics = registry.sub_registry_with_prefix("cache");
-        let cache = Cache::open(cache_config(&config), Arc::clone(&fetcher) as _, cache_metrics).await?;
+        let (fetcher, cache) = open_sources(&config, &mut registry).await?;
         let device_metrics = penstock_device::Metrics::new(registry.sub_registry_with_prefix("device"));
         let mut tasks = JoinSet::new();
         tasks.spawn(events::cache::pass_on(cache.events(), events.clone()));
@@ -128,6 +125,8 @@ impl Agent {
             platform: config.platform.clone(),
             transport: config.transport,
             events: events.clone(),
+            keeper: Arc::clone(&keeper),
+            remaining: Arc::new(remaining),
             stop: stop.child_token(),
         });
         attachments.restore(records).await;
@@ -143,16 +142,26 @@ impl Agent {
         let servers = match serve::start(&config, Arc::clone(&node), &api_metrics, &events) {
             Ok(servers) => servers,
             Err(error) => {
-                attachments.drain().await;
-                cache.close().await;
-                fetcher.stop().await;
+                give_up(&attachments, &cache, &fetcher).await;
                 return Err(error.into());
             }
         };
         let text = format!("penstock {} is ready on {}", env!("CARGO_PKG_VERSION"), config.socket.display());
         events.record(Kind::AgentReady, &text, &[]);
-        let drain_deadline = config.drain_deadline;
-        Ok(Self { node, attachments, cache, fetcher, events, ready, servers, tasks, drain_deadline, state })
+        Ok(Self {
+            node,
+            attachments,
+            cache,
+            fetcher,
+            events,
+            ready,
+            servers,
+            tasks,
+            on_stop: config.on_stop,
+            drain_deadline: config.drain_deadline,
+            state,
+            keeper,
+        })
     }
 
     /// The calls that the admin API answers, without the socket between.
@@ -185,18 +194,49 @@ impl Agent {
         self.servers.listening()
     }
 
-    /// Stops everything in the reverse order of the start: takes no more work, lets what is under way end, unmounts and stops the
-    /// devices (their records stay, so that the next start attaches them again), and closes the cache.
+    /// Waits until whoever keeps descriptors for this agent is gone. Then nobody will start another one: stop this one.
+    pub async fn keeper_lost(&self) {
+        self.keeper.lost().await;
+    }
+
+    /// Tells whoever looks after this process that it serves, and from then on, if that is asked for, that it lives.
+    pub(crate) fn say_ready(&mut self) {
+        self.keeper.say(&Notice::Ready);
+        if let Some(every) = self.keeper.watchdog() {
+            self.tasks.spawn(say_alive(Arc::clone(&self.keeper), every));
+        }
+    }
+
+    /// Stops everything in the reverse order of the start: takes no more work, lets what is under way end, leaves the devices that
+    /// outlive the agent to its successor (unless the config says otherwise), unmounts and stops the others, and closes the cache.
+    /// Records stay, so that the next start attaches all of them again.
     ///
     /// # Errors
     /// [`DrainError::Deadline`] when that takes longer than the config allows. What is left is cleaned up at the next start.
-    pub async fn stop(mut self) -> Result<(), DrainError> {
+    pub async fn stop(self) -> Result<(), DrainError> {
+        let ending = match self.on_stop {
+            OnStop::Leave => Ending::HandOver,
+            OnStop::Detach => Ending::ForGood,
+        };
+        self.end(ending).await
+    }
+
+    /// As [`stop`](Self::stop), but no device is left: nobody is to come after this agent.
+    ///
+    /// # Errors
+    /// As [`stop`](Self::stop).
+    pub async fn stop_for_good(self) -> Result<(), DrainError> {
+        self.end(Ending::ForGood).await
+    }
+
+    async fn end(mut self, ending: Ending) -> Result<(), DrainError> {
+        self.keeper.say(&Notice::Stopping);
         self.ready.store(false, Ordering::SeqCst);
         self.events.record(Kind::AgentDraining, "the agent is stopping", &[]);
         let deadline = self.drain_deadline;
         let doing = parking_lot::Mutex::new("waiting for requests and devices");
         let drained = async {
-            self.attachments.drain().await;
+            self.attachments.drain(ending).await;
             self.events.end();
             *doing.lock() = "closing connections";
             self.servers.stop().await;
@@ -213,30 +253,58 @@ impl Agent {
     }
 }
 
-/// Takes the state directory, and clears what a killed agent left in the kernel.
-async fn open_state(config: &Config, events: &Events) -> Result<StateDir, StartError> {
-    let root = config.state_dir.clone();
+/// Takes the state directory, looks for what an earlier agent left in the kernel, and clears what nobody can go on with.
+async fn open_state(
+    config: &Config,
+    keeper: &Arc<Keeper>,
+    events: &Events,
+) -> Result<(Arc<StateDir>, Remaining), StartError> {
+    let (root, keeper) = (config.state_dir.clone(), Arc::clone(keeper));
     let opened = tokio::task::spawn_blocking(move || {
         let state = StateDir::open(&root)?;
-        let mut done = leftovers::clear(&state.fuse());
-        match penstock_device::remove_leftovers(owner(&state)) {
-            Ok(left) => {
-                done.extend(
-                    left.removed.iter().map(|n| format!("/dev/ublkb{n} of an agent that was killed was removed")),
-                );
-                done.extend(left.waiting.iter().map(|n| {
-                    format!("/dev/ublkb{n} of an agent that was killed is still there; its readers wait; remove it with `ublk del -n {n}`")
-                }));
-            }
-            Err(error) => done.push(format!("ublk devices of a killed agent cannot be looked for: {error}")),
-        }
-        Ok::<_, StateError>((state, done))
+        let (remaining, done) = Remaining::find(&state, owner(&state), keeper);
+        Ok::<_, StateError>((state, remaining, done))
     });
-    let (state, done) = opened.await.map_err(|error| StartError::Crashed(error.to_string()))??;
+    let (state, remaining, done) = opened.await.map_err(|error| StartError::Crashed(error.to_string()))??;
     for text in done {
         events.record(Kind::StateLeftover, &text, &[]);
     }
-    Ok(state)
+    Ok((Arc::new(state), remaining))
+}
+
+/// What devices read: the cache, which reads the fetcher.
+async fn open_sources(config: &Config, registry: &mut Registry) -> Result<(Arc<Fetcher>, Arc<Cache>), StartError> {
+    let fetcher = Fetcher::new(fetcher_config(config), registry.sub_registry_with_prefix("fetcher"))?;
+    let metrics = registry.sub_registry_with_prefix("cache");
+    let cache = Cache::open(cache_config(config), Arc::clone(&fetcher) as _, metrics).await?;
+    Ok((fetcher, cache))
+}
+
+/// What is recorded; files that are no records are named and left alone.
+fn readable_records(state: &StateDir, events: &Events) -> Result<Vec<Record>, StateError> {
+    let (records, unreadable) = state.records()?;
+    for file in unreadable {
+        let (path, error) = (file.path.display(), file.error);
+        let text = format!("{path} {error}; it is left where it is, and its image is not attached");
+        events.record(Kind::StateUnreadableRecord, &text, &[]);
+    }
+    Ok(records)
+}
+
+/// Undoes a start that failed at its last step.
+async fn give_up(attachments: &Attachments, cache: &Cache, fetcher: &Fetcher) {
+    attachments.drain(Ending::HandOver).await;
+    cache.close().await;
+    fetcher.stop().await;
+}
+
+/// Tells the service manager again and again that this process lives: that its runtime still runs tasks.
+async fn say_alive(keeper: Arc<Keeper>, every: Duration) {
+    let mut ticks = tokio::time::interval(every);
+    loop {
+        ticks.tick().await;
+        keeper.say(&Notice::Alive);
+    }
 }
 
 /// A number for this state directory, by which the kernel's ublk devices are told from those of agents beside us.

@@ -8,6 +8,7 @@ mod live;
 mod show;
 mod state;
 mod table;
+mod takeover;
 mod watch;
 
 use std::sync::Arc;
@@ -26,10 +27,13 @@ pub(crate) use error::AttachError;
 use live::{Live, Plan};
 use state::{Change, Illegal, State};
 use table::{Claim, Entry, Request, Table};
+pub(crate) use takeover::Ending;
 
 use crate::{
     events::{Events, Kind},
+    keeper::Keeper,
     mount::{self, Flag, Unmount},
+    remains::Remaining,
     state::{
         StateDir,
         record::{LayerRecord, New, Record},
@@ -53,6 +57,10 @@ pub(crate) struct Parts {
     pub(crate) platform: Platform,
     pub(crate) transport: Wanted,
     pub(crate) events: Events,
+    /// Who keeps the connections of FUSE devices while no agent runs.
+    pub(crate) keeper: Arc<Keeper>,
+    /// What an earlier agent left.
+    pub(crate) remaining: Arc<Remaining>,
     /// Cancelled when no more is to be waited for on anybody's behalf.
     pub(crate) stop: CancellationToken,
 }
@@ -130,7 +138,7 @@ impl Attachments {
         outcomes
     }
 
-    /// Makes the recorded attachments again. Those that cannot be stay listed as failed.
+    /// Makes the recorded attachments again. Those that cannot be stay listed as failed. What no record claims of an earlier agent is let go.
     pub(crate) async fn restore(&self, records: Vec<Record>) {
         let entry = |record: &Record| Entry {
             id: record.id.clone(),
@@ -146,10 +154,11 @@ impl Attachments {
                 let _told = self.restore_one(record).await;
             })
             .await;
+        self.clear_unclaimed().await;
     }
 
-    /// Takes no more work, lets what is under way end, and takes all devices away, the newest first. Their records stay.
-    pub(crate) async fn drain(&self) {
+    /// Takes no more work, lets what is under way end, and leaves all devices or takes them away, the newest first. Their records stay.
+    pub(crate) async fn drain(&self, ending: Ending) {
         self.table.lock().is_stopping = true;
         self.parts.stop.cancel();
         self.tasks.close();
@@ -160,7 +169,9 @@ impl Attachments {
             entries.filter_map(|entry| Some((entry.id, Arc::clone(entry.state.live()?)))).collect()
         };
         for (id, live) in live {
-            self.put_down(&id, &live).await;
+            if ending == Ending::ForGood || !self.leave(&id, &live).await {
+                self.put_down(&id, &live).await;
+            }
         }
     }
 
@@ -242,7 +253,7 @@ impl Attachments {
             transport: request.transport,
             mount: request.mount.clone(),
         };
-        let live = Live::make(&self.parts, &plan).await?;
+        let live = Live::make(&self.parts, &plan, None).await?;
         let new = New {
             id: id.clone(),
             reference: request.reference,
@@ -251,7 +262,8 @@ impl Attachments {
             transport: request.transport,
             layers,
         };
-        let record = Record::new(new, request.mount, live.seen());
+        let mut record = Record::new(new, request.mount, live.seen());
+        record.number = live.device.number();
         if let Err(error) = self.save(record.clone()).await {
             self.put_down(id, &live).await;
             return Err(error);
@@ -260,7 +272,7 @@ impl Attachments {
     }
 
     /// Makes a recorded attachment again. On failure it stays, as failed.
-    async fn restore_one(&self, record: Record) -> Result<api::Device, AttachError> {
+    async fn restore_one(&self, mut record: Record) -> Result<api::Device, AttachError> {
         let reference = record.reference.to_string();
         let plan = Plan {
             id: record.id.clone(),
@@ -269,8 +281,12 @@ impl Attachments {
             transport: record.transport,
             mount: record.mount.clone(),
         };
-        match Live::make(&self.parts, &plan).await {
+        match self.revive(&record, &plan).await {
             Ok(live) => {
+                if record.number != live.device.number() {
+                    record.number = live.device.number();
+                    self.save_number(&record).await;
+                }
                 let device = self.serve(record, live);
                 self.event(Kind::DeviceRestored, &plan.id, &format!("{reference} is attached again as {}", plan.id));
                 Ok(device)
@@ -290,7 +306,7 @@ impl Attachments {
     /// Puts what was made into its entry, and shows it.
     fn serve(&self, record: Record, live: Live) -> api::Device {
         let live = Arc::new(live);
-        let device = show::device(&record, &State::Attached(Arc::clone(&live)), &self.parts.cache);
+        let device = show::device(&record, &State::Attached(Arc::clone(&live)), &self.parts);
         let id = record.id.clone();
         if let Some(entry) = self.table.lock().entries.iter_mut().find(|entry| entry.id == id) {
             entry.record = Some(record);
@@ -316,6 +332,14 @@ impl Attachments {
         self.table.lock().entries.retain(|entry| entry.id != *id);
         self.event(Kind::DeviceDetached, id, &format!("{id} is detached"));
         Ok(())
+    }
+
+    /// Records the number that a device has now. The device is served also when that fails, but will not outlive this agent.
+    async fn save_number(&self, record: &Record) {
+        if let Err(error) = self.save(record.clone()).await {
+            let text = format!("{} ends with this agent: {error}", record.id);
+            self.event(Kind::DeviceUnkept, &record.id, &text);
+        }
     }
 
     async fn save(&self, record: Record) -> Result<(), AttachError> {

@@ -15,7 +15,8 @@ use clap::{CommandFactory as _, Parser};
 use penstock_api::{Problem, ProblemKind};
 
 pub use args::{
-    AgentArgs, Attach, Cli, ClientCommand, Command, Completions, Connection, Detach, Events, Show, Stats, Transport,
+    AgentArgs, Attach, Cli, ClientCommand, Command, Completions, Connection, Detach, Events, Show, Stats,
+    SuperviseArgs, Transport,
 };
 
 use crate::{

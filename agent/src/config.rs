@@ -6,6 +6,7 @@
 mod file;
 mod flags;
 mod keys;
+mod service;
 pub mod value;
 
 use std::{
@@ -24,6 +25,7 @@ use penstock_fetcher::Platform;
 
 pub use flags::Flags;
 pub use keys::{KEYS, Key};
+pub use service::{SUPERVISED, SUPERVISED_VARIABLE, Service};
 
 use crate::{log::Format, mount::Flag};
 
@@ -35,8 +37,9 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/penstock";
 pub const DEFAULT_SOCKET: &str = "/run/penstock/penstock.sock";
 /// Names the config file in the environment.
 const FILE_VARIABLE: &str = "PENSTOCK_CONFIG";
-/// Variables with our prefix that belong to the commands, not to the agent.
-const COMMAND_VARIABLES: [&str; 8] = [
+/// Variables with our prefix that are no keys: they belong to the commands.
+const COMMAND_VARIABLES: [&str; 9] = [
+    SUPERVISED_VARIABLE,
     FILE_VARIABLE,
     "PENSTOCK_OUTPUT",
     "PENSTOCK_API",
@@ -72,6 +75,8 @@ pub struct Config {
     pub api_plain_token: bool,
     /// Longest time that stopping may take.
     pub drain_deadline: Duration,
+    /// What becomes of devices at SIGTERM.
+    pub on_stop: OnStop,
     /// Directory of cached chunks, when not `<state_dir>/cache`.
     pub cache_dir: Option<PathBuf>,
     /// Most disk space for everything that is kept of images, in bytes.
@@ -132,6 +137,7 @@ impl Default for Config {
             api_client_ca: None,
             api_plain_token: false,
             drain_deadline: Duration::from_secs(30),
+            on_stop: OnStop::Leave,
             cache_dir: None,
             cache_cap_bytes: 10 << 30,
             cache_watermarks: Watermarks::default(),
@@ -152,6 +158,37 @@ impl Default for Config {
             log_format: Format::Human,
             log_level: tracing::Level::INFO,
         }
+    }
+}
+
+/// What becomes of devices when the agent is told to stop and a successor is to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnStop {
+    /// Those that outlive the agent stay: their readers wait for the successor. The others are taken away.
+    Leave,
+    /// All are taken away.
+    Detach,
+}
+
+impl OnStop {
+    /// The name that parses back.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Leave => "leave",
+            Self::Detach => "detach",
+        }
+    }
+}
+
+impl std::str::FromStr for OnStop {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Leave, Self::Detach]
+            .into_iter()
+            .find(|known| known.name() == text)
+            .ok_or_else(|| format!("{text:?} is not what becomes of devices; write leave or detach"))
     }
 }
 

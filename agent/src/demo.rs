@@ -111,7 +111,7 @@ async fn show(args: &Args) -> Result<(), DemoError> {
     let mut stage = Stage::new(args)?;
     let outcome = tokio::select! {
         outcome = Box::pin(compare(&mut stage, args)) => outcome,
-        name = signals.next() => Err(DemoError::Interrupted(name)),
+        asked = signals.next() => Err(DemoError::Interrupted(asked.signal())),
     };
     let outcome = match outcome {
         Ok(report) => present(&stage, &report, args, &mut signals).await,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use penstock_agent::{
     cli::{self, Command, Exit},
-    demo, output, run,
+    demo, output, run, supervise,
 };
 
 fn main() -> ExitCode {
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Err(code) => return code,
         Ok(Command::Client(command)) => return cli::run(command),
         Ok(Command::Agent(args)) => run::agent(&args).map_err(Into::into),
+        Ok(Command::Supervise(args)) => supervise::supervise(&args).map_err(Into::into),
         Ok(Command::Demo(args)) => demo::run(&args).map_err(Into::into),
     };
     match outcome {

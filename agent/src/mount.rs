@@ -251,6 +251,23 @@ pub fn mount(source: &Path, file_system: FileSystem, dir: &Path, flags: &[Flag])
     Ok(mounted(loop_device.path()))
 }
 
+/// The mount of `source`, a block device or a file, that an earlier run of this agent made on `dir`, if it is still there.
+///
+/// # Errors
+/// [`MountError::Place`] when the table of mounts cannot be read.
+pub fn adopt(source: &Path, dir: &Path) -> Result<Option<Mounted>, MountError> {
+    let mut sources = vec![source.to_path_buf()];
+    sources.extend(leftovers::loop_devices().into_iter().filter(|on| on.file == source).map(|on| on.device));
+    let table =
+        table::read().map_err(|error| MountError::Place { dir: dir.to_path_buf(), reason: error.to_string() })?;
+    let ours = table.iter().rev().find(|entry| entry.dir == dir && sources.contains(&entry.source));
+    let all = [FileSystem::Erofs, FileSystem::Ext, FileSystem::Squashfs, FileSystem::Xfs];
+    Ok(ours.and_then(|entry| {
+        let file_system = all.into_iter().find(|known| known.to_string() == entry.file_system)?;
+        Some(Mounted { dir: dir.to_path_buf(), file_system, source: entry.source.clone() })
+    }))
+}
+
 fn attempt(source: &Path, file_system: FileSystem, dir: &Path, flags: &[Flag]) -> Result<(), Errno> {
     let bits = flags.iter().fold(MountFlags::RDONLY, |bits, flag| bits | flag.bits());
     let options = CString::new(found::options(file_system)).map_err(|_| Errno::INVAL)?;

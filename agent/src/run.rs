@@ -10,9 +10,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Agent, DrainError, StartError,
+    Agent, DrainError, Keeper, StartError,
     cli::AgentArgs,
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, Service},
     log, output,
 };
 
@@ -46,6 +46,8 @@ pub enum RunError {
 /// # Errors
 /// [`RunError`].
 pub fn agent(args: &AgentArgs) -> Result<(), RunError> {
+    // First of all: descriptors that this process was started with have fixed numbers.
+    let keeper = Keeper::of_process(&Service::of_process())?;
     let loaded = Config::load(&args.flags)?;
     if args.print_config {
         return Ok(output::print(&loaded.print())?);
@@ -53,10 +55,10 @@ pub fn agent(args: &AgentArgs) -> Result<(), RunError> {
     log::start(loaded.config.log_format, loaded.config.log_level);
     close_off();
     raise_open_files();
-    for notice in &loaded.notices {
+    for notice in loaded.notices.iter().chain(keeper.notices()) {
         tracing::warn!("{notice}");
     }
-    with_runtime(serve(loaded.config))?
+    with_runtime(serve(loaded.config, keeper))?
 }
 
 /// Keeps what this process writes and remembers from other users: files are for its own user alone whatever it was started with, and
@@ -70,7 +72,7 @@ fn close_off() {
 
 /// Lets this process open as many files as it may: a device has several, the cache's index some eighty, and the usual soft limit of 1024
 /// is there for programs that use select(2).
-fn raise_open_files() {
+pub(crate) fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
         tracing::warn!(%error, current = ?limit.current, "the limit of open files stays as it is");
@@ -85,27 +87,62 @@ pub(crate) fn with_runtime<T>(work: impl Future<Output = T>) -> io::Result<T> {
     Ok(outcome)
 }
 
-async fn serve(config: Config) -> Result<(), RunError> {
+async fn serve(config: Config, keeper: Keeper) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let stop = CancellationToken::new();
-    let agent = {
-        let mut starting = Box::pin(Agent::start_until(config, &stop));
+    let (mut agent, asked) = {
+        let mut starting = Box::pin(Agent::start_until(config, keeper, &stop));
         tokio::select! {
-            agent = &mut starting => agent?,
-            name = signals.next() => {
-                tracing::info!(signal = name, "stopping as soon as the agent has started");
+            agent = &mut starting => (agent?, None),
+            asked = signals.next() => {
+                tracing::info!(signal = asked.signal(), "stopping as soon as the agent has started");
                 stop.cancel();
-                starting.await?
+                (starting.await?, Some(asked))
             }
         }
     };
-    if !stop.is_cancelled() {
-        let name = signals.next().await;
-        tracing::info!(signal = name, "draining");
-    }
+    let asked = match asked {
+        Some(asked) => asked,
+        None => {
+            agent.say_ready();
+            tokio::select! {
+                asked = signals.next() => asked,
+                () = agent.keeper_lost() => {
+                    tracing::warn!("the supervisor is gone: nobody would start another agent");
+                    Asked::Stop
+                }
+            }
+        }
+    };
+    tracing::info!(signal = asked.signal(), "draining");
+    let stopping = async {
+        match asked {
+            Asked::Stop => agent.stop().await,
+            Asked::StopForGood => agent.stop_for_good().await,
+        }
+    };
     tokio::select! {
-        drained = agent.stop() => Ok(drained?),
+        drained = stopping => Ok(drained?),
         _ = signals.next() => Err(RunError::Hurried),
+    }
+}
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// SIGTERM, as service managers send: stop; a successor comes.
+    Stop,
+    /// SIGINT, as Ctrl-C sends: stop; nobody comes.
+    StopForGood,
+}
+
+impl Asked {
+    /// The signal's name.
+    pub(crate) const fn signal(self) -> &'static str {
+        match self {
+            Self::Stop => "SIGTERM",
+            Self::StopForGood => "SIGINT",
+        }
     }
 }
 
@@ -120,11 +157,11 @@ impl Signals {
         Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
     }
 
-    /// The name of the next signal.
-    pub(crate) async fn next(&mut self) -> &'static str {
+    /// What the next signal asks for.
+    pub(crate) async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.term.recv() => "SIGTERM",
-            _ = self.int.recv() => "SIGINT",
+            _ = self.term.recv() => Asked::Stop,
+            _ = self.int.recv() => Asked::StopForGood,
         }
     }
 }

@@ -10,7 +10,9 @@ use penstock_agent::state::{
 use penstock_blob::Digest;
 use penstock_device::Wanted;
 
-const GOLDEN: &str = include_str!("golden/record-v1.json");
+const GOLDEN: &str = include_str!("golden/record-v2.json");
+/// As release 0.1.0 wrote it.
+const GOLDEN_V1: &str = include_str!("golden/record-v1.json");
 
 fn layer(n: u64) -> LayerRecord {
     LayerRecord {
@@ -47,8 +49,19 @@ fn golden() -> Record {
 fn the_form_on_disk_is_the_documented_one() {
     let mut expected = record("app-1a2b3c", vec![layer(1), layer(2)]);
     expected.attached_at = golden().attached_at;
+    expected.number = Some(3);
     assert_eq!(golden(), expected);
     assert_eq!(golden().to_text().unwrap(), GOLDEN);
+}
+
+#[test]
+fn a_record_of_the_first_release_is_read_and_written_in_todays_form() {
+    let old = Record::from_text(GOLDEN_V1.as_bytes()).unwrap();
+    let mut expected = golden();
+    expected.number = None;
+    assert_eq!(old, expected);
+    assert_eq!(Record::from_text(old.to_text().unwrap().as_bytes()).unwrap(), old);
+    assert!(old.to_text().unwrap().contains("\"version\": 2"));
 }
 
 #[test]
@@ -89,7 +102,7 @@ fn hostile_files_are_named_and_leave_the_others_alone() {
     put("other-name.json", GOLDEN.as_bytes());
     put("empty.json", b"");
     put("zeros.json", &[0; 4096]);
-    put("future.json", br#"{"version": 2, "anything": []}"#);
+    put("future.json", br#"{"version": 3, "anything": []}"#);
     put("huge.json", &vec![b' '; usize::try_from(MAX_BYTES).unwrap() + 1]);
     put("no-extension", GOLDEN.as_bytes());
     fs::create_dir(dir.path().join("attachments/directory.json")).unwrap();
@@ -98,7 +111,10 @@ fn hostile_files_are_named_and_leave_the_others_alone() {
     assert_eq!(unreadable.len(), 7);
     let error = |name: &str| &unreadable.iter().find(|file| file.path.ends_with(name)).unwrap().error;
     assert!(matches!(error("other-name.json"), RecordError::Misnamed(id) if id.as_str() == "app-1a2b3c"));
-    assert!(matches!(error("future.json"), RecordError::Version(2)));
+    assert!(matches!(error("future.json"), RecordError::Version(3)));
+    let refusal = error("future.json").to_string();
+    assert!(refusal.contains("version 3") && refusal.contains("versions 1 to 2"), "{refusal}");
+    assert!(dir.path().join("attachments/future.json").exists(), "it is left alone");
     assert!(matches!(error("huge.json"), RecordError::TooLong));
     assert!(matches!(error("directory.json"), RecordError::Read(_)));
 }
@@ -130,7 +146,7 @@ fn values_out_of_bounds_are_refused_both_ways() {
         ("\"app-1a2b3c\"", "\"../../etc/passwd\""),
         ("registry.example.com/team/app:1.4", "NOT a reference"),
         ("sha256:", "md5:"),
-        ("\"version\": 1,", "\"version\": 1, \"extra\": 1,"),
+        ("\"version\": 2,", "\"version\": 2, \"extra\": 1,"),
         ("\"size_bytes\": 1073741824", "\"size_bytes\": -1"),
     ] {
         assert!(matches!(refused(from, to), RecordError::Malformed(_)), "{to}");

@@ -104,6 +104,9 @@ pub struct Device {
     /// How bytes are checked before they are served, in words.
     #[schema(example = "CRC of each frame; digest of each blob once it is whole")]
     pub verified_by: String,
+    /// Whether it outlives the agent's process: its readers wait then, and go on with the next agent. False through FUSE when nobody
+    /// keeps the connection.
+    pub outlives_agent: bool,
     /// When it was attached.
     pub attached_at: Timestamp,
     /// What it has served.

@@ -168,7 +168,7 @@ async fn on_demand(packed: &Packed, dir: &Path, set: &Set, sides: [&mut Side; 2]
         }
     }
     // Whatever happened, nothing stays mounted.
-    agent.stop().await?;
+    agent.stop_for_good().await?;
     measured
 }
 

@@ -286,7 +286,7 @@ impl Device {
     ///
     /// # Errors
     /// [`DeviceError::ControlGone`] when a thread had ended abnormally. The device is left all the same.
-    pub async fn leave(self) -> Result<(), DeviceError> {
+    pub async fn leave(&self) -> Result<(), DeviceError> {
         let left = match &self.served {
             Served::Ublk(served) => served.leave().await,
             Served::Fuse(served) => served.leave().await,

@@ -54,5 +54,6 @@ pub use id::{DeviceId, DeviceIdError, MAX_ID_BYTES};
 pub use loops::Loop;
 pub use patience::{Notice, Patience, Then};
 pub use stats::{Metrics, Stats};
+pub use sys::inherited;
 pub use ublk::{Leftovers, remove_leftovers, retire};
 pub use users::{MAX_USERS, User};

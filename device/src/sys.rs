@@ -1,12 +1,13 @@
 //! The only unsafe code of the crate: what the kernel offers and no crate wraps.
 #![expect(
     unsafe_code,
-    reason = "loop ioctls and a borrowed descriptor have no safe wrapper; every block says why it is sound"
+    reason = "loop ioctls, a borrowed and an inherited descriptor have no safe wrapper; every block says why it is sound"
 )]
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use libublk::io::UblkDev;
@@ -121,4 +122,34 @@ pub(crate) fn loop_clear(device: impl AsFd) -> io::Result<()> {
 pub(crate) fn cdev(dev: &UblkDev) -> BorrowedFd<'_> {
     // SAFETY: `fds[0]` is the descriptor of the file that `dev` owns and closes only when dropped; the result borrows `dev`.
     unsafe { BorrowedFd::borrow_raw(dev.tgt.fds[0]) }
+}
+
+/// The first descriptor that a process can be given besides its standard ones: `SD_LISTEN_FDS_START` of sd_listen_fds(3).
+const FIRST_INHERITED: i32 = 3;
+
+/// Takes the `count` descriptors, from number 3 on, that this process was started with (sd_listen_fds(3)), and sees to it that no child
+/// inherits them. Call it first in `main`, before anything else opens a file.
+///
+/// # Errors
+/// When one of them is not open, or when they were taken before: none is taken then.
+pub fn inherited(count: usize) -> io::Result<Vec<OwnedFd>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let count = i32::try_from(count).map_err(io::Error::other)?;
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    if TAKEN.swap(true, Ordering::SeqCst) {
+        return Err(io::Error::other("the descriptors that the process was started with are taken already"));
+    }
+    let numbers = FIRST_INHERITED..FIRST_INHERITED.saturating_add(count);
+    let open = |number: i32| {
+        // SAFETY: only asked whether it is open and told not to be inherited; nothing is read, written or closed.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+        rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)
+            .map_err(|error| io::Error::new(error.kind(), format!("descriptor {number} was not given: {error}")))
+    };
+    numbers.clone().try_for_each(open)?;
+    // SAFETY: they are open (just checked), they were open before `main` (the caller's word), so that nothing in this process owns
+    // them, and they are taken once (`TAKEN`).
+    Ok(numbers.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
 }

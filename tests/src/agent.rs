@@ -1,6 +1,7 @@
 //! The `penstock` program under test: its agent as a process of its own, and its commands.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     sync::OnceLock,
@@ -156,9 +157,25 @@ impl Place {
 
     fn agent(&self) -> Command {
         let mut agent = command(&self.program, &self.home);
-        agent.args(["agent", "--log-level", "debug", "--state-dir"]).arg(self.state());
-        agent.arg("--socket").arg(self.socket()).args(&self.flags);
+        agent.arg("agent").args(self.flags_of_agent());
         agent
+    }
+
+    /// `penstock supervise` of the agent of this place, run from `program`.
+    pub(crate) fn supervise(&self, program: &Path) -> Command {
+        let mut supervise = command(&self.program, &self.home);
+        supervise.args(["supervise", "--program"]).arg(program).arg("--");
+        supervise.args(self.flags_of_agent());
+        supervise
+    }
+
+    /// What `penstock agent` of this place is started with.
+    #[must_use]
+    pub fn flags_of_agent(&self) -> Vec<OsString> {
+        let mut flags: Vec<OsString> = ["--log-level", "debug", "--state-dir"].map(OsString::from).into();
+        flags.extend([self.state.clone().into(), "--socket".into(), self.socket.clone().into()]);
+        flags.extend(self.flags.iter().map(OsString::from));
+        flags
     }
 
     /// Starts an agent and waits until it is ready.
@@ -167,7 +184,16 @@ impl Place {
     /// When it ends or is not ready in time.
     #[must_use]
     pub fn start(&self) -> Agent {
-        let process = Process::start("penstock agent", &mut self.agent());
+        self.start_by(&mut self.agent())
+    }
+
+    /// As [`Place::start`], by another command that runs the agent of this place.
+    ///
+    /// # Panics
+    /// As [`Place::start`].
+    #[must_use]
+    pub fn start_by(&self, command: &mut Command) -> Agent {
+        let process = Process::start("penstock agent", command);
         let agent = Agent { process, place: self.clone() };
         let ready = || agent.http(&Request::get("/readyz")).is_ok_and(|answer| answer.status == 200);
         let up = agent.process.wait_for(START, TICK, |_| ready().then_some(()));
@@ -259,11 +285,12 @@ impl Agent {
     /// When the process is gone.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.process.pid().as_raw_nonzero());
-        let status = std::fs::read_to_string(path).expect("the agent lives");
-        let kib =
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<u64>().ok());
-        kib.expect("VmRSS") << 10
+        self.process.resident_bytes()
+    }
+
+    /// Sends the agent a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// SIGKILL, as a crash.
@@ -275,8 +302,16 @@ impl Agent {
     ///
     /// # Panics
     /// When it does not end in time.
-    pub fn stop(mut self) -> ExitStatus {
+    pub fn stop(self) -> ExitStatus {
         self.process.signal(Signal::TERM);
+        self.ended()
+    }
+
+    /// Waits for the end of an agent that was told to, and returns the status.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub fn ended(mut self) -> ExitStatus {
         let status = self.process.wait(DRAIN);
         status.expect("the agent drains within its deadline")
     }

@@ -86,6 +86,19 @@ impl Process {
         }
     }
 
+    /// Its resident memory in bytes.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.pid().as_raw_nonzero());
+        let status = std::fs::read_to_string(path).expect("the process lives");
+        let kib =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<u64>().ok());
+        kib.expect("VmRSS") << 10
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         if self.ended.is_none() {
@@ -111,13 +124,21 @@ impl Process {
         self.ended
     }
 
+    /// SIGKILL, and waits until it is gone. Its output goes on when children of its own have it too.
+    ///
+    /// # Panics
+    /// When it does not die within a minute.
+    pub fn kill_alone(&mut self) {
+        self.signal(Signal::KILL);
+        assert!(self.wait(Duration::from_secs(60)).is_some(), "{} does not die of SIGKILL", self.name);
+    }
+
     /// SIGKILL, and waits until it is gone and its output read.
     ///
     /// # Panics
     /// When it does not die within a minute.
     pub fn kill(&mut self) {
-        self.signal(Signal::KILL);
-        assert!(self.wait(Duration::from_secs(60)).is_some(), "{} does not die of SIGKILL", self.name);
+        self.kill_alone();
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use penstock_blob::{Blob, ByteRange};
 use penstock_cache::Cache;
-use penstock_device::{Choice, Content, Device, DeviceError, DeviceId, Wanted};
+use penstock_device::{Choice, Content, Device, DeviceError, DeviceId, Remains, Wanted};
 use penstock_fetcher::{Fetcher, Reference};
 use penstock_image::Image;
 
@@ -83,22 +83,38 @@ impl Drop for Served {
     }
 }
 
+/// The transport of what remains; else the one that is to be had.
+async fn choose(wanted: Wanted, remains: Option<&Remains>) -> Result<Choice, AttachError> {
+    match remains {
+        Some(remains) => {
+            let reason = "it was shown so before this agent took it over".to_owned();
+            Ok(Choice { transport: remains.transport(), reason })
+        }
+        None => Ok(blocking("looking for a transport", move || penstock_device::choose(wanted)).await??),
+    }
+}
+
 impl Live {
-    /// Serves `plan`: blobs, image, device, mount. What was done is undone when a step fails.
-    pub(super) async fn make(parts: &Parts, plan: &Plan) -> Result<Self, AttachError> {
-        let transport = plan.transport;
-        let choice = blocking("looking for a transport", move || penstock_device::choose(transport)).await??;
+    /// Serves `plan`: blobs, image, device, mount. What was done is undone when a step fails. With `remains` of an earlier agent, its
+    /// device and mount are gone on with; when that fails they are left as they are.
+    pub(super) async fn make(parts: &Parts, plan: &Plan, remains: Option<Remains>) -> Result<Self, AttachError> {
+        let choice = choose(plan.transport, remains.as_ref()).await?;
         let served = Served::new(parts, &plan.reference, &plan.layers);
         let image = parts.open(&plan.reference, &plan.layers).await?;
         let source = Watched::new(Arc::clone(&parts.source), plan.id.clone(), parts.events.clone());
         let content = Content { image: Arc::clone(&image), source };
-        let device =
-            Device::start(plan.id.clone(), content, choice.transport, &parts.device, &parts.device_metrics).await?;
+        let (id, config, metrics) = (plan.id.clone(), &parts.device, &parts.device_metrics);
+        let device = match remains {
+            Some(remains) => Device::resume(id, content, remains, config, metrics).await?,
+            None => Device::start(id, content, choice.transport, config, metrics).await?,
+        };
         let live = Self { device, image, choice, mounted: Mutex::new(None), _served: served };
+        live.give_away(parts).await;
         let Some(dir) = &plan.mount else { return Ok(live) };
         match live.mount(parts, dir.clone()).await {
             Ok(()) => Ok(live),
             Err(error) => {
+                live.take_back(parts).await;
                 if let Err(left) = live.device.stop_by_force().await {
                     tracing::warn!(device = %plan.id, error = %left, "the device of a failed attach was left behind");
                 }
@@ -108,6 +124,12 @@ impl Live {
     }
 
     async fn mount(&self, parts: &Parts, dir: PathBuf) -> Result<(), AttachError> {
+        let (source, there) = (self.device.path().to_path_buf(), dir.clone());
+        let adopted = blocking("looking for a mount", move || mount::adopt(&source, &there)).await??;
+        if let Some(mounted) = adopted {
+            *self.mounted.lock() = Some(Arc::new(mounted));
+            return Ok(());
+        }
         let looked_at = self.image.size_bytes().min(LOOKED_AT_BYTES as u64);
         let head = match ByteRange::at(0, looked_at) {
             Ok(range) => {
@@ -136,7 +158,10 @@ impl Live {
         let stopped = match how {
             Unmount::IfIdle if mounted.is_some() => self.stop_once_idle().await,
             Unmount::IfIdle => self.device.stop().await,
-            Unmount::Lazily => self.device.stop_by_force().await.map(drop),
+            Unmount::Lazily => {
+                self.take_back(parts).await;
+                self.device.stop_by_force().await.map(drop)
+            }
         };
         match stopped {
             Err(error @ DeviceError::Busy { .. }) => {
@@ -146,7 +171,10 @@ impl Live {
                 }
                 Err(error.into())
             }
-            outcome => Ok(outcome?),
+            outcome => {
+                self.take_back(parts).await;
+                Ok(outcome?)
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use penstock_api as api;
 use penstock_cache::Cache;
 use penstock_device::{Transport, Wanted};
 
-use super::{AttachError, Attachments, State};
+use super::{AttachError, Attachments, Parts, State};
 use crate::state::record::{LayerRecord, Record};
 
 impl Attachments {
@@ -12,7 +12,7 @@ impl Attachments {
     pub(crate) fn devices(&self) -> Vec<api::Device> {
         let table = self.table.lock();
         let shown = table.entries.iter().filter_map(|entry| Some((entry.record.as_ref()?, &entry.state)));
-        shown.map(|(record, state)| device(record, state, &self.parts.cache)).collect()
+        shown.map(|(record, state)| device(record, state, &self.parts)).collect()
     }
 
     /// One attachment.
@@ -20,13 +20,14 @@ impl Attachments {
         let table = self.table.lock();
         let found = table.entries.iter().find(|entry| entry.id.as_str() == id);
         found
-            .and_then(|entry| Some(device(entry.record.as_ref()?, &entry.state, &self.parts.cache)))
+            .and_then(|entry| Some(device(entry.record.as_ref()?, &entry.state, &self.parts)))
             .ok_or_else(|| AttachError::NoDevice { id: id.chars().take(64).collect() })
     }
 }
 
 /// What there is to say of an attachment.
-pub(super) fn device(record: &Record, state: &State, cache: &Cache) -> api::Device {
+pub(super) fn device(record: &Record, state: &State, parts: &Parts) -> api::Device {
+    let cache = &parts.cache;
     let live = state.live();
     let mounted = live.and_then(|live| live.mounted.lock().clone());
     let blobs = presence(&record.layers, cache);
@@ -48,6 +49,7 @@ pub(super) fn device(record: &Record, state: &State, cache: &Cache) -> api::Devi
         mount_point: mounted.as_ref().map(|mounted| mounted.dir().to_path_buf()),
         file_system: record.seen.file_system.clone(),
         verified_by: record.seen.verified_by.clone(),
+        outlives_agent: live.is_some_and(|live| live.outlives_agent(parts)),
         attached_at: record.attached_at,
         stats: live
             .map_or_else(api::Stats::default, |live| stats(&live.device.stats(), fetched(&record.layers, cache))),

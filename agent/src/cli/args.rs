@@ -1,12 +1,13 @@
 //! What can be typed.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint, builder::NonEmptyStringValueParser};
 use clap_complete::Shell;
 
 use crate::{
     config::{DEFAULT_SOCKET, Flags},
+    log::Format,
     output::Output,
 };
 
@@ -38,6 +39,20 @@ Examples:
   penstock agent --config /etc/penstock/config.toml --log-format json
   penstock agent --state-dir /tmp/p --socket /tmp/p/penstock.sock
   penstock agent --print-config";
+
+const SUPERVISE_HELP: &str = "\
+Mounts through FUSE outlive an agent that is killed, crashes or is replaced,
+as long as the supervisor lives. Under systemd this is not needed: with
+packaging/penstock.service systemd itself keeps them.
+
+Signals:
+  SIGTERM, SIGINT  take all devices away, end the agent, and end
+  SIGHUP           start the agent anew, from its program as it is now; devices stay
+
+Examples:
+  penstock supervise
+  penstock supervise -- --config /etc/penstock/config.toml --log-format json
+  penstock supervise --program /opt/penstock/current/penstock";
 
 const ATTACH_HELP: &str = "\
 The command ends once the image can be read; what is read later is fetched when it is read.
@@ -113,6 +128,9 @@ pub enum Command {
     /// Run the agent of this node, until SIGTERM or Ctrl-C
     #[command(after_help = AGENT_HELP)]
     Agent(AgentArgs),
+    /// Run the agent of this node, keep its FUSE mounts while it is away, and start it again whenever it ends
+    #[command(after_help = SUPERVISE_HELP)]
+    Supervise(SuperviseArgs),
     /// Show what Penstock does, on this machine alone: no registry, no set-up
     #[command(after_help = DEMO_HELP)]
     Demo(crate::demo::Args),
@@ -159,6 +177,20 @@ pub struct AgentArgs {
     /// The settings.
     #[command(flatten)]
     pub flags: Flags,
+}
+
+/// `penstock supervise`.
+#[derive(Debug, Args)]
+pub struct SuperviseArgs {
+    /// The program to run as the agent, from its path as it is each time [default: this one]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub program: Option<PathBuf>,
+    /// How the supervisor's own log lines are written: human or json
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    pub log_format: Format,
+    /// Flags of `penstock agent`
+    #[arg(last = true, value_name = "FLAGS")]
+    pub agent: Vec<OsString>,
 }
 
 /// Which agent is asked, and how its answer is printed.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use penstock_device::TransportError;
 
-use super::{Config, value};
+use super::{Config, OnStop, value};
 use crate::{log::Format, mount::Flag};
 
 /// One key. Its environment variable and its flag follow from its name.
@@ -89,6 +89,13 @@ pub static KEYS: &[Key] = &[
                 .map(|deadline| config.drain_deadline = deadline)
         },
         show: |config| Some(value::show_duration(config.drain_deadline)),
+    },
+    Key {
+        name: "on_stop",
+        what: "what becomes of devices at SIGTERM: leave (those that outlive the agent wait for the next one) or detach (none stays)",
+        is_path: false,
+        set: |config, text| text.parse().map(|on_stop: OnStop| config.on_stop = on_stop),
+        show: |config| Some(config.on_stop.name().to_owned()),
     },
     Key {
         name: "api.token_file",

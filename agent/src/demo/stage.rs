@@ -210,7 +210,7 @@ impl Stage {
         self.threads.wait().await;
         let mut left = Vec::new();
         if let Some(agent) = self.agent.take()
-            && let Err(error) = agent.stop().await
+            && let Err(error) = agent.stop_for_good().await
         {
             left.push(error.to_string());
         }

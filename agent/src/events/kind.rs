@@ -88,6 +88,10 @@ kinds! {
     DeviceRestoreFailed = "device.restore_failed", Warning, "a recorded image could not be attached again; it is listed as failed";
     DeviceDetached = "device.detached", Note, "an image was detached on request";
     DeviceDetachRefused = "device.detach_refused", Warning, "an image was not detached, because it is in use or the kernel refused";
+    DeviceResumed = "device.resumed", Note, "a device was taken over from an earlier agent; its readers go on";
+    DeviceLost = "device.lost", Warning, "a device of an earlier agent could not be taken over; who used it gets I/O errors";
+    DeviceUnkept = "device.unkept", Warning, "nobody took the FUSE connection of a device; it ends with this agent";
+    DeviceLeft = "device.left", Note, "a device was left for the next agent; its readers wait for that";
     DeviceForced = "device.forced", Warning, "a device in use was stopped, because the agent ends; its readers get I/O errors";
     DeviceLeftBehind = "device.left_behind", Warning, "a device could not be taken away when the agent ended; the next start cleans up";
     DeviceReadFailed = "device.read_failed", Warning, "a read of a device failed; said at most every 10 s for each device";

@@ -36,27 +36,28 @@ impl Plan {
     }
 }
 
-/// What stands on files below `fuse_dir`, which nobody serves.
+/// What stands on files below `fuse_dir`, which nobody serves, other than those below the directories `kept`.
 #[must_use]
-pub fn plan(fuse_dir: &Path, table: &[Entry], loops: &[LoopDevice]) -> Plan {
+pub fn plan(fuse_dir: &Path, kept: &[PathBuf], table: &[Entry], loops: &[LoopDevice]) -> Plan {
+    let is_ours = |path: &Path| path.starts_with(fuse_dir) && !kept.iter().any(|dir| path.starts_with(dir));
     let loops: Vec<PathBuf> =
-        loops.iter().filter(|device| device.file.starts_with(fuse_dir)).map(|device| device.device.clone()).collect();
-    let on_ours = |entry: &&Entry| entry.source.starts_with(fuse_dir) || loops.contains(&entry.source);
+        loops.iter().filter(|device| is_ours(&device.file)).map(|device| device.device.clone()).collect();
+    let on_ours = |entry: &&Entry| is_ours(&entry.source) || loops.contains(&entry.source);
     let dirs =
         |wanted: &dyn Fn(&&Entry) -> bool| table.iter().rev().filter(wanted).map(|entry| entry.dir.clone()).collect();
-    let is_file = |entry: &&Entry| entry.dir.starts_with(fuse_dir) && entry.file_system.starts_with("fuse");
+    let is_file = |entry: &&Entry| is_ours(&entry.dir) && entry.file_system.starts_with("fuse");
     Plan { images: dirs(&on_ours), files: dirs(&is_file) }
 }
 
-/// Takes away what a killed agent left below `fuse_dir`. Says what it did, one sentence each, failures included: none of them keeps an
-/// agent from starting.
+/// Takes away what a killed agent left below `fuse_dir`, other than below the directories `kept`. Says what it did, one sentence each,
+/// failures included: none of them keeps an agent from starting.
 #[must_use]
-pub fn clear(fuse_dir: &Path) -> Vec<String> {
+pub fn clear(fuse_dir: &Path, kept: &[PathBuf]) -> Vec<String> {
     let table = match super::table::read() {
         Ok(table) => table,
         Err(error) => return vec![format!("cannot read the table of mounts, so none is cleaned up: {error}")],
     };
-    let plan = plan(fuse_dir, &table, &loop_devices());
+    let plan = plan(fuse_dir, kept, &table, &loop_devices());
     let mut done = Vec::new();
     let mut note = |what: &str, path: &Path, outcome: Result<(), String>| {
         done.push(match outcome {
@@ -77,7 +78,7 @@ pub fn clear(fuse_dir: &Path) -> Vec<String> {
 }
 
 /// All loop devices in use, from `/sys/block/loop*/loop/backing_file`.
-fn loop_devices() -> Vec<LoopDevice> {
+pub(super) fn loop_devices() -> Vec<LoopDevice> {
     let Ok(entries) = std::fs::read_dir("/sys/block") else { return Vec::new() };
     entries
         .filter_map(|entry| {
@@ -118,9 +119,14 @@ mod tests {
             LoopDevice { device: "/dev/loop4".into(), file: "/home/disk.img".into() },
             LoopDevice { device: "/dev/loop5".into(), file: "/s/fuse-not-ours/image".into() },
         ];
-        let plan = plan(Path::new("/s/fuse"), &table, &loops);
-        assert_eq!(plan.images, paths(&["/mnt/b2", "/mnt/b", "/mnt/a"]));
-        assert_eq!(plan.files, paths(&["/s/fuse/b", "/s/fuse/a"]));
-        assert!(super::plan(Path::new("/t/fuse"), &table, &loops).is_empty());
+        let plan = |dir: &str, kept: &[&str]| super::plan(Path::new(dir), &paths(kept), &table, &loops);
+        let all = plan("/s/fuse", &[]);
+        assert_eq!(all.images, paths(&["/mnt/b2", "/mnt/b", "/mnt/a"]));
+        assert_eq!(all.files, paths(&["/s/fuse/b", "/s/fuse/a"]));
+        assert!(plan("/t/fuse", &[]).is_empty());
+        let without_b = Plan { images: paths(&["/mnt/a"]), files: paths(&["/s/fuse/a"]) };
+        assert_eq!(plan("/s/fuse", &["/s/fuse/b"]), without_b);
+        assert_eq!(plan("/s/fuse/a", &[]), without_b);
+        assert!(plan("/s/fuse", &["/s/fuse/a", "/s/fuse/b"]).is_empty());
     }
 }

@@ -13,8 +13,11 @@ use penstock_device::{DeviceId, Wanted};
 use penstock_fetcher::{Platform, Reference};
 use serde::{Deserialize, Serialize};
 
-/// The version of the form written here. A record of another version is left alone, and listed as such.
-const VERSION: u32 = 1;
+/// The version of the form written here. Version 1 (release 0.1.0) is read too: it did not know `number`. A record of any other version
+/// is left alone, and listed as such.
+const VERSION: u32 = 2;
+/// The oldest version that is read.
+const OLDEST: u32 = 1;
 
 /// The longest record read or written, in bytes: far more than 255 layers with their annotations take.
 pub const MAX_BYTES: u64 = 1 << 20;
@@ -41,6 +44,9 @@ pub struct Record {
     /// The transport asked for.
     #[serde(with = "text")]
     pub transport: Wanted,
+    /// The number N of its `/dev/ublkbN`, by which an agent that starts anew takes it over; `None` without ublk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u32>,
     /// When it was attached.
     pub attached_at: Timestamp,
     /// Where its file system is mounted, if it is.
@@ -97,7 +103,9 @@ pub enum RecordError {
     #[error("is longer than {MAX_BYTES} bytes")]
     TooLong,
     /// It has another version.
-    #[error("is of version {0}, and this agent reads version {VERSION}; it was written by another release")]
+    #[error(
+        "is of version {0}, and this agent reads versions {OLDEST} to {VERSION}; it was written by another release: install that, or remove the file"
+    )]
     Version(u64),
     /// It is not a record.
     #[error("is not a record of an attachment: {0}")]
@@ -141,6 +149,7 @@ impl Record {
             manifest: new.manifest,
             platform: new.platform,
             transport: new.transport,
+            number: None,
             attached_at: Timestamp::now(),
             mount,
             seen,
@@ -176,12 +185,12 @@ impl Record {
         }
         let malformed = |error: serde_json::Error| RecordError::Malformed(error.to_string());
         let Versioned { version } = serde_json::from_slice(text).map_err(malformed)?;
-        if version != u64::from(VERSION) {
+        if !(u64::from(OLDEST)..=u64::from(VERSION)).contains(&version) {
             return Err(RecordError::Version(version));
         }
         let record: Self = serde_json::from_slice(text).map_err(malformed)?;
         record.check()?;
-        Ok(record)
+        Ok(Self { version: VERSION, ..record })
     }
 
     fn check(&self) -> Result<(), RecordError> {

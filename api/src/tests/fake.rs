@@ -52,6 +52,7 @@ pub(super) fn device(id: &str) -> Device {
         mount_point: None,
         file_system: Some("ext4".to_owned()),
         verified_by: "CRC of each frame".to_owned(),
+        outlives_agent: true,
         attached_at: time(1_800_000_000),
         stats: Stats { requests: 7, bytes_served: 28_672, hits: 5, misses: 2, ..Stats::default() },
         blobs: vec![Presence::new(Digest::of(b"layer"), 1000, 250)],

@@ -57,6 +57,7 @@ pub(super) fn device() -> Device {
         mount_point: Some("/mnt/app".into()),
         file_system: Some("ext4".to_owned()),
         verified_by: "CRC of each frame".to_owned(),
+        outlives_agent: true,
         attached_at: time(),
         stats: Stats {
             requests: 1234,
