@@ -87,7 +87,7 @@ pub struct Unreadable {
 }
 
 impl StateDir {
-    /// Makes the directory if it is missing (mode 0700), takes its lock, and removes records that were never finished.
+    /// Makes the directory if it is missing (mode 0700), takes its lock, and removes records and maps that were never finished.
     ///
     /// # Errors
     /// [`StateError::InUse`] when another agent has it; else what the system says.
@@ -100,6 +100,8 @@ impl StateDir {
         for path in state.files()?.into_iter().filter(|path| path.to_string_lossy().ends_with(UNFINISHED)) {
             fs::remove_file(&path).map_err(StateError::io("remove", &path))?;
         }
+        let maps = state.maps();
+        penstock_image::sweep(&maps).map_err(StateError::io("clear", &maps))?;
         Ok(state)
     }
 

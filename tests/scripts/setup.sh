@@ -13,7 +13,7 @@ test=(
 	e2fsprogs erofs-utils squashfs-tools xfsprogs fuse3 mount kmod
 	docker-registry nginx openssl
 	qemu-system-x86 busybox-static cpio xz-utils zstd
-	jq procps
+	jq procps strace
 )
 wanted=("${build[@]}")
 for group in "$@"; do

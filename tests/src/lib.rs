@@ -13,6 +13,7 @@ pub mod fixture;
 pub mod http;
 pub mod loopback;
 pub mod nginx;
+pub mod power;
 pub mod process;
 pub mod push;
 pub mod readers;
