@@ -1,6 +1,9 @@
 //! The cache as others see it.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+};
 
 use parking_lot::Mutex;
 use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, ReadFuture};
@@ -14,9 +17,9 @@ use crate::{
     metrics::Metrics,
     open::{Opened, Parts, open},
     queue::Stop,
-    read,
+    read, scrub,
     store::Store,
-    usage::{BlobUsage, Event, Usage},
+    usage::{BlobUsage, Cleared, Event, Scrubbed, Usage},
 };
 
 #[cfg(test)]
@@ -208,6 +211,54 @@ impl Cache {
         let retired = self.store.handle.spawn_blocking(move || entries.iter().map(|e| store.retire(e)).sum());
         // An error: the runtime is stopping.
         retired.await.unwrap_or(Err(RemoveError::Closing))
+    }
+
+    /// Removes these blobs, or all. What is attached stays unless `force` is set, what is being read at this moment stays in any case; of such
+    /// blobs everything goes that nobody reads.
+    pub async fn clear(&self, which: Option<&[Digest]>, force: bool) -> Cleared {
+        let mut cleared = Cleared::default();
+        let digests: BTreeSet<Digest> = match which {
+            Some(digests) => digests.iter().copied().collect(),
+            None => self.store.stored().iter().map(|(entry, _)| entry.blob.digest).collect(),
+        };
+        for digest in digests {
+            match self.remove(&digest).await {
+                Ok(bytes) => cleared.freed.push((digest, bytes)),
+                Err(error @ (RemoveError::NotFound { .. } | RemoveError::Closing)) => {
+                    cleared.kept.push((digest, error))
+                }
+                Err(error @ RemoveError::Retained { .. }) if !force => cleared.kept.push((digest, error)),
+                Err(error) => {
+                    let parts = self.store.stored().into_iter().filter(|(entry, _)| entry.blob.digest == digest);
+                    let bytes = parts.map(|(entry, _)| self.store.evict_all(&entry)).sum();
+                    cleared.freed.push((digest, bytes));
+                    if self.blob(&digest).is_some_and(|blob| blob.present_chunks > 0) {
+                        cleared.kept.push((digest, error));
+                    }
+                }
+            }
+        }
+        self.settle_room().await;
+        cleared
+    }
+
+    /// Waits until what was dropped has left the disk, or is found not to.
+    async fn settle_room(&self) {
+        // An error: the cache is closed, and so settled.
+        let _ = self.store.queue().flush().await;
+    }
+
+    /// Reads everything on disk again, past the page cache, and compares it with its checksums, whole blobs with their digests. What is wrong is
+    /// dropped and counted, and with `repair` fetched again at once. Ends early when the cache closes.
+    pub async fn verify(&self, repair: bool) -> Scrubbed {
+        let mut sum = Scrubbed::default();
+        for (entry, slots) in self.store.stored() {
+            match scrub::scrub(&self.store, (&entry, &slots), scrub::Pace::Now, repair).await {
+                Some(one) => sum.add(&one),
+                None => break,
+            }
+        }
+        sum
     }
 
     /// The look that comes every few seconds, now.

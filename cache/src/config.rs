@@ -30,6 +30,9 @@ pub struct Config {
     /// Bytes that were fetched and wait to be written to disk. Beyond it a fill is served but not stored: a slow disk must
     /// not turn into unbounded memory.
     pub pending_bytes: u64,
+    /// How long it may take until everything on disk has been read again in the background and compared with its checksums; at most 16 MiB
+    /// are read in a second. `None`: never.
+    pub scrub_interval: Option<Duration>,
     /// How long [`crate::Cache::close`] waits for fills before it abandons them.
     pub drain: Duration,
     /// How long one call of the index (open, commit, close) may take before the index is given up for this process.
@@ -45,7 +48,7 @@ impl Config {
 }
 
 impl Default for Config {
-    /// 10 GiB in `/var/lib/penstock/cache`, watermarks of 95 and 90 %, 256 KiB chunks, 64 MiB pending, 5 s drain, 20 s watchdog.
+    /// 10 GiB in `/var/lib/penstock/cache`, watermarks of 95 and 90 %, 256 KiB chunks, 64 MiB pending, scrubbed in 7 days, 5 s drain, 20 s watchdog.
     fn default() -> Self {
         Self {
             dir: "/var/lib/penstock/cache".into(),
@@ -55,6 +58,7 @@ impl Default for Config {
             beside: Vec::new(),
             chunk_size: ChunkSize::DEFAULT,
             pending_bytes: 64 << 20,
+            scrub_interval: Some(Duration::from_secs(7 * 24 * 3600)),
             drain: Duration::from_secs(5),
             watchdog: Duration::from_secs(20),
         }

@@ -19,7 +19,7 @@ use crate::{
     entry::{Entry, State},
     format::HEADER_BYTES,
     room::{Pending, Taken},
-    slots::{Hold, Slots, by_segment, charge, overhead},
+    slots::{Hold, Segment, Slots, by_segment, charge, overhead},
     store::Store,
 };
 
@@ -209,10 +209,13 @@ impl Lead {
         let (store, entry, fill) = (self.store.clone(), self.entry.clone(), self.fill.clone());
         let checked = tokio::task::spawn_blocking(move || {
             let slots = entry.slots.get()?;
-            check_run(&store, &entry, slots, (fill.first, fill.last))
+            Some(check_run(&store, (&entry, slots), (fill.first, fill.last), Trusted::Checked))
         });
-        // An error: the runtime is stopping. Looking again says so.
-        let outcome = checked.await.ok().flatten().map_or(Outcome::Again, Outcome::Bytes);
+        let outcome = match checked.await {
+            Ok(Some(Found::Right(bytes))) => Outcome::Bytes(bytes),
+            // An error: the runtime is stopping. Looking again says so.
+            _ => Outcome::Again,
+        };
         self.end(outcome);
     }
 }
@@ -310,29 +313,47 @@ fn unwrite(store: &Store, slots: &Slots, fill: &Fill) {
     let _ = store.disk.punch(&slots.data, fill.range.start(), whole);
 }
 
-/// Reads chunks `first..=last` from disk and compares each that was not checked yet with its checksum. The bytes when all
-/// are right; `None` when some were not (they are dropped) or are not there any more.
+/// Which chunks need not be compared with their checksums again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trusted {
+    /// Those that were checked in this process's lifetime.
+    Checked,
+    Nothing,
+}
+
+/// How chunks on disk were found.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// All are right.
+    Right(Bytes),
+    /// So many were wrong, and are dropped.
+    Wrong(u32),
+    /// Some are not there any more.
+    Gone,
+}
+
+/// Reads chunks `first..=last` from disk and compares those that are not trusted with their checksums.
 pub(crate) fn check_run(
     store: &Store,
-    entry: &Arc<Entry>,
-    slots: &Arc<Slots>,
+    (entry, slots): (&Arc<Entry>, &Arc<Slots>),
     (first, last): (u32, u32),
-) -> Option<Bytes> {
-    let start = entry.chunk_size.range(&entry.blob, first)?;
-    let range = start.cover(entry.chunk_size.range(&entry.blob, last)?);
-    let hold = Hold::take(slots, range)?;
-    let mut bytes = vec![0; usize::try_from(range.len()).ok()?];
+    trusted: Trusted,
+) -> Found {
+    let range = |chunk| entry.chunk_size.range(&entry.blob, chunk);
+    let Some(range) = range(first).zip(range(last)).map(|(start, end)| start.cover(end)) else { return Found::Gone };
+    let Some(hold) = Hold::take(slots, range) else { return Found::Gone };
+    let mut bytes = vec![0; usize::try_from(range.len()).unwrap_or(0)];
     if let Err(e) = slots.data.read_exact_at(&mut bytes, range.start()) {
         tracing::warn!("cached chunks of blob {} cannot be read and are dropped: {e}", entry.blob.digest);
-        store.discard_corrupt(entry, first, last);
-        return None;
+        return Found::Wrong(store.discard_corrupt(entry, first, last));
     }
     let mut bad = Vec::new();
     let mut adopted = BTreeSet::new();
     let state = entry.lock();
     for (chunk, data) in (first..).zip(bytes.chunks(entry.chunk_size.bytes() as usize)) {
         let (number, slot) = (chunk / SEGMENT_CHUNKS, chunk % SEGMENT_CHUNKS);
-        let Some(segment) = slots.segment(number).filter(|s| !s.checked.has(slot)) else { continue };
+        let known = |s: &&Segment| trusted == Trusted::Nothing || !s.checked.has(slot);
+        let Some(segment) = slots.segment(number).filter(known) else { continue };
         if crc32c::crc32c(data) != segment.crc(slot) {
             bad.push(chunk);
         } else if segment.present.has(slot) {
@@ -350,5 +371,5 @@ pub(crate) fn check_run(
     if dropped > 0 {
         tracing::warn!("{dropped} cached chunk(s) of blob {} failed their checksum and are dropped", entry.blob.digest);
     }
-    bad.is_empty().then(|| bytes.into())
+    if bad.is_empty() { Found::Right(bytes.into()) } else { Found::Wrong(dropped) }
 }

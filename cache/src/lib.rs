@@ -21,7 +21,8 @@
 //! | `cache` | [`Cache`]: the public face, and its life |
 //! | `read`, `fill` | the miss path: plan, single flight, fetch, check, store |
 //! | `store`, `entry`, `slots`, `bits` | what is present: table, blob, files and pins, bitmaps |
-//! | `room`, `policy` | the cap, and who has to go |
+//! | `room`, `evict`, [`policy`] | the cap, and who has to go |
+//! | `health`, `scrub` | the look around every few seconds; reading again what is on disk |
 //! | `commit`, `queue` | the committer thread and what it is told |
 //! | `index`, `keeper` | sled (in this one file), and the guard around it |
 //! | `open`, `recover`, `layout`, `format` | from a directory to presence; bytes on disk |
@@ -43,8 +44,8 @@
 //!
 //! # Memory
 //!
-//! About 1.5 KiB for each 64 MiB segment (at 256 KiB chunks) that ever held a chunk, so 24 MiB per TiB cached; sled's own cache of 16 MiB; at
-//! most [`Config::pending_bytes`] waiting for the disk.
+//! About 1.75 KiB for each 64 MiB segment (at 256 KiB chunks) that ever held a chunk, so 28 MiB per TiB cached; 4 bytes of ghosts for each MiB
+//! of the cap, at most 16 MiB; sled's own cache of 16 MiB; at most [`Config::pending_bytes`] waiting for the disk.
 
 mod bits;
 mod cache;
@@ -67,6 +68,7 @@ mod queue;
 mod read;
 mod recover;
 mod room;
+mod scrub;
 mod slots;
 mod store;
 #[cfg(test)]
@@ -77,4 +79,4 @@ mod verify;
 pub use cache::Cache;
 pub use config::{Config, Watermarks};
 pub use error::{OpenError, RemoveError};
-pub use usage::{BlobUsage, Event, IndexState, Usage, Whole};
+pub use usage::{BlobUsage, Cleared, Event, IndexState, Scrubbed, Usage, Whole};

@@ -100,6 +100,9 @@ pub(crate) fn open(config: Config, parts: Parts) -> Result<Opened, OpenError> {
         .map_err(failed("start a thread for"))?;
     store.tasks.lock().spawn_on(crate::verify::run(store.clone()), &store.handle);
     store.tasks.lock().spawn_on(crate::health::run(store.clone()), &store.handle);
+    if let Some(interval) = store.config.scrub_interval {
+        store.tasks.lock().spawn_on(crate::scrub::run(store.clone(), interval), &store.handle);
+    }
     Ok(Opened { store, committer, events })
 }
 

@@ -90,7 +90,7 @@ impl Store {
     /// Tells operators; an event that nobody listens to is in the log at least.
     pub(crate) fn tell(&self, event: Event) {
         match &event {
-            Event::BlobVerified { .. } | Event::Healed { .. } => tracing::info!("{event}"),
+            Event::BlobVerified { .. } | Event::Scrubbed(_) | Event::Healed { .. } => tracing::info!("{event}"),
             _ => tracing::warn!("{event}"),
         }
         // No receiver is no failure.
@@ -199,6 +199,14 @@ impl Store {
 
     pub(crate) fn users(&self, digest: &Digest) -> u32 {
         self.retained.lock().get(digest).copied().unwrap_or(0)
+    }
+
+    /// Evicts what can be had of a blob: every extent that nobody reads at this moment. The bytes that will come free.
+    pub(crate) fn evict_all(&self, entry: &Arc<Entry>) -> u64 {
+        let Some(slots) = entry.slots.get() else { return 0 };
+        let mut extents = Vec::new();
+        slots.each_extent(&mut |extent, _, _| extents.push(extent));
+        extents.into_iter().filter_map(|extent| self.evict(entry, slots, extent).ok()).sum()
     }
 
     /// Takes a blob that nobody reads out of the table and deletes its files; says how many bytes that frees. Does file operations.

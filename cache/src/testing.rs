@@ -58,6 +58,7 @@ pub(crate) const fn kind(event: &Event) -> &'static str {
         Event::Bypass { .. } => "bypass",
         Event::Pressure { .. } => "pressure",
         Event::Healed { .. } => "healed",
+        Event::Scrubbed(_) => "scrubbed",
         Event::IndexRebuilt { .. }
         | Event::IndexAbandoned { .. }
         | Event::BlobDropped { .. }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use penstock_blob::{ChunkSize, Digest};
 
+use crate::error::RemoveError;
+
 /// How the index stands. Reads never depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IndexState {
@@ -104,6 +106,52 @@ pub struct BlobUsage {
     pub users: u32,
 }
 
+/// What reading chunks again found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Blobs that were read.
+    pub blobs: u64,
+    /// Their chunks on disk.
+    pub chunks: u64,
+    /// And the bytes of those.
+    pub bytes: u64,
+    /// Chunks whose checksum was wrong, or that could not be read. They were dropped.
+    pub corrupt_chunks: u64,
+    /// Whole blobs that are not their digest. They were dropped.
+    pub mismatched_blobs: u64,
+    /// Ranges of dropped chunks that were fetched again.
+    pub repaired_ranges: u64,
+    /// Ranges that were to be fetched again, and did not come.
+    pub not_repaired_ranges: u64,
+}
+
+impl Scrubbed {
+    /// Whether anything was wrong.
+    #[must_use]
+    pub const fn is_clean(&self) -> bool {
+        self.corrupt_chunks == 0 && self.mismatched_blobs == 0
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.blobs += other.blobs;
+        self.chunks += other.chunks;
+        self.bytes += other.bytes;
+        self.corrupt_chunks += other.corrupt_chunks;
+        self.mismatched_blobs += other.mismatched_blobs;
+        self.repaired_ranges += other.repaired_ranges;
+        self.not_repaired_ranges += other.not_repaired_ranges;
+    }
+}
+
+/// What clearing a cache, or a part of it, freed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cleared {
+    /// What each blob that went gave back, in bytes.
+    pub freed: Vec<(Digest, u64)>,
+    /// The blobs that stayed, whole or in part, and why.
+    pub kept: Vec<(Digest, RemoveError)>,
+}
+
 /// Something that an operator should hear of once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -155,6 +203,8 @@ pub enum Event {
         /// What it should have, in bytes.
         reserve_bytes: u64,
     },
+    /// Everything on disk has been read again in the background.
+    Scrubbed(Scrubbed),
     /// What a `Bypass` or `Pressure` told of is over.
     Healed {
         /// A sentence.
@@ -190,6 +240,11 @@ impl fmt::Display for Event {
                 "the file system of the cache has {} MiB free of the {} MiB that cache.reserve keeps for others: nothing is stored, and chunks are evicted",
                 free_bytes >> 20,
                 reserve_bytes >> 20
+            ),
+            Self::Scrubbed(found) => write!(
+                f,
+                "{} cached chunks of {} blobs have been read again: {} were damaged and are dropped, {} whole blobs were not their digest",
+                found.chunks, found.blobs, found.corrupt_chunks, found.mismatched_blobs
             ),
             Self::Healed { what } => f.write_str(what),
         }

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use crate::{
     entry::Entry,
-    fill::check_run,
+    fill::{self, Trusted, check_run},
     store::Store,
     usage::{Event, Whole},
 };
@@ -22,7 +22,7 @@ pub(crate) struct Verifier {
 
 /// How the hashing of one blob ended.
 #[derive(Debug, PartialEq, Eq)]
-enum Found {
+pub(crate) enum Found {
     Match,
     Mismatch(Digest),
     /// Chunks were dropped meanwhile.
@@ -68,7 +68,8 @@ async fn hash(store: &Arc<Store>, entry: &Arc<Entry>) -> Option<Found> {
         }
         let (store, entry) = (store.clone(), entry.clone());
         let step = tokio::task::spawn_blocking(move || {
-            let bytes = check_run(&store, &entry, entry.slots.get()?, (chunk, chunk))?;
+            let found = check_run(&store, (&entry, entry.slots.get()?), (chunk, chunk), Trusted::Checked);
+            let fill::Found::Right(bytes) = found else { return None };
             hasher.update(&bytes);
             Some(hasher)
         });
@@ -83,7 +84,7 @@ async fn hash(store: &Arc<Store>, entry: &Arc<Entry>) -> Option<Found> {
 }
 
 /// Draws the conclusion, unless chunks were dropped since `drops` was read.
-fn settle(store: &Arc<Store>, entry: &Arc<Entry>, drops: u64, found: Found) {
+pub(crate) fn settle(store: &Arc<Store>, entry: &Arc<Entry>, drops: u64, found: Found) {
     let Some(slots) = entry.slots.get() else { return };
     let digest = entry.blob.digest;
     let mut state = entry.lock();

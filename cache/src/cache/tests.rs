@@ -20,6 +20,7 @@ mod killed;
 mod power;
 mod pressure;
 mod recovery;
+mod scrub;
 mod synced;
 
 #[tokio::test(flavor = "multi_thread")]
