@@ -336,6 +336,7 @@ fn cache_config(config: &Config) -> penstock_cache::Config {
     penstock_cache::Config {
         watermarks: config.cache_watermarks,
         reserve_bytes: config.cache_reserve_bytes,
+        scrub_interval: Some(config.cache_scrub_interval).filter(|interval| !interval.is_zero()),
         beside: vec![config.state_dir.join("maps")],
         chunk_size: config.chunk_size,
         ..penstock_cache::Config::new(config.cache_dir(), config.cache_cap_bytes)

@@ -4,6 +4,7 @@
 //! others to [`run`]. Nothing here calls `exit`: each way out is an [`ExitCode`] of [`Exit`].
 
 mod args;
+mod cache;
 mod client;
 mod render;
 #[cfg(test)]
@@ -42,6 +43,8 @@ pub enum Exit {
     Conflict = 5,
     /// The same command may succeed later.
     Later = 6,
+    /// Damage was found.
+    Damage = 7,
 }
 
 impl From<Exit> for ExitCode {
@@ -85,6 +88,18 @@ pub enum Failure {
     /// There is nothing more to follow.
     #[error("the agent stops, and with it its events; the same command follows the next one")]
     Stopping,
+    /// Nothing could be removed.
+    #[error("nothing was removed; see above")]
+    NothingFreed,
+    /// Cached bytes were damaged.
+    #[error(
+        "cached bytes were damaged and have been dropped; {} of them are still to be fetched again; if it happens again, look at this disk",
+        unrepaired
+    )]
+    Damaged {
+        /// Places that were to be fetched again at once, and did not come.
+        unrepaired: u64,
+    },
     /// Some devices are still there.
     #[error("{count} of the devices could not be detached; see above")]
     StillAttached {
@@ -104,6 +119,8 @@ impl Failure {
             Self::Client(error) if error.is_unreachable() => Exit::Unreachable,
             Self::Client(_) | Self::Output(_) => Exit::Failed,
             Self::MountDir { .. } | Self::Remote(_) => Exit::Usage,
+            Self::NothingFreed => Exit::Conflict,
+            Self::Damaged { .. } => Exit::Damage,
             Self::Stopping => Exit::Later,
             Self::StillAttached { exit, .. } => *exit,
         }

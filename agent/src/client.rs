@@ -17,7 +17,9 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use penstock_api::{Attach, CacheUsage, Detached, Device, Events, Problem, Version};
+use penstock_api::{
+    Attach, CacheFreed, CacheUsage, CacheVerified, Detached, Device, Events, EvictCache, Problem, Version,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinSet};
 
@@ -30,6 +32,9 @@ const ASK_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long a change may take: attaching and mounting read from registries, each read within the agent's own deadline.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(15 * 60);
+
+/// How long reading the whole cache again may take: terabytes from a slow disk.
+const VERIFY_DEADLINE: Duration = Duration::from_secs(48 * 3600);
 
 /// The most bytes of an answer: many times the longest list that the API gives.
 const ANSWER_BYTES: usize = 64 << 20;
@@ -215,6 +220,33 @@ impl Client {
     /// [`ClientError`].
     pub async fn cache(&self) -> Result<CacheUsage, ClientError> {
         self.ask("/v1/cache").await
+    }
+
+    /// Removes an image's blobs, or one blob, from the cache.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn evict_cache(&self, what: &EvictCache) -> Result<CacheFreed, ClientError> {
+        let body = self.serialized(what)?;
+        self.parsed(&self.send(Method::POST, "/v1/cache/evict", body, CHANGE_DEADLINE).await?)
+    }
+
+    /// Removes everything from the cache.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn clear_cache(&self, force: bool) -> Result<CacheFreed, ClientError> {
+        let path = format!("/v1/cache/clear?force={force}");
+        self.parsed(&self.send(Method::POST, &path, Bytes::new(), CHANGE_DEADLINE).await?)
+    }
+
+    /// Reads the whole cache again.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn verify_cache(&self, repair: bool) -> Result<CacheVerified, ClientError> {
+        let path = format!("/v1/cache/verify?repair={repair}");
+        self.parsed(&self.send(Method::POST, &path, Bytes::new(), VERIFY_DEADLINE).await?)
     }
 
     /// What happened after the event `since`.

@@ -85,6 +85,8 @@ pub struct Config {
     pub cache_watermarks: Watermarks,
     /// What stays free of the cache's file system, in bytes, when not the usual.
     pub cache_reserve_bytes: Option<u64>,
+    /// How long a pass over all cached chunks may take in the background; zero for none.
+    pub cache_scrub_interval: Duration,
     /// Unit of fetching and keeping.
     pub chunk_size: ChunkSize,
     /// Longest time that one fetch may take with its retries.
@@ -142,6 +144,7 @@ impl Default for Config {
             cache_cap_bytes: 10 << 30,
             cache_watermarks: Watermarks::default(),
             cache_reserve_bytes: None,
+            cache_scrub_interval: Duration::from_secs(7 * 24 * 3600),
             chunk_size: ChunkSize::DEFAULT,
             fetch_deadline: Duration::from_secs(30),
             fetch_bytes_in_flight: 64 << 20,

@@ -100,6 +100,36 @@ impl api::Node for AgentNode {
         Box::pin(std::future::ready(Ok(self.cache_usage())))
     }
 
+    fn evict(&self, what: api::EvictCache) -> Answer<'_, api::CacheFreed> {
+        Box::pin(async move {
+            let digests = match (what.reference, what.digest) {
+                (Some(reference), None) => self.attachments.blobs_of(&reference, what.platform.as_deref()).await?,
+                (None, Some(digest)) => vec![digest],
+                _ => return Err(NodeError::Invalid("name either a reference or a digest".to_owned())),
+            };
+            Ok(freed(self.cache.clear(Some(&digests), false).await))
+        })
+    }
+
+    fn clear_cache(&self, force: bool) -> Answer<'_, api::CacheFreed> {
+        Box::pin(async move { Ok(freed(self.cache.clear(None, force).await)) })
+    }
+
+    fn verify_cache(&self, repair: bool) -> Answer<'_, api::CacheVerified> {
+        Box::pin(async move {
+            let found = self.cache.verify(repair).await;
+            Ok(api::CacheVerified {
+                blobs: found.blobs,
+                chunks: found.chunks,
+                bytes: found.bytes,
+                corrupt_chunks: found.corrupt_chunks,
+                mismatched_blobs: found.mismatched_blobs,
+                repaired_ranges: found.repaired_ranges,
+                not_repaired_ranges: found.not_repaired_ranges,
+            })
+        })
+    }
+
     fn events(&self, since: u64, limit: usize) -> Answer<'_, api::Events> {
         Box::pin(std::future::ready(Ok(self.events.since(since, limit))))
     }
@@ -129,7 +159,10 @@ impl AgentNode {
         api::CacheUsage {
             dir: self.cache_dir.clone(),
             cap_bytes: usage.cap_bytes,
+            limit_bytes: usage.limit_bytes,
             used_bytes: usage.used_bytes,
+            index_bytes: usage.index_bytes,
+            maps_bytes: usage.beside_bytes,
             chunks_present: usage.present_chunks,
             chunks_durable: usage.durable_chunks,
             hits: usage.hits,
@@ -148,6 +181,15 @@ impl AgentNode {
             blobs_total: usage.blobs,
             blobs: self.cache.blobs().iter().map(blob_usage).collect(),
         }
+    }
+}
+
+fn freed(cleared: penstock_cache::Cleared) -> api::CacheFreed {
+    let kept = |(digest, why): (_, penstock_cache::RemoveError)| api::KeptBlob { digest, reason: why.to_string() };
+    api::CacheFreed {
+        freed_bytes: cleared.freed.iter().map(|(_, bytes)| bytes).sum(),
+        freed: cleared.freed.iter().map(|&(digest, freed_bytes)| api::FreedBlob { digest, freed_bytes }).collect(),
+        kept: cleared.kept.into_iter().map(kept).collect(),
     }
 }
 

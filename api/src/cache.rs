@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use penstock_blob::Digest;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::device::share;
 
@@ -16,8 +16,14 @@ pub struct CacheUsage {
     pub dir: PathBuf,
     /// The most bytes that it may take of the disk.
     pub cap_bytes: u64,
-    /// The bytes that it takes now.
+    /// The bytes that chunks may take of that now: less the index and the maps, or what the file system has to give.
+    pub limit_bytes: u64,
+    /// The bytes that chunks take now, with their headers and descriptions.
     pub used_bytes: u64,
+    /// The bytes of the index, measured once a minute.
+    pub index_bytes: u64,
+    /// The bytes of the images' maps, measured once a minute.
+    pub maps_bytes: u64,
     /// Chunks present: whole, checked and served without the registry.
     pub chunks_present: u64,
     /// Those of them that are recorded in the index, so that they are still there after a crash.
@@ -108,4 +114,93 @@ impl BlobUsage {
     pub fn with_share(self) -> Self {
         Self { present_share: share(self.present_bytes, self.size_bytes), ..self }
     }
+}
+
+/// What is to go from the cache: an image's blobs, or one blob.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EvictCache {
+    /// The image, as for attaching. One that was never attached here is looked up at its registry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "registry.example/app:1")]
+    pub reference: Option<String>,
+    /// The blob. Either this or `reference`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub digest: Option<Digest>,
+    /// Which image of an index, as `os/architecture`; the agent's own when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+}
+
+/// What went from the cache, and what did not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CacheFreed {
+    /// The bytes of disk that came free.
+    pub freed_bytes: u64,
+    /// The blobs that went, with the bytes of each.
+    pub freed: Vec<FreedBlob>,
+    /// The blobs that stayed, whole or in part.
+    pub kept: Vec<KeptBlob>,
+}
+
+/// A blob that went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FreedBlob {
+    /// The blob.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+    /// The bytes of disk that came free.
+    pub freed_bytes: u64,
+}
+
+/// A blob that stayed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeptBlob {
+    /// The blob.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+    /// Why.
+    pub reason: String,
+}
+
+/// What reading the cache again found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CacheVerified {
+    /// Blobs that were read.
+    pub blobs: u64,
+    /// Their chunks on disk.
+    pub chunks: u64,
+    /// And the bytes of those.
+    pub bytes: u64,
+    /// Chunks that were damaged, and have been dropped.
+    pub corrupt_chunks: u64,
+    /// Whole blobs that were not their digest, and have been dropped.
+    pub mismatched_blobs: u64,
+    /// Ranges of dropped chunks that were fetched again.
+    pub repaired_ranges: u64,
+    /// Ranges that were to be fetched again, and did not come.
+    pub not_repaired_ranges: u64,
+}
+
+/// What is to go though it is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ClearQuery {
+    /// Also what attached images use; it is fetched again when read.
+    #[serde(default)]
+    #[param(default = false)]
+    pub force: bool,
+}
+
+/// What becomes of what is damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct VerifyQuery {
+    /// Fetch it again at once, and not when it is wanted.
+    #[serde(default)]
+    #[param(default = false)]
+    pub repair: bool,
 }

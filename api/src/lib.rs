@@ -43,7 +43,10 @@ mod routes;
 mod tests;
 mod version;
 
-pub use cache::{BlobUsage, CacheUsage, Index, IndexState, Verification};
+pub use cache::{
+    BlobUsage, CacheFreed, CacheUsage, CacheVerified, ClearQuery, EvictCache, FreedBlob, Index, IndexState, KeptBlob,
+    Verification, VerifyQuery,
+};
 pub use device::{Attach, Detached, Device, DeviceState, NotDetached, Presence, Stats, Transport, Wanted};
 pub use event::{Event, Events, EventsQuery, Severity};
 pub use extract::DetachQuery;

@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use futures_util::Stream;
 
-use crate::{Attach, CacheUsage, Detached, Device, Events, Version};
+use crate::{Attach, CacheFreed, CacheUsage, CacheVerified, Detached, Device, Events, EvictCache, Version};
 
 /// What a call on a [`Node`] answers, later.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send + 'a>>;
@@ -41,6 +41,15 @@ pub trait Node: Send + Sync + 'static {
 
     /// What the cache holds, every blob included.
     fn cache(&self) -> Answer<'_, CacheUsage>;
+
+    /// Removes an image's blobs, or one blob, from the cache; what attached images use stays.
+    fn evict(&self, what: EvictCache) -> Answer<'_, CacheFreed>;
+
+    /// Removes everything from the cache but what attached images use, or with `force` that too.
+    fn clear_cache(&self, force: bool) -> Answer<'_, CacheFreed>;
+
+    /// Reads the whole cache again and drops what is damaged; with `repair` fetches it again. Ends when the caller goes away.
+    fn verify_cache(&self, repair: bool) -> Answer<'_, CacheVerified>;
 
     /// The kept events with a sequence beyond `since`, oldest first, the first `limit` of them.
     fn events(&self, since: u64, limit: usize) -> Answer<'_, Events>;

@@ -23,6 +23,8 @@ use crate::{
 /// OpenMetrics 1.0 text, which Prometheus asks for and understands.
 const OPENMETRICS: HeaderValue = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
+mod cache;
+
 type Shared = Arc<dyn Node>;
 type Result<T, E = Problem> = std::result::Result<T, E>;
 
@@ -68,6 +70,9 @@ fn described() -> OpenApiRouter<Shared> {
         .routes(routes!(devices, attach, detach_all))
         .routes(routes!(device, detach))
         .routes(routes!(cache))
+        .routes(routes!(cache::evict))
+        .routes(routes!(cache::clear))
+        .routes(routes!(cache::verify))
         .routes(routes!(events))
         .routes(routes!(version))
 }

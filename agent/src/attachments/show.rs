@@ -1,8 +1,10 @@
 //! Attachments as the admin API shows them.
 
 use penstock_api as api;
+use penstock_blob::Digest;
 use penstock_cache::Cache;
 use penstock_device::{Transport, Wanted};
+use penstock_fetcher::Reference;
 
 use super::{AttachError, Attachments, Parts, State};
 use crate::state::record::{LayerRecord, Record};
@@ -22,6 +24,26 @@ impl Attachments {
         found
             .and_then(|entry| Some(device(entry.record.as_ref()?, &entry.state, &self.parts)))
             .ok_or_else(|| AttachError::NoDevice { id: id.chars().take(64).collect() })
+    }
+}
+
+impl Attachments {
+    /// The blobs of an image: as an attachment of it says, else as its registry does.
+    pub(crate) async fn blobs_of(&self, reference: &str, platform: Option<&str>) -> Result<Vec<Digest>, AttachError> {
+        let reference: Reference = reference.parse()?;
+        let platform = platform.map(str::parse).transpose()?.unwrap_or_else(|| self.parts.platform.clone());
+        let known = {
+            let table = self.table.lock();
+            let records = table.entries.iter().filter_map(|entry| entry.record.as_ref());
+            let mut same = records.filter(|record| record.reference == reference && record.platform == platform);
+            same.next().map(|record| record.layers.iter().map(|layer| layer.digest).collect())
+        };
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let resolving = self.parts.fetcher.resolve(&reference, &platform);
+        let manifest = self.parts.unless_stopping(resolving).await?;
+        Ok(manifest.layers.into_iter().map(|layer| layer.digest).collect())
     }
 }
 

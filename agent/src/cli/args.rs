@@ -28,7 +28,8 @@ Exit codes:
   3  no agent could be reached
   4  no such device or image
   5  in use, or taken by another
-  6  not now: the same command may succeed later";
+  6  not now: the same command may succeed later
+  7  cached bytes were damaged";
 
 const AGENT_HELP: &str = "\
 Every setting is also a key of the config file and a PENSTOCK_ variable.
@@ -88,7 +89,10 @@ Examples:
 const CACHE_HELP: &str = "\
 Examples:
   penstock cache
-  penstock cache --output json | jq .used_bytes";
+  penstock cache --output json | jq .used_bytes
+  penstock cache evict registry.example.com/team/app:1.4
+  penstock cache clear
+  penstock cache verify --repair";
 
 const EVENTS_HELP: &str = "\
 Examples:
@@ -154,9 +158,9 @@ pub enum ClientCommand {
     /// Show what devices have served and fetched
     #[command(after_help = STATS_HELP)]
     Stats(Stats),
-    /// Show what is kept on this node
+    /// Show what is kept on this node, remove some of it, or read it again
     #[command(after_help = CACHE_HELP)]
-    Cache(Show),
+    Cache(super::cache::Cache),
     /// Show what happened lately
     #[command(after_help = EVENTS_HELP)]
     Events(Events),

@@ -18,7 +18,7 @@ pub(super) async fn execute(command: ClientCommand) -> Result<(), Failure> {
         ClientCommand::Detach(args) => detach(args).await,
         ClientCommand::List(args) => list(&args.connection).await,
         ClientCommand::Stats(args) => stats(args).await,
-        ClientCommand::Cache(args) => cache(&args.connection).await,
+        ClientCommand::Cache(args) => super::cache::run(args).await,
         ClientCommand::Events(args) => events(args).await,
         ClientCommand::Version(args) => version(&args.connection).await,
         ClientCommand::Completions(args) => completions(&args),
@@ -26,7 +26,7 @@ pub(super) async fn execute(command: ClientCommand) -> Result<(), Failure> {
 }
 
 impl Connection {
-    fn client(&self) -> Result<Client, Failure> {
+    pub(super) fn client(&self) -> Result<Client, Failure> {
         let Some(url) = self.api.clone() else { return Ok(Client::new(self.socket.clone())) };
         let told = Told {
             url,
@@ -93,11 +93,6 @@ async fn stats(args: Stats) -> Result<(), Failure> {
     }
     let devices = with_progress("asking the agent", client.devices()).await?;
     Ok(output::answer(output, &devices, |devices| render::stats(devices))?)
-}
-
-async fn cache(connection: &Connection) -> Result<(), Failure> {
-    let usage = with_progress("asking the agent", connection.client()?.cache()).await?;
-    Ok(output::answer(connection.output, &usage, render::cache)?)
 }
 
 async fn events(args: Events) -> Result<(), Failure> {

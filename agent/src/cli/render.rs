@@ -135,8 +135,11 @@ pub(super) fn detached(detached: &Detached) -> String {
 pub(super) fn cache(usage: &CacheUsage) -> String {
     let mut facts = Table::facts();
     facts.fact("directory", usage.dir.display());
-    let share = percent(usage.used_bytes, usage.cap_bytes);
-    facts.fact("used", format_args!("{} of {} ({share})", size(usage.used_bytes), size(usage.cap_bytes)));
+    let used = usage.used_bytes.saturating_add(usage.index_bytes).saturating_add(usage.maps_bytes);
+    let share = percent(used, usage.cap_bytes);
+    facts.fact("used", format_args!("{} of {} ({share})", size(used), size(usage.cap_bytes)));
+    let parts = [usage.used_bytes, usage.index_bytes, usage.maps_bytes].map(size);
+    facts.fact("of that", format_args!("{} chunks, {} index, {} maps", parts[0], parts[1], parts[2]));
     facts.fact("chunks", format_args!("{} present, {} durable", usage.chunks_present, usage.chunks_durable));
     let index = match usage.index.state {
         IndexState::Open => "open",

@@ -86,11 +86,21 @@ async fn every_command_that_asks_succeeds_against_the_api() {
         "penstock stats",
         "penstock stats d1",
         "penstock cache",
+        "penstock cache usage --output json",
+        "penstock cache evict registry.example/app:1 --platform linux/arm64",
+        "penstock cache clear --force",
+        "penstock cache verify -o json",
         "penstock events --since 1",
         "penstock version",
     ] {
         run_against(Fake::default(), line).await.unwrap_or_else(|failure| panic!("{line}: {failure}"));
     }
+}
+
+#[tokio::test]
+async fn verify_says_by_its_exit_code_that_something_was_damaged() {
+    let failure = run_against(Fake::default(), "penstock cache verify --repair").await.unwrap_err();
+    assert_eq!(failure.exit(), Exit::Damage, "{failure}");
 }
 
 #[tokio::test]

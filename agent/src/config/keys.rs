@@ -47,6 +47,10 @@ const LEAST_CAP_BYTES: u64 = 64 << 20;
 /// Most room for chunks: 1 PiB, beyond any node's disk; a larger value is a slip of the unit.
 const MOST_CAP_BYTES: u64 = 1 << 50;
 
+/// How long a pass of the background check may take: not so short that it does nothing else, not so long that it is none.
+const SCRUB_INTERVALS: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(3600)..=Duration::from_secs(8760 * 3600);
+
 /// All keys, in the order of `--print-config`.
 pub static KEYS: &[Key] = &[
     Key {
@@ -161,6 +165,19 @@ pub static KEYS: &[Key] = &[
         is_path: false,
         set: |config, text| value::size(text).map(|bytes| config.cache_reserve_bytes = Some(bytes)),
         show: |config| config.cache_reserve_bytes.map(value::show_size),
+    },
+    Key {
+        name: "cache.scrub_interval",
+        what: "how long it may take to read all cached chunks again in the background, from 1h to 8760h; 0s for never",
+        is_path: false,
+        set: |config, text| {
+            value::duration(text)
+                .ok()
+                .filter(|interval| *interval == Duration::ZERO || SCRUB_INTERVALS.contains(interval))
+                .map(|interval| config.cache_scrub_interval = interval)
+                .ok_or_else(|| format!("{text:?} is neither 0s nor between 1h and 8760h"))
+        },
+        show: |config| Some(value::show_duration(config.cache_scrub_interval)),
     },
     Key {
         name: "cache.chunk_size",

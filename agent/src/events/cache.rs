@@ -28,5 +28,6 @@ const fn kind(event: &Event) -> Kind {
         Event::Bypass { .. } => Kind::CacheBypass,
         Event::Pressure { .. } => Kind::CachePressure,
         Event::Healed { .. } => Kind::CacheHealed,
+        Event::Scrubbed(_) => Kind::CacheScrubbed,
     }
 }

@@ -109,6 +109,7 @@ kinds! {
     CacheBypass = "cache.bypass", Warning, "fetched chunks cannot be stored, because the disk is full or fails; they are served all the same";
     CachePressure = "cache.pressure", Warning, "the file system has less free than `cache.reserve`: nothing is stored, and chunks are evicted";
     CacheHealed = "cache.healed", Note, "what a bypass or pressure told of is over";
+    CacheScrubbed = "cache.scrubbed", Note, "everything cached has been read again in the background";
     CacheEventsLost = "cache.events_lost", Warning, "the cache had more to say than was kept";
 
     // index: chunk-digest lists.

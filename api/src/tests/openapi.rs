@@ -33,6 +33,9 @@ fn every_route_and_its_problems_are_described() {
             "GET /v1/devices/{id}",
             "GET /v1/events",
             "GET /v1/version",
+            "POST /v1/cache/clear",
+            "POST /v1/cache/evict",
+            "POST /v1/cache/verify",
             "POST /v1/devices",
         ]
     );

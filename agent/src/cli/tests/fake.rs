@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use penstock_api::{
-    Answer, Attach, BlobUsage, CacheUsage, Detached, Device, DeviceState, Event, EventStream, Events, Index,
-    IndexState, Node, NodeError, NotDetached, Presence, Problem, Readiness, Severity, Stats, Timestamp, Transport,
-    Verification, Version,
+    Answer, Attach, BlobUsage, CacheFreed, CacheUsage, CacheVerified, Detached, Device, DeviceState, Event,
+    EventStream, Events, EvictCache, FreedBlob, Index, IndexState, KeptBlob, Node, NodeError, NotDetached, Presence,
+    Problem, Readiness, Severity, Stats, Timestamp, Transport, Verification, Version,
 };
 use penstock_blob::Digest;
 use tokio::{net::UnixListener, task::JoinSet};
@@ -107,7 +107,10 @@ pub(super) fn cache() -> CacheUsage {
     CacheUsage {
         dir: "/var/lib/penstock/cache".into(),
         cap_bytes: 10 << 30,
+        limit_bytes: 9 << 30,
         used_bytes: 4_500_000,
+        index_bytes: 320 << 10,
+        maps_bytes: 64 << 10,
         chunks_present: 18,
         chunks_durable: 17,
         hits: 1200,
@@ -182,6 +185,27 @@ impl Node for Fake {
 
     fn cache(&self) -> Answer<'_, CacheUsage> {
         self.answer(cache())
+    }
+
+    fn evict(&self, what: EvictCache) -> Answer<'_, CacheFreed> {
+        let freed = what.digest.map(|digest| FreedBlob { digest, freed_bytes: 1000 });
+        self.answer(CacheFreed { freed_bytes: 1000, freed: freed.into_iter().collect(), kept: Vec::new() })
+    }
+
+    fn clear_cache(&self, force: bool) -> Answer<'_, CacheFreed> {
+        let digest = penstock_blob::Digest::of(b"layer");
+        let kept = KeptBlob { digest, reason: "it is used by 1 attached image".to_owned() };
+        let freed = FreedBlob { digest, freed_bytes: 4096 };
+        self.answer(match force {
+            true => CacheFreed { freed_bytes: 4096, freed: vec![freed], kept: Vec::new() },
+            false => CacheFreed { freed_bytes: 0, freed: Vec::new(), kept: vec![kept] },
+        })
+    }
+
+    fn verify_cache(&self, repair: bool) -> Answer<'_, CacheVerified> {
+        let found = CacheVerified { blobs: 2, chunks: 18, bytes: 4_500_000, ..CacheVerified::default() };
+        let damaged = CacheVerified { corrupt_chunks: 1, repaired_ranges: 1, ..found };
+        self.answer(if repair { damaged } else { found })
     }
 
     fn events(&self, _: u64, _: usize) -> Answer<'_, Events> {
