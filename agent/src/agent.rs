@@ -1,6 +1,6 @@
 //! An agent in this process: its parts, started in one order and stopped in the reverse.
 //!
-//! state directory and lock -> metrics -> fetcher -> cache -> attachments restored -> socket -> ready.
+//! state directory and lock -> metrics -> fetcher -> verifying source -> cache -> attachments restored -> socket -> ready.
 
 use std::{
     net::SocketAddr,
@@ -15,6 +15,7 @@ use std::{
 use penstock_blob::Digest;
 use penstock_cache::Cache;
 use penstock_fetcher::Fetcher;
+use penstock_index::Verified;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,7 @@ use crate::{
     attachments::{Attachments, Ending, Parts},
     config::{Config, OnStop},
     events::{self, Events, Kind},
+    indexes::{self, Indexes},
     keeper::{Keeper, pass::Notice},
     metrics::Metrics,
     node::AgentNode,
@@ -109,15 +111,14 @@ impl Agent {
         let metrics = Metrics::new(&mut registry);
         events.register(&mut registry);
         let api_metrics = serve::Metrics::new(registry.sub_registry_with_prefix("api"));
-        let (fetcher, cache) = open_sources(&config, &mut registry).await?;
+        let (fetcher, indexes, cache) = open_sources(&config, (&state, &events), &mut registry).await?;
         let device_metrics = penstock_device::Metrics::new(registry.sub_registry_with_prefix("device"));
-        let mut tasks = JoinSet::new();
-        tasks.spawn(events::cache::pass_on(cache.events(), events.clone()));
-
+        let tasks = watch(&cache, &indexes, &events);
         let attachments = Attachments::new(Parts {
             fetcher: Arc::clone(&fetcher),
             source: Arc::clone(&cache) as _,
             cache: Arc::clone(&cache),
+            indexes,
             state: Arc::clone(&state),
             device: device_config(&state),
             device_metrics,
@@ -272,12 +273,39 @@ async fn open_state(
     Ok((Arc::new(state), remaining))
 }
 
+/// The sources, the lowest first; each reads the one before. The one between is steered by what finds indexes.
+type Sources = (Arc<Fetcher>, Indexes, Arc<Cache>);
+
 /// What devices read: the cache, which reads the fetcher.
-async fn open_sources(config: &Config, registry: &mut Registry) -> Result<(Arc<Fetcher>, Arc<Cache>), StartError> {
+async fn open_sources(
+    config: &Config,
+    (state, events): (&StateDir, &Events),
+    registry: &mut Registry,
+) -> Result<Sources, StartError> {
     let fetcher = Fetcher::new(fetcher_config(config), registry.sub_registry_with_prefix("fetcher"))?;
+    let index_config = penstock_index::Config { dir: state.indexes(), deadline: config.fetch_deadline };
+    let index_metrics = registry.sub_registry_with_prefix("index");
+    let verified = Verified::new(Arc::clone(&fetcher) as _, index_config, index_metrics);
     let metrics = registry.sub_registry_with_prefix("cache");
-    let cache = Cache::open(cache_config(config), Arc::clone(&fetcher) as _, metrics).await?;
-    Ok((fetcher, cache))
+    let cache = Cache::open(cache_config(config), Arc::clone(&verified) as _, metrics).await?;
+    let indexes = Indexes {
+        fetcher: Arc::clone(&fetcher),
+        cache: Arc::clone(&cache),
+        verified,
+        dir: state.indexes(),
+        require: config.verify_require,
+        deadline: config.verify_deadline,
+        events: events.clone(),
+    };
+    Ok((fetcher, indexes, cache))
+}
+
+/// What the sources have to say goes into the events.
+fn watch(cache: &Cache, indexes: &Indexes, events: &Events) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(events::cache::pass_on(cache.events(), events.clone()));
+    tasks.spawn(indexes::pass_on(indexes.verified.events(), events.clone()));
+    tasks
 }
 
 /// What is recorded; files that are no records are named and left alone.
@@ -314,7 +342,8 @@ fn owner(state: &StateDir) -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
-fn fetcher_config(config: &Config) -> penstock_fetcher::Config {
+/// How the fetcher is set up by this config.
+pub(crate) fn fetcher_config(config: &Config) -> penstock_fetcher::Config {
     penstock_fetcher::Config {
         deadline: config.fetch_deadline,
         max_requests: usize::try_from(config.fetch_requests_in_flight).unwrap_or(usize::MAX),

@@ -5,6 +5,7 @@
 
 mod error;
 mod live;
+mod proof;
 mod show;
 mod state;
 mod table;
@@ -31,6 +32,7 @@ pub(crate) use takeover::Ending;
 
 use crate::{
     events::{Events, Kind},
+    indexes::{Ask, Indexes},
     keeper::Keeper,
     mount::{self, Flag, Unmount},
     remains::Remaining,
@@ -48,6 +50,8 @@ const RESTORED_AT_ONCE: usize = 8;
 pub(crate) struct Parts {
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) cache: Arc<Cache>,
+    /// What finds the indexes that images are verified by.
+    pub(crate) indexes: Indexes,
     /// What images and devices read: the cache, which reads the fetcher.
     pub(crate) source: Arc<dyn BlobSource>,
     pub(crate) state: Arc<StateDir>,
@@ -110,11 +114,12 @@ impl Attachments {
     pub(crate) async fn attach(self: &Arc<Self>, request: api::Attach) -> Result<api::Device, AttachError> {
         let request = self.check(request).await?;
         let claim = self.table.lock().claim(&request)?;
+        let ask = Ask::Registry { require: request.require_verified };
         let this = Arc::clone(self);
         self.run("attaching", async move {
             match claim {
                 Claim::New(id) => this.build(id, request).await,
-                Claim::Retry(record) => this.restore_one(*record).await,
+                Claim::Retry(record) => this.restore_one(*record, ask).await,
             }
         })
         .await
@@ -148,12 +153,14 @@ impl Attachments {
             record: Some(record.clone()),
         };
         self.table.lock().entries.extend(records.iter().map(entry));
+        let indexes = self.parts.indexes.restore(&records).await;
         stream::iter(records)
             .for_each_concurrent(RESTORED_AT_ONCE, |record| async move {
                 // What went wrong is in the attachment's state, and an event.
-                let _told = self.restore_one(record).await;
+                let _told = self.restore_one(record, Ask::Recorded).await;
             })
             .await;
+        drop(indexes);
         self.clear_unclaimed().await;
     }
 
@@ -214,7 +221,8 @@ impl Attachments {
             Some(dir) => Some(blocking("looking at the mount point", move || mount::place(&dir)).await??),
             None => None,
         };
-        Ok(Request { reference, platform, transport, mount })
+        let require_verified = request.require_verified || self.parts.indexes.require;
+        Ok(Request { reference, platform, transport, mount, require_verified })
     }
 
     /// A new attachment, from its reference on. On failure nothing of it stays but an event.
@@ -249,6 +257,8 @@ impl Attachments {
         let plan = Plan {
             id: id.clone(),
             reference: manifest.reference,
+            manifest: manifest.digest,
+            ask: Ask::Registry { require: request.require_verified },
             layers: layers.clone(),
             transport: request.transport,
             mount: request.mount.clone(),
@@ -262,7 +272,7 @@ impl Attachments {
             transport: request.transport,
             layers,
         };
-        let mut record = Record::new(new, request.mount, live.seen());
+        let mut record = Record::new(new, request.mount, live.seen(&self.parts));
         record.number = live.device.number();
         if let Err(error) = self.save(record.clone()).await {
             self.put_down(id, &live).await;
@@ -272,11 +282,13 @@ impl Attachments {
     }
 
     /// Makes a recorded attachment again. On failure it stays, as failed.
-    async fn restore_one(&self, mut record: Record) -> Result<api::Device, AttachError> {
+    async fn restore_one(&self, mut record: Record, ask: Ask) -> Result<api::Device, AttachError> {
         let reference = record.reference.to_string();
         let plan = Plan {
             id: record.id.clone(),
             reference: record.reference.with_digest(record.manifest),
+            manifest: record.manifest,
+            ask,
             layers: record.layers.clone(),
             transport: record.transport,
             mount: record.mount.clone(),
@@ -316,7 +328,7 @@ impl Attachments {
     }
 
     async fn unbuild(&self, id: &DeviceId, live: Option<Arc<Live>>, force: bool) -> Result<(), AttachError> {
-        if let Some(live) = live {
+        if let Some(live) = &live {
             let how = if force { Unmount::Lazily } else { Unmount::IfIdle };
             if let Err(error) = live.unmake(&self.parts, how).await {
                 self.change(id, Change::DetachRefused);
@@ -324,6 +336,7 @@ impl Attachments {
                 return Err(error);
             }
         }
+        self.forget_index(id, live.as_deref()).await;
         let (state, recorded) = (Arc::clone(&self.parts.state), id.clone());
         if let Err(error) = blocking("removing a record", move || state.remove(&recorded)).await? {
             self.change(id, Change::Broke(format!("it is detached, but its record is still there: {error}")));
@@ -332,6 +345,24 @@ impl Attachments {
         self.table.lock().entries.retain(|entry| entry.id != *id);
         self.event(Kind::DeviceDetached, id, &format!("{id} is detached"));
         Ok(())
+    }
+
+    /// Forgets the index of an image that no other attachment is of.
+    async fn forget_index(&self, id: &DeviceId, live: Option<&Live>) {
+        let manifest = {
+            let table = self.table.lock();
+            let manifests = |own: bool| {
+                let entries = table.entries.iter().filter(move |entry| (entry.id == *id) == own);
+                entries.filter_map(|entry| entry.record.as_ref().map(|record| record.manifest))
+            };
+            manifests(true).next().filter(|manifest| !manifests(false).any(|other| other == *manifest))
+        };
+        if let Some(manifest) = manifest {
+            if let Some(live) = live {
+                live.proof.discard();
+            }
+            self.parts.indexes.forget(manifest).await;
+        }
     }
 
     /// Records the number that a device has now. The device is served also when that fails, but will not outlive this agent.

@@ -107,6 +107,10 @@ pub struct Config {
     pub no_proxy: Option<String>,
     /// Docker's `config.json`.
     pub docker_config: Option<PathBuf>,
+    /// Whether images without an index that verifies them are refused.
+    pub verify_require: bool,
+    /// Longest time that looking for an image's index may take.
+    pub verify_deadline: Duration,
     /// Platform taken from an image index.
     pub platform: Platform,
     /// How devices are shown to the kernel.
@@ -155,6 +159,8 @@ impl Default for Config {
             proxy: None,
             no_proxy: None,
             docker_config: None,
+            verify_require: false,
+            verify_deadline: Duration::from_secs(5),
             platform: Platform::host(),
             transport: Wanted::Auto,
             mount_flags: vec![Flag::Nodev, Flag::Nosuid],

@@ -12,6 +12,7 @@
 //! - [`state`]: the state directory, its lock and its records.
 //! - [`mount`]: finding and mounting the file system of an image, and clearing what a killed agent left.
 //! - `attachments`: the table of attachments, and what makes, restores and unmakes them.
+//! - `indexes`: what attached images are verified by. [`index`]: making that.
 //! - [`events`]: what happened lately. `node`: the admin API's calls. `serve`, [`socket`]: where it answers.
 //! - [`Agent`]: all of these together. [`run`]: as a process.
 //! - [`demo`]: the agent shown on one machine. [`cli`], [`client`], [`output`]: the commands.
@@ -28,6 +29,8 @@ pub mod client;
 pub mod config;
 pub mod demo;
 pub mod events;
+pub mod index;
+mod indexes;
 mod keeper;
 pub mod log;
 mod metrics;

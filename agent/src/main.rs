@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use penstock_agent::{
     cli::{self, Command, Exit},
-    demo, output, run, supervise,
+    demo, index, output, run, supervise,
 };
 
 fn main() -> ExitCode {
@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Ok(Command::Client(command)) => return cli::run(command),
         Ok(Command::Agent(args)) => run::agent(&args).map_err(Into::into),
         Ok(Command::Supervise(args)) => supervise::supervise(&args).map_err(Into::into),
+        Ok(Command::Index(args)) => index::run(&args).map_err(Into::into),
         Ok(Command::Demo(args)) => demo::run(&args).map_err(Into::into),
     };
     match outcome {

@@ -92,7 +92,9 @@ impl StateDir {
     /// # Errors
     /// [`StateError::InUse`] when another agent has it; else what the system says.
     pub fn open(root: &Path) -> Result<Self, StateError> {
-        for dir in [root.to_path_buf(), root.join("attachments"), root.join("maps"), root.join("fuse")] {
+        for dir in
+            [root.to_path_buf(), root.join("attachments"), root.join("maps"), root.join("fuse"), root.join("indexes")]
+        {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(StateError::io("create", &dir))?;
         }
         let lock = lock(root)?;
@@ -123,6 +125,12 @@ impl StateDir {
     #[must_use]
     pub fn maps(&self) -> PathBuf {
         self.root.join("maps")
+    }
+
+    /// Where indexes of attached images are kept.
+    #[must_use]
+    pub fn indexes(&self) -> PathBuf {
+        self.root.join("indexes")
     }
 
     /// Where images are shown as files.

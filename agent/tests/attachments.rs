@@ -90,6 +90,7 @@ fn request(reference: &str, mount: Option<&Path>) -> api::Attach {
         mount: mount.map(Path::to_path_buf),
         transport: api::Wanted::Auto,
         platform: None,
+        require_verified: false,
     }
 }
 

@@ -49,6 +49,9 @@ pub struct Attach {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "linux/arm64")]
     pub platform: Option<String>,
+    /// Refuse the image unless an index verifies every byte of it. The node's own policy may say so for all images.
+    #[serde(default)]
+    pub require_verified: bool,
 }
 
 /// Where a device is in its life.
@@ -135,7 +138,7 @@ pub struct Stats {
 }
 
 /// How much of one blob is on this node.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Presence {
     /// The blob.
     #[schema(value_type = String)]
@@ -146,13 +149,16 @@ pub struct Presence {
     pub present_bytes: u64,
     /// The share of it on this node, from 0 to 1.
     pub present_share: f64,
+    /// What each lazy read of it passes before it is served, in words; empty while there is no device.
+    #[schema(example = "index (BLAKE3 / 64 KiB), zfile crc32c, digest once whole")]
+    pub verified_by: String,
 }
 
 impl Presence {
     /// The presence of a blob of `size_bytes`, with `present_bytes` of them on this node.
     #[must_use]
-    pub fn new(digest: Digest, size_bytes: u64, present_bytes: u64) -> Self {
-        Self { digest, size_bytes, present_bytes, present_share: share(present_bytes, size_bytes) }
+    pub fn new(digest: Digest, size_bytes: u64, present_bytes: u64, verified_by: String) -> Self {
+        Self { digest, size_bytes, present_bytes, present_share: share(present_bytes, size_bytes), verified_by }
     }
 }
 

@@ -27,7 +27,7 @@
 //! Done thinly: `dial`, `names` (HTTP clients and their addresses), `web` (one HTTP request), `ask` (with a pass, following
 //! redirects), `credentials` (who we are: a chain of providers), `auth` (passes, renewed once for all), `grant` (credentials by API), `namespace` (a registry's endpoints, as its files say now), `place`, `fetch`
 //! (one ranged GET into the waiters' buffers), `round` (endpoint after endpoint, one beside a slow one), `flight` (reads that share
-//! it), `resolve`, `push`.
+//! it), `resolve`, `referrers`, `push`.
 //!
 //! # How a read goes
 //!
@@ -74,6 +74,7 @@ mod place;
 mod platform;
 mod push;
 mod reference;
+mod referrers;
 mod resolve;
 mod retry;
 mod round;
@@ -109,4 +110,5 @@ pub use manifest::{Descriptor, Document, ImageDocument, Manifest, ManifestError}
 pub use platform::{Platform, PlatformError};
 pub use push::{Content, PushError, Upload};
 pub use reference::{Reference, ReferenceError};
+pub use referrers::Attached;
 pub use secret::Secret;

@@ -22,7 +22,7 @@ const SHOWN_CHARS: usize = 128;
 /// `application/vnd.oci.image.manifest.v1+json`
 const OCI_IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 /// `application/vnd.oci.image.index.v1+json`
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Docker's image manifest, version 2 schema 2.
 const DOCKER_IMAGE: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Docker's manifest list.
@@ -68,6 +68,8 @@ pub struct Manifest {
     pub reference: Reference,
     /// sha256 of the manifest's bytes.
     pub digest: Digest,
+    /// How many bytes the manifest has.
+    pub size_bytes: u64,
     /// The manifest's media type.
     pub media_type: String,
     /// What kind of artifact this is, when it says so.

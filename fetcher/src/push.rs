@@ -83,6 +83,14 @@ pub enum PushError {
         /// Its answer.
         reason: String,
     },
+    /// It was pushed, but the registry does not list it where it is looked for.
+    #[error("the artifact is in the registry, but could not be listed beside {reference}: {reason}")]
+    Unlisted {
+        /// The image, or the tag that lists.
+        reference: Reference,
+        /// What failed.
+        reason: String,
+    },
     /// The client could not be made, or the media type is no header.
     #[error("cannot push: {reason}")]
     Client {

@@ -1,6 +1,9 @@
 //! From a reference to a manifest whose bytes were verified.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http::{
@@ -25,6 +28,7 @@ use crate::{
     manifest::{ACCEPTED, Document, ImageDocument, MAX_MANIFEST_BYTES, ManifestError, choose, offered},
     metrics::Purpose,
     namespace::{Host, Namespace},
+    referrers::Referrers,
     retry::{Next, Retry},
     round::hope,
 };
@@ -33,16 +37,18 @@ use crate::{
 const MAX_DEPTH: u32 = 3;
 
 /// What a manifest's bytes are checked against: the name and, when an index gave it, the size.
-struct Wanted {
-    reference: Reference,
-    size_bytes: Option<u64>,
+pub(crate) struct Wanted {
+    pub(crate) reference: Reference,
+    pub(crate) size_bytes: Option<u64>,
+    /// Not the manifest itself is wanted, but the list of those that refer to it.
+    pub(crate) referrers: Option<Referrers>,
 }
 
 /// Bytes that were verified, and what the registry says they are.
-struct Verified {
-    bytes: Bytes,
+pub(crate) struct Verified {
+    pub(crate) bytes: Bytes,
     digest: Digest,
-    content_type: Option<String>,
+    pub(crate) content_type: Option<String>,
 }
 
 /// Why one try at a manifest failed.
@@ -84,13 +90,7 @@ impl Fetcher {
         let resolved = self.core.resolve(reference, platform, &namespace, &last);
         match timeout_at(Instant::now() + config.deadline, resolved).await {
             Ok(resolved) => resolved,
-            Err(_elapsed) => {
-                let (endpoint, last) = last
-                    .lock()
-                    .take()
-                    .unwrap_or_else(|| (reference.host().to_owned(), "waiting for the first answer".to_owned()));
-                Err(ResolveError::Deadline { reference: reference.clone(), endpoint, after: config.deadline, last })
-            }
+            Err(_elapsed) => Err(late(reference, config.deadline, last.into_inner())),
         }
     }
 }
@@ -103,20 +103,23 @@ impl Core {
         namespace: &Arc<Namespace>,
         last: &Mutex<Option<(String, String)>>,
     ) -> Result<Manifest, ResolveError> {
-        let mut wanted = Wanted { reference: reference.clone(), size_bytes: None };
+        let mut wanted = Wanted { reference: reference.clone(), size_bytes: None, referrers: None };
         for _ in 0..=MAX_DEPTH {
             let verified = self.manifest(&wanted, namespace, last).await?;
             let unusable = |error| ResolveError::Manifest { reference: reference.clone(), error };
             match Document::parse(&verified.bytes, verified.content_type.as_deref()).map_err(unusable)? {
-                Document::Image(image) => return Ok(manifest(reference, verified.digest, *image)),
+                Document::Image(image) => return Ok(manifest(reference, &verified, *image)),
                 Document::Index(entries) => {
                     let entry = choose(&entries, platform).ok_or_else(|| ResolveError::Platform {
                         reference: reference.clone(),
                         wanted: platform.clone(),
                         offered: offered(&entries),
                     })?;
-                    wanted =
-                        Wanted { reference: reference.with_digest(entry.digest), size_bytes: Some(entry.size_bytes) };
+                    wanted = Wanted {
+                        reference: reference.with_digest(entry.digest),
+                        size_bytes: Some(entry.size_bytes),
+                        referrers: None,
+                    };
                 }
             }
         }
@@ -124,7 +127,7 @@ impl Core {
     }
 
     /// One manifest's bytes, with all the tries that the policy allows.
-    async fn manifest(
+    pub(crate) async fn manifest(
         &self,
         wanted: &Wanted,
         namespace: &Arc<Namespace>,
@@ -149,8 +152,9 @@ impl Core {
 
     /// Asks each endpoint that may be asked for this, in their order, once; the most hopeful failure of all is returned.
     async fn manifest_round(&self, wanted: &Wanted, namespace: &Arc<Namespace>) -> Result<Verified, (String, Trouble)> {
-        // What a tag names is only asked of those who may say so; what a digest names, of all who have content.
-        let by_tag = wanted.reference.digest().is_none();
+        // What a tag names, and who refers to a digest, is only asked of those who may say so; what a digest names, of all
+        // who have content.
+        let by_tag = wanted.reference.digest().is_none() || wanted.referrers.is_some();
         let may = |host: &&Host| host.capabilities.pull && (host.capabilities.resolve || !by_tag);
         let current = namespace.current();
         let hosts: Vec<&Host> = current.hosts.iter().filter(may).collect();
@@ -213,12 +217,13 @@ impl Core {
         let endpoint = &host.endpoint;
         let web = &endpoint.web;
         let reference = &wanted.reference;
-        let pinned = reference.digest();
-        let name = pinned.map_or_else(|| reference.tag().unwrap_or_default().to_owned(), |digest| digest.to_string());
+        let pinned = reference.digest().filter(|_| wanted.referrers.is_none());
+        let (kind, name) = wanted.path();
         let accept = HeaderValue::from_str(&ACCEPTED.join(", ")).unwrap_or(HeaderValue::from_static("*/*"));
         let ask = Ask {
             purpose: Purpose::Manifest,
-            url: endpoint.url(reference.repository(), "manifests", &name, host.ns.as_deref()).ok_or_else(no_url)?,
+            url: wanted
+                .asked(endpoint.url(reference.repository(), kind, &name, host.ns.as_deref()).ok_or_else(no_url)?),
             headers: [(ACCEPT, accept)].into_iter().collect(),
         };
         let repository = endpoint.full_name(reference.repository());
@@ -231,6 +236,10 @@ impl Core {
             let mut failure = answer::judge(response.status(), response.headers(), SystemTime::now());
             if failure.class == Class::Wrong {
                 failure.class = Class::Refused;
+            }
+            if wanted.referrers.is_some() && failure.class == Class::Refused {
+                // A registry that does not know this API may answer so instead of 404.
+                failure.class = Class::Missing;
             }
             web.discard(response).await;
             return Err(answered.sent_to.map_or(failure.clone(), |(url, _)| blame(&url, failure)).into());
@@ -277,10 +286,18 @@ impl Trouble {
     }
 }
 
-fn manifest(reference: &Reference, digest: Digest, image: ImageDocument) -> Manifest {
+/// The deadline passed: who was asked last, and what came of it.
+pub(crate) fn late(reference: &Reference, after: Duration, last: Option<(String, String)>) -> ResolveError {
+    let nothing = || (reference.host().to_owned(), "waiting for the first answer".to_owned());
+    let (endpoint, last) = last.unwrap_or_else(nothing);
+    ResolveError::Deadline { reference: reference.clone(), endpoint, after, last }
+}
+
+fn manifest(reference: &Reference, verified: &Verified, image: ImageDocument) -> Manifest {
     Manifest {
-        reference: reference.with_digest(digest),
-        digest,
+        reference: reference.with_digest(verified.digest),
+        digest: verified.digest,
+        size_bytes: verified.bytes.len() as u64,
         media_type: image.media_type,
         artifact_type: image.artifact_type,
         config: image.config,

@@ -263,6 +263,16 @@ impl Image {
         &self.how_verified
     }
 
+    /// Whether every byte of this blob that the device shows passes a checksum of the format on each read.
+    #[must_use]
+    pub fn is_checked(&self, blob: &Digest) -> bool {
+        let body = self.blobs.iter().position(|known| known.digest == *blob);
+        match &self.content {
+            Contents::Stack { bodies, .. } => body.and_then(|nth| bodies.get(nth)).is_some_and(Body::is_checked),
+            Contents::Raw { .. } => false,
+        }
+    }
+
     /// Plans a read of device bytes. Never waits for a network or a lock: reads map pages (one per level, from the page
     /// cache) and asks `source` where bytes already are. Allocates in proportion to the request.
     ///

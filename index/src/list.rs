@@ -30,7 +30,7 @@ const PIECE_BYTES: u64 = 64 << 10;
 /// Pieces of a list fetched at once by one read.
 const PIECES_AT_ONCE: usize = 8;
 /// Times that pages are fetched which turn out wrong, each from the endpoint that is the most promising then.
-const TRIES: u32 = 4;
+const TRIES: u32 = 8;
 
 /// Pieces of a list that were just fetched, by the byte of the list at which they start.
 type Fetched = BTreeMap<u64, Bytes>;

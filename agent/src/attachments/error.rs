@@ -5,7 +5,7 @@ use penstock_device::{DeviceError, DeviceId};
 use penstock_fetcher::{PlatformError, ReferenceError, ResolveError};
 use penstock_image::{DeviceReadError, OpenError};
 
-use crate::{mount::MountError, state::StateError};
+use crate::{indexes::Unverified, mount::MountError, state::StateError};
 
 /// Why an image was not attached, or not detached. Each text is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,9 @@ pub(crate) enum AttachError {
         /// Why.
         error: OpenError,
     },
+    /// No index verifies it, and one is required.
+    #[error(transparent)]
+    Unverified(#[from] Unverified),
     /// The device cannot be made or unmade.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -3,14 +3,15 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use penstock_blob::{Blob, ByteRange};
+use penstock_blob::{Blob, ByteRange, Digest};
 use penstock_cache::Cache;
 use penstock_device::{Choice, Content, Device, DeviceError, DeviceId, Remains, Wanted};
 use penstock_fetcher::{Fetcher, Reference};
 use penstock_image::Image;
 
-use super::{AttachError, Parts, blocking, watch::Watched};
+use super::{AttachError, Parts, blocking, proof, watch::Watched};
 use crate::{
+    indexes::{self, Ask, Proof},
     mount::{
         self, MountError, Mounted, Unmount,
         found::{self, LOOKED_AT_BYTES},
@@ -28,6 +29,10 @@ pub(super) struct Plan {
     pub(super) id: DeviceId,
     /// The image, pinned or not: names the repository that has the blobs.
     pub(super) reference: Reference,
+    /// Digest of its manifest.
+    pub(super) manifest: Digest,
+    /// Where its index is looked for.
+    pub(super) ask: Ask,
     /// Bottom first.
     pub(super) layers: Vec<LayerRecord>,
     pub(super) transport: Wanted,
@@ -43,6 +48,8 @@ pub(super) struct Live {
     pub(super) choice: Choice,
     /// The mount, until it is taken away.
     pub(super) mounted: Mutex<Option<Arc<Mounted>>>,
+    /// The index that its reads are verified by.
+    pub(super) proof: Proof,
     /// Lets the blobs go when the device has.
     _served: Served,
 }
@@ -100,7 +107,11 @@ impl Live {
     pub(super) async fn make(parts: &Parts, plan: &Plan, remains: Option<Remains>) -> Result<Self, AttachError> {
         let choice = choose(plan.transport, remains.as_ref()).await?;
         let served = Served::new(parts, &plan.reference, &plan.layers);
-        let image = parts.open(&plan.reference, &plan.layers).await?;
+        let blobs: Vec<Blob> = plan.layers.iter().map(LayerRecord::blob).collect();
+        let image = indexes::Image { reference: &plan.reference, manifest: plan.manifest, blobs: &blobs };
+        // The index first: reads of the other wait for it from its first step on.
+        let proving = parts.unless_stopping(parts.indexes.settle(image, plan.ask));
+        let (proof, image) = tokio::try_join!(proving, parts.open(&plan.reference, &plan.layers))?;
         let source = Watched::new(Arc::clone(&parts.source), plan.id.clone(), parts.events.clone());
         let content = Content { image: Arc::clone(&image), source };
         let (id, config, metrics) = (plan.id.clone(), &parts.device, &parts.device_metrics);
@@ -108,7 +119,7 @@ impl Live {
             Some(remains) => Device::resume(id, content, remains, config, metrics).await?,
             None => Device::start(id, content, choice.transport, config, metrics).await?,
         };
-        let live = Self { device, image, choice, mounted: Mutex::new(None), _served: served };
+        let live = Self { device, image, choice, mounted: Mutex::new(None), proof, _served: served };
         live.give_away(parts).await;
         let Some(dir) = &plan.mount else { return Ok(live) };
         match live.mount(parts, dir.clone()).await {
@@ -193,10 +204,10 @@ impl Live {
     }
 
     /// What it is, for its record.
-    pub(super) fn seen(&self) -> Seen {
+    pub(super) fn seen(&self, parts: &Parts) -> Seen {
         Seen {
             image: self.image.kind().to_string(),
-            verified_by: self.image.how_verified().to_owned(),
+            verified_by: proof::of_device(&self.image, &self.proof, &parts.indexes.verified),
             size_bytes: self.image.size_bytes(),
             file_system: self.mounted.lock().as_ref().map(|mounted| mounted.file_system().to_string()),
         }

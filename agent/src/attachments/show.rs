@@ -1,12 +1,14 @@
 //! Attachments as the admin API shows them.
 
+use std::sync::Arc;
+
 use penstock_api as api;
 use penstock_blob::Digest;
 use penstock_cache::Cache;
 use penstock_device::{Transport, Wanted};
 use penstock_fetcher::Reference;
 
-use super::{AttachError, Attachments, Parts, State};
+use super::{AttachError, Attachments, Parts, State, live::Live, proof};
 use crate::state::record::{LayerRecord, Record};
 
 impl Attachments {
@@ -49,10 +51,9 @@ impl Attachments {
 
 /// What there is to say of an attachment.
 pub(super) fn device(record: &Record, state: &State, parts: &Parts) -> api::Device {
-    let cache = &parts.cache;
-    let live = state.live();
+    let (live, cache) = (state.live(), &parts.cache);
     let mounted = live.and_then(|live| live.mounted.lock().clone());
-    let blobs = presence(&record.layers, cache);
+    let blobs = presence(&record.layers, live.map(Arc::as_ref), parts);
     api::Device {
         id: record.id.to_string(),
         state: state.name(),
@@ -110,9 +111,14 @@ fn blobs(layers: &[LayerRecord]) -> Vec<&LayerRecord> {
     distinct
 }
 
-fn presence(layers: &[LayerRecord], cache: &Cache) -> Vec<api::Presence> {
-    let present = |layer: &LayerRecord| cache.blob(&layer.digest).map_or(0, |usage| usage.present_bytes);
-    blobs(layers).into_iter().map(|layer| api::Presence::new(layer.digest, layer.size_bytes, present(layer))).collect()
+fn presence(layers: &[LayerRecord], live: Option<&Live>, parts: &Parts) -> Vec<api::Presence> {
+    let present = |layer: &LayerRecord| parts.cache.blob(&layer.digest).map_or(0, |usage| usage.present_bytes);
+    let verified = |layer: &LayerRecord| {
+        live.map_or_else(String::new, |live| proof::of_blob(&live.image, &layer.digest, &parts.indexes.verified))
+    };
+    let presence =
+        |layer: &LayerRecord| api::Presence::new(layer.digest, layer.size_bytes, present(layer), verified(layer));
+    blobs(layers).into_iter().map(presence).collect()
 }
 
 fn fetched(layers: &[LayerRecord], cache: &Cache) -> u64 {

@@ -42,6 +42,8 @@ pub(super) struct Request {
     pub(super) platform: Platform,
     pub(super) transport: Wanted,
     pub(super) mount: Option<PathBuf>,
+    /// Whether it is refused without an index.
+    pub(super) require_verified: bool,
 }
 
 /// What a claim found.
@@ -137,6 +139,7 @@ mod tests {
             platform: Platform::host(),
             transport: Wanted::Auto,
             mount: mount.map(PathBuf::from),
+            require_verified: false,
         }
     }
 

@@ -63,6 +63,7 @@ Examples:
   penstock attach registry.example.com/team/app:1.4
   penstock attach registry.example.com/team/app:1.4 --mount /mnt/app
   penstock attach localhost:5000/app:1.4 --transport fuse
+  penstock attach registry.example.com/team/app:1.4 --require-verified
   penstock attach app:1 --platform linux/arm64 --output json | jq -r .device_path";
 
 const DETACH_HELP: &str = "\
@@ -102,6 +103,16 @@ Examples:
   penstock events --follow --output json | jq -r .kind
   penstock events --output json | jq '.events[].fields'";
 
+const INDEX_HELP: &str = "\
+Reads every layer once, verifies its digest, and pushes the index beside the image.
+Needs no agent, but credentials that may push. Done again it changes nothing.
+Then `penstock attach --require-verified` takes the image.
+
+Examples:
+  penstock index registry.example.com/team/app:1.4
+  penstock index registry.example.com/team/app:1.4 --dry-run
+  penstock index localhost:5000/app:1 --output json | jq -r .index";
+
 const DEMO_HELP: &str = "\
 Examples:
   penstock demo
@@ -128,6 +139,7 @@ pub struct Cli {
 
 /// What `penstock` can be told.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, made when the process starts")]
 pub enum Command {
     /// Run the agent of this node, until SIGTERM or Ctrl-C
     #[command(after_help = AGENT_HELP)]
@@ -135,6 +147,9 @@ pub enum Command {
     /// Run the agent of this node, keep its FUSE mounts while it is away, and start it again whenever it ends
     #[command(after_help = SUPERVISE_HELP)]
     Supervise(SuperviseArgs),
+    /// Write down the digests of an image's chunks, so that nodes verify every read of it
+    #[command(after_help = INDEX_HELP)]
+    Index(Box<crate::index::Args>),
     /// Show what Penstock does, on this machine alone: no registry, no set-up
     #[command(after_help = DEMO_HELP)]
     Demo(crate::demo::Args),
@@ -268,6 +283,9 @@ pub struct Attach {
     /// Which image of a multi-platform index, as os/architecture[/variant] [default: the agent's]
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     pub platform: Option<String>,
+    /// Refuse the image unless an index verifies every byte of it: see `penstock index`
+    #[arg(long)]
+    pub require_verified: bool,
     /// Which agent.
     #[command(flatten)]
     pub connection: Connection,

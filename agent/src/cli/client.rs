@@ -46,6 +46,7 @@ async fn attach(args: Attach) -> Result<(), Failure> {
         mount,
         transport: args.transport.into(),
         platform: args.platform,
+        require_verified: args.require_verified,
     };
     let client = args.connection.client()?;
     let what = format!("attaching {}", request.reference);

@@ -110,10 +110,11 @@ pub(super) fn device(device: &Device) -> String {
     facts.fact("errors", stats.errors);
     facts.fact("served", sized(stats.bytes_served));
     facts.fact("fetched", sized(stats.bytes_fetched));
-    let mut blobs = Table::new(&["BLOB", ">SIZE", ">PRESENT", ">SHARE"]);
+    let mut blobs = Table::new(&["BLOB", ">SIZE", ">PRESENT", ">SHARE", "VERIFIED BY"]);
     for blob in &device.blobs {
         let share = percent(blob.present_bytes, blob.size_bytes);
-        blobs.row([short(blob.digest), size(blob.size_bytes), size(blob.present_bytes), share]);
+        let verified_by = blob.verified_by.clone();
+        blobs.row([short(blob.digest), size(blob.size_bytes), size(blob.present_bytes), share, verified_by]);
     }
     format!("{facts}\n{blobs}")
 }

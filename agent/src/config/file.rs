@@ -54,6 +54,7 @@ fn value_text(value: &Spanned<DeValue<'_>>) -> Result<String, String> {
     match value.get_ref() {
         DeValue::String(text) => Ok(text.to_string()),
         DeValue::Integer(number) => Ok(number.to_string()),
+        DeValue::Boolean(value) => Ok(value.to_string()),
         DeValue::Array(values) => {
             let words: Result<Vec<String>, String> = values
                 .iter()
@@ -61,7 +62,7 @@ fn value_text(value: &Spanned<DeValue<'_>>) -> Result<String, String> {
                 .collect();
             Ok(words?.join(","))
         }
-        _ => Err("write a string, a whole number or a list of strings".to_owned()),
+        _ => Err("write a string, a whole number, true or false, or a list of strings".to_owned()),
     }
 }
 
@@ -95,7 +96,6 @@ mod tests {
             ("x = 1.5", 1),
             ("\nx = [1]", 2),
             ("x = [[\"a\"]]", 1),
-            ("x = true", 1),
             ("x = 1979-05-27", 1),
             ("\n[[x]]\na = 1", 2),
         ] {

@@ -278,6 +278,23 @@ pub static KEYS: &[Key] = &[
         show: |config| Some(config.platform.to_string()),
     },
     Key {
+        name: "verify.require",
+        what: "true refuses every image that has no index (see penstock index); false verifies by an index where there is one",
+        is_path: false,
+        set: |config, text| value::yes_or_no(text).map(|require| config.verify_require = require),
+        show: |config| Some(config.verify_require.to_string()),
+    },
+    Key {
+        name: "verify.deadline",
+        what: "longest time that looking for an image's index may hold up its attach, from 100ms to 1m",
+        is_path: false,
+        set: |config, text| {
+            value::duration_in(text, Duration::from_millis(100), Duration::from_secs(60))
+                .map(|deadline| config.verify_deadline = deadline)
+        },
+        show: |config| Some(value::show_duration(config.verify_deadline)),
+    },
+    Key {
         name: "device.transport",
         what: "how devices are shown to the kernel: auto (ublk where it can be used, else fuse), ublk or fuse",
         is_path: false,

@@ -100,6 +100,11 @@ pub(super) fn count_in(text: &str, least: u32, most: u32) -> Result<u32, String>
         .ok_or_else(|| format!("{text:?} is not a whole number from {least} to {most}"))
 }
 
+/// `true` or `false`.
+pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
+}
+
 /// A path from the root: what a service reads must not depend on where it was started.
 pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);

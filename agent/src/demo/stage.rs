@@ -162,8 +162,13 @@ impl Stage {
     }
 
     async fn attach(&self, image: &BuiltImage, mount: Option<PathBuf>) -> Result<api::Device, DemoError> {
-        let request =
-            api::Attach { reference: image.facts.reference.clone(), mount, transport: self.transport, platform: None };
+        let request = api::Attach {
+            reference: image.facts.reference.clone(),
+            mount,
+            transport: self.transport,
+            platform: None,
+            require_verified: false,
+        };
         Ok(self.agent()?.node().attach(request).await?)
     }
 

@@ -113,6 +113,9 @@ kinds! {
     CacheEventsLost = "cache.events_lost", Warning, "the cache had more to say than was kept";
 
     // index: chunk-digest lists.
+    IndexMissing = "index.missing", Warning, "an image was refused, because an index is required and it has none that can be used";
+    IndexRefused = "index.refused", Warning, "an image's index is not of that image, is damaged, or contradicts another; it is not used";
+    IndexWrongBytes = "index.wrong_bytes", Warning, "bytes that a registry or mirror sent are not those of the image's index; they were thrown away and are read from elsewhere. Said again only after right ones came";
 }
 
 impl EncodeLabelValue for Kind {

@@ -17,6 +17,7 @@ impl From<AttachError> for NodeError {
             AttachError::Reference(_) | AttachError::Platform(_) => Self::Invalid,
             AttachError::Resolve(error) => resolve(error),
             AttachError::Open { error, .. } => open(error),
+            AttachError::Unverified(_) => Self::Unsupported,
             AttachError::Device(error) => device(error),
             AttachError::Mount(error) => mount(error),
             AttachError::State(StateError::NoRoom { .. }) | AttachError::TooMany { .. } => Self::NoRoom,

@@ -55,7 +55,7 @@ pub(super) fn device(id: &str) -> Device {
         outlives_agent: true,
         attached_at: time(1_800_000_000),
         stats: Stats { requests: 7, bytes_served: 28_672, hits: 5, misses: 2, ..Stats::default() },
-        blobs: vec![Presence::new(Digest::of(b"layer"), 1000, 250)],
+        blobs: vec![Presence::new(Digest::of(b"layer"), 1000, 250, "digest once whole".to_owned())],
     }
 }
 

@@ -7,6 +7,7 @@ mod faults;
 mod joining;
 mod push;
 mod reading;
+mod referrers;
 mod resolving;
 mod support;
 mod tls;

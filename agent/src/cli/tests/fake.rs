@@ -68,8 +68,13 @@ pub(super) fn device() -> Device {
             ..Stats::default()
         },
         blobs: vec![
-            Presence::new(Digest::of(b"lower"), 200_000_000, 4_000_000),
-            Presence::new(Digest::of(b"upper"), 1_000_000, 500_000),
+            Presence::new(
+                Digest::of(b"lower"),
+                200_000_000,
+                4_000_000,
+                "index (BLAKE3 / 64 KiB), digest once whole".to_owned(),
+            ),
+            Presence::new(Digest::of(b"upper"), 1_000_000, 500_000, "digest once whole".to_owned()),
         ],
     }
 }

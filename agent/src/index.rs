@@ -1,0 +1,287 @@
+//! `penstock index`: an image's index is computed and pushed beside the image. Needs no agent.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use clap::{ValueHint, builder::NonEmptyStringValueParser};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use penstock_blob::{Blob, BlobSource as _, ByteRange, ChunkSize, ChunkSizeError, Digest};
+use penstock_fetcher::{
+    Attached, Content, Fetcher, Manifest, Platform, PlatformError, PushError, Reference, ReferenceError, ResolveError,
+    Upload,
+};
+use penstock_image::{BLOB_DIGEST, What};
+use penstock_index::{
+    ARTIFACT_TYPE, Artifact, ArtifactError, ComputeError, Computed, EMPTY_CONFIG, GRID, Listed, MANIFEST_TYPE, Subject,
+    compute,
+};
+use serde::Serialize;
+
+use crate::{
+    agent::fetcher_config,
+    config::{Config, ConfigError, Flags},
+    output::{self, Output, Table, size},
+    run::with_runtime,
+};
+
+/// How often is said how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+/// Most blobs at once: each holds 20 MiB and most of a CPU.
+const MOST_JOBS: u16 = 64;
+/// Bytes looked at to see what a layer is.
+const HEAD_BYTES: u64 = 4096;
+
+/// `penstock index`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The image, as for docker pull: [registry/]repository[:tag][@digest]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    reference: String,
+    /// Which image of a multi-platform index, as os/architecture[/variant] [default: this machine's]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    platform: Option<String>,
+    /// Layers read at the same time
+    #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=i64::from(MOST_JOBS)))]
+    jobs: u16,
+    /// Compute and verify, but push nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Keep the lists and the manifest in this directory, which must exist
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    save: Option<PathBuf>,
+    /// How to print the answer
+    #[arg(
+        long,
+        short,
+        value_name = "FORMAT",
+        env = "PENSTOCK_OUTPUT",
+        hide_env_values = true,
+        value_enum,
+        default_value_t
+    )]
+    output: Output,
+    /// The settings.
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// Why an image has no index. Each text is one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// The config is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The fetcher's settings cannot be used.
+    #[error(transparent)]
+    Fetcher(#[from] penstock_fetcher::ConfigError),
+    /// The reference is none.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// The platform is none.
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
+    /// The registry has no such image, refuses, or does not answer.
+    #[error(transparent)]
+    Resolve(Box<ResolveError>),
+    /// It is no image that can be attached.
+    #[error("layer {blob} is {what}")]
+    NotADisk {
+        /// The layer.
+        blob: Digest,
+        /// What it is.
+        what: What,
+    },
+    /// A layer's list cannot be computed.
+    #[error("no index is made: {0}")]
+    Compute(#[from] ComputeError),
+    /// A layer cannot be read.
+    #[error(transparent)]
+    Read(#[from] penstock_blob::ReadError),
+    /// The index cannot be written as a manifest.
+    #[error("no index can be made of this image: {0}")]
+    Artifact(#[from] ArtifactError),
+    /// It cannot be pushed.
+    #[error(transparent)]
+    Push(Box<PushError>),
+    /// Lists of that chunk size cannot be.
+    #[error(transparent)]
+    ChunkSize(#[from] ChunkSizeError),
+    /// The system gave no threads, files or output.
+    #[error("cannot make an index: {0}")]
+    System(#[from] io::Error),
+}
+
+impl From<ResolveError> for IndexError {
+    fn from(error: ResolveError) -> Self {
+        Self::Resolve(Box::new(error))
+    }
+}
+
+impl From<PushError> for IndexError {
+    fn from(error: PushError) -> Self {
+        Self::Push(Box::new(error))
+    }
+}
+
+/// What was made.
+#[derive(Debug, Serialize)]
+struct Answer {
+    reference: Reference,
+    /// The image's manifest.
+    manifest: Digest,
+    /// The index's manifest.
+    index: Digest,
+    pushed: bool,
+    blobs: Vec<AnswerBlob>,
+}
+
+#[derive(Debug, Serialize)]
+struct AnswerBlob {
+    digest: Digest,
+    size_bytes: u64,
+    list_bytes: u64,
+    root: penstock_index::Root,
+}
+
+/// Makes the index of an image, pushes it unless told otherwise, and prints what it is.
+///
+/// # Errors
+/// [`IndexError`].
+pub fn run(args: &Args) -> Result<(), IndexError> {
+    let loaded = Config::load(&args.flags)?;
+    let answer = with_runtime(make(args, &loaded.config))??;
+    Ok(output::answer(args.output, &answer, table)?)
+}
+
+async fn make(args: &Args, config: &Config) -> Result<Answer, IndexError> {
+    let reference: Reference = args.reference.parse()?;
+    let platform = match &args.platform {
+        Some(text) => text.parse::<Platform>()?,
+        None => config.platform.clone(),
+    };
+    let fetcher = Fetcher::new(fetcher_config(config), &mut prometheus_client::registry::Registry::default())?;
+    let manifest =
+        output::with_progress(&format!("resolving {reference}"), fetcher.resolve(&reference, &platform)).await?;
+    let blobs = blobs(&manifest);
+    blobs.iter().for_each(|blob| fetcher.serve(*blob, &manifest.reference));
+    is_a_disk(&fetcher, &manifest).await?;
+    let scratch = tempfile::tempdir()?;
+    let dir = args.save.as_deref().unwrap_or(scratch.path());
+    let computed = lists(&fetcher, &blobs, dir, usize::from(args.jobs)).await?;
+    let subject = Blob { digest: manifest.digest, size_bytes: manifest.size_bytes };
+    let artifact = Artifact {
+        subject: Subject { media_type: manifest.media_type.clone(), manifest: subject },
+        lists: computed.iter().map(|computed| computed.listed).collect(),
+    };
+    artifact.lists_of(manifest.digest, &blobs)?;
+    let bytes = artifact.to_manifest()?;
+    if let Some(dir) = &args.save {
+        tokio::fs::write(dir.join("manifest.json"), &bytes).await?;
+    }
+    let index = Digest::of(&bytes);
+    if !args.dry_run {
+        Box::pin(push(&fetcher, &manifest, &computed, bytes)).await?;
+    }
+    fetcher.stop().await;
+    Ok(answer(&manifest, index, !args.dry_run, &artifact.lists))
+}
+
+/// The image's blobs that have bytes, each once, in the order of its layers.
+fn blobs(manifest: &Manifest) -> Vec<Blob> {
+    let mut blobs: Vec<Blob> = Vec::with_capacity(manifest.layers.len());
+    for blob in manifest.layers.iter().map(penstock_fetcher::Descriptor::blob) {
+        if blob.size_bytes > 0 && !blobs.contains(&blob) {
+            blobs.push(blob);
+        }
+    }
+    blobs
+}
+
+/// Refuses an image that no node could attach, before all of it is read.
+async fn is_a_disk(fetcher: &Fetcher, manifest: &Manifest) -> Result<(), IndexError> {
+    let Some(bottom) = manifest.layers.first() else {
+        return Err(ArtifactError::Unlisted(manifest.digest).into());
+    };
+    let blob = bottom.blob();
+    let annotated = manifest.layers.iter().any(|layer| layer.annotations.contains_key(BLOB_DIGEST));
+    let Ok(head) = ByteRange::new(0, blob.size_bytes.min(HEAD_BYTES)) else { return Ok(()) };
+    if annotated {
+        return Ok(());
+    }
+    match penstock_image::content(&fetcher.read(blob, head).await?, blob.size_bytes) {
+        penstock_image::Content::Other(what) => Err(IndexError::NotADisk { blob: blob.digest, what }),
+        penstock_image::Content::OverlayBd | penstock_image::Content::Disk(_) => Ok(()),
+    }
+}
+
+/// The lists of all blobs, `jobs` at a time, as files of `dir`.
+async fn lists(fetcher: &Arc<Fetcher>, blobs: &[Blob], dir: &Path, jobs: usize) -> Result<Vec<Computed>, IndexError> {
+    let grid = ChunkSize::new(GRID)?;
+    let total: u64 = blobs.iter().map(|blob| blob.size_bytes).sum();
+    let done: Vec<AtomicU64> = blobs.iter().map(|_| AtomicU64::new(0)).collect();
+    let computing = blobs.iter().zip(&done).map(|(blob, done)| async move {
+        let path = dir.join(format!("{}.list", blob.digest.to_hex()));
+        compute(&**fetcher, *blob, grid, &path, |bytes| done.store(bytes, Ordering::Relaxed)).await
+    });
+    let mut computing = std::pin::pin!(stream::iter(computing.collect::<Vec<_>>()).buffered(jobs).try_collect());
+    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+    ticks.tick().await;
+    loop {
+        tokio::select! {
+            biased;
+            lists = &mut computing => return Ok(lists?),
+            _ = ticks.tick() => {
+                let bytes = done.iter().map(|done| done.load(Ordering::Relaxed)).sum();
+                output::note(format_args!("verified and hashed {} of {} ({})", size(bytes), size(total), output::percent(bytes, total)));
+            }
+        }
+    }
+}
+
+async fn push(fetcher: &Fetcher, manifest: &Manifest, computed: &[Computed], bytes: Vec<u8>) -> Result<(), PushError> {
+    let config = Blob { digest: Digest::of(EMPTY_CONFIG), size_bytes: EMPTY_CONFIG.len() as u64 };
+    let mut uploads = vec![Upload { blob: config, content: Content::Bytes(EMPTY_CONFIG.into()) }];
+    uploads.extend(
+        computed.iter().map(|made| Upload { blob: made.listed.list, content: Content::File(made.path.clone()) }),
+    );
+    let artifact = Attached {
+        subject: manifest.digest,
+        artifact_type: ARTIFACT_TYPE,
+        manifest: bytes.into(),
+        media_type: MANIFEST_TYPE,
+    };
+    let what = format!("pushing the index of {}", manifest.reference);
+    let pushing = Box::pin(fetcher.push_artifact(&manifest.reference, &uploads, artifact));
+    output::with_progress(&what, pushing).await?;
+    Ok(())
+}
+
+fn answer(manifest: &Manifest, index: Digest, pushed: bool, lists: &[Listed]) -> Answer {
+    let blob = |listed: &Listed| AnswerBlob {
+        digest: listed.blob.digest,
+        size_bytes: listed.blob.size_bytes,
+        list_bytes: listed.list.size_bytes,
+        root: listed.root,
+    };
+    let blobs = lists.iter().map(blob).collect();
+    Answer { reference: manifest.reference.clone(), manifest: manifest.digest, index, pushed, blobs }
+}
+
+fn table(answer: &Answer) -> String {
+    let mut facts = Table::facts();
+    facts.fact("image", &answer.reference);
+    facts.fact("index", answer.index);
+    facts.fact("pushed", if answer.pushed { "yes" } else { "no (--dry-run)" });
+    let mut blobs = Table::new(&["BLOB", ">SIZE", ">LIST", "ROOT"]);
+    for blob in &answer.blobs {
+        blobs.row([blob.digest.to_string(), size(blob.size_bytes), size(blob.list_bytes), blob.root.to_string()]);
+    }
+    format!("{facts}\n{blobs}")
+}
