@@ -113,7 +113,8 @@ impl Agent {
         let api_metrics = serve::Metrics::new(registry.sub_registry_with_prefix("api"));
         let (fetcher, indexes, cache) = open_sources(&config, (&state, &events), &mut registry).await?;
         let device_metrics = penstock_device::Metrics::new(registry.sub_registry_with_prefix("device"));
-        let tasks = watch(&cache, &indexes, &events);
+        let mut tasks = watch(&cache, &indexes, &events);
+        tasks.spawn(events::fetcher::pass_on(fetcher.events(), events.clone()));
         let attachments = Attachments::new(Parts {
             fetcher: Arc::clone(&fetcher),
             source: Arc::clone(&cache) as _,
@@ -134,7 +135,7 @@ impl Agent {
 
         let ready = Arc::new(AtomicBool::new(true));
         let node = Arc::new(AgentNode::new(
-            Arc::clone(&attachments),
+            (Arc::clone(&attachments), Arc::clone(&fetcher)),
             (Arc::clone(&cache), config.cache_dir()),
             (Arc::new(registry), metrics),
             events.clone(),
@@ -350,6 +351,8 @@ pub(crate) fn fetcher_config(config: &Config) -> penstock_fetcher::Config {
         max_bytes: config.fetch_bytes_in_flight,
         ca_bundle: config.ca_bundle.clone(),
         plain_http: config.plain_http.clone(),
+        hosts_dirs: config.hosts_dirs.clone(),
+        redirects_allowed: config.redirects_allowed.clone(),
         tls: config.tls.clone(),
         proxy: config.proxy.clone().map(penstock_fetcher::Secret::new),
         no_proxy: config.no_proxy.clone(),

@@ -18,7 +18,8 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use penstock_api::{
-    Attach, CacheFreed, CacheUsage, CacheVerified, Detached, Device, Events, EvictCache, Problem, Version,
+    Attach, CacheFreed, CacheUsage, CacheVerified, Detached, Device, Events, EvictCache, Problem, RegistryHosts,
+    Version,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinSet};
@@ -247,6 +248,14 @@ impl Client {
     pub async fn verify_cache(&self, repair: bool) -> Result<CacheVerified, ClientError> {
         let path = format!("/v1/cache/verify?repair={repair}");
         self.parsed(&self.send(Method::POST, &path, Bytes::new(), VERIFY_DEADLINE).await?)
+    }
+
+    /// Whom registries' content is asked for.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn endpoints(&self) -> Result<Vec<RegistryHosts>, ClientError> {
+        self.ask("/v1/endpoints").await
     }
 
     /// What happened after the event `since`.

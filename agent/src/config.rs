@@ -33,6 +33,8 @@ use crate::{log::Format, mount::Flag};
 pub const DEFAULT_FILE: &str = "/etc/penstock/config.toml";
 /// Where the state is when nobody says otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/penstock";
+/// Where it is said whom to ask for the content of registries, when nobody says otherwise: containerd's own `config_path`.
+pub const DEFAULT_HOSTS_DIR: &str = "/etc/containerd/certs.d";
 /// Where the admin API answers when nobody says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/penstock/penstock.sock";
 /// Names the config file in the environment.
@@ -97,6 +99,10 @@ pub struct Config {
     pub fetch_requests_in_flight: u32,
     /// Certificate authorities trusted besides the system's.
     pub ca_bundle: Option<PathBuf>,
+    /// Directories laid out as containerd's `certs.d`.
+    pub hosts_dirs: Vec<PathBuf>,
+    /// Hosts and networks that redirects may lead to although they are private, loopback or link-local.
+    pub redirects_allowed: Vec<String>,
     /// Registries asked over plain HTTP.
     pub plain_http: Vec<String>,
     /// Loopback hosts, or host:port, asked over TLS.
@@ -154,6 +160,8 @@ impl Default for Config {
             fetch_bytes_in_flight: 64 << 20,
             fetch_requests_in_flight: 32,
             ca_bundle: None,
+            hosts_dirs: vec![DEFAULT_HOSTS_DIR.into()],
+            redirects_allowed: Vec::new(),
             plain_http: Vec::new(),
             tls: Vec::new(),
             proxy: None,
@@ -363,7 +371,12 @@ impl Config {
     /// Defaults with everything under one directory: agents side by side in tests, benches and the demo.
     #[must_use]
     pub fn in_dir(dir: &Path) -> Self {
-        Self { state_dir: dir.join("state"), socket: dir.join("penstock.sock"), ..Self::default() }
+        Self {
+            state_dir: dir.join("state"),
+            socket: dir.join("penstock.sock"),
+            hosts_dirs: vec![dir.join("certs.d")],
+            ..Self::default()
+        }
     }
 
     /// Directory of cached chunks.

@@ -1,5 +1,6 @@
 //! The admin API's calls, answered by the agent's parts.
 
+mod endpoints;
 mod refusal;
 
 use std::{
@@ -12,6 +13,7 @@ use std::{
 
 use penstock_api::{self as api, Answer, NodeError, Readiness};
 use penstock_cache::{Cache, IndexState, Whole};
+use penstock_fetcher::Fetcher;
 use prometheus_client::registry::Registry;
 
 use crate::{
@@ -24,6 +26,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct AgentNode {
     attachments: Arc<Attachments>,
+    fetcher: Arc<Fetcher>,
     cache: Arc<Cache>,
     cache_dir: PathBuf,
     metrics: (Arc<Registry>, Metrics),
@@ -33,14 +36,14 @@ pub(crate) struct AgentNode {
 
 impl AgentNode {
     pub(crate) fn new(
-        attachments: Arc<Attachments>,
+        parts: (Arc<Attachments>, Arc<Fetcher>),
         cache: (Arc<Cache>, PathBuf),
         metrics: (Arc<Registry>, Metrics),
         events: Events,
         ready: Arc<AtomicBool>,
     ) -> Self {
-        let (cache, cache_dir) = cache;
-        Self { attachments, cache, cache_dir, metrics, events, ready }
+        let ((attachments, fetcher), (cache, cache_dir)) = (parts, cache);
+        Self { attachments, fetcher, cache, cache_dir, metrics, events, ready }
     }
 }
 
@@ -128,6 +131,11 @@ impl api::Node for AgentNode {
                 not_repaired_ranges: found.not_repaired_ranges,
             })
         })
+    }
+
+    fn endpoints(&self) -> Answer<'_, Vec<api::RegistryHosts>> {
+        let all = self.fetcher.registries().into_iter().map(endpoints::registry).collect();
+        Box::pin(std::future::ready(Ok(all)))
     }
 
     fn events(&self, since: u64, limit: usize) -> Answer<'_, api::Events> {

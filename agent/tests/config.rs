@@ -163,7 +163,7 @@ fn what_is_printed_reads_back_as_the_same_config() {
         [api]\ntoken_file = \"/t\"\ntls_cert = \"/c.pem\"\ntls_key = \"/c.key\"\nclient_ca = \"/a.pem\"\nplain_token = \"yes\"\n\
         [cache]\ndir = \"/c\"\ncap = \"1GiB\"\nchunk_size = \"64KiB\"\nwatermarks = \"80%,70%\"\nreserve = \"2GiB\"\nscrub_interval = \"24h\"\n\
         [fetch]\ndeadline = \"1500ms\"\nbytes_in_flight = \"8MiB\"\nrequests_in_flight = 4\nca_bundle = \"/ca.pem\"\n\
-        plain_http = [\"a:1\", \"b\"]\ntls = [\"127.0.0.1:8443\"]\nproxy = \"http://p:1\"\nno_proxy = \"x,y\"\ndocker_config = \"/d.json\"\nplatform = \"linux/arm64/v8\"\n\
+        hosts_dirs = \"/certs.d:/etc/docker/certs.d\"\nredirects_allowed = [\"minio.lan\", \"10.0.0.0/8\"]\nplain_http = [\"a:1\", \"b\"]\ntls = [\"127.0.0.1:8443\"]\nproxy = \"http://p:1\"\nno_proxy = \"x,y\"\ndocker_config = \"/d.json\"\nplatform = \"linux/arm64/v8\"\n\
         [device]\ntransport = \"fuse\"\n[mount]\nflags = \"noexec,nodev\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n";
     let first = Sources::new().file(text).load().unwrap();
     let shown = |loaded: &Loaded| format!("{:?}", loaded.config);

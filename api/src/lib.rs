@@ -33,6 +33,7 @@
 
 mod cache;
 mod device;
+mod endpoint;
 mod event;
 mod extract;
 mod follow;
@@ -48,6 +49,7 @@ pub use cache::{
     Verification, VerifyQuery,
 };
 pub use device::{Attach, Detached, Device, DeviceState, NotDetached, Presence, Stats, Transport, Wanted};
+pub use endpoint::{Breaker, Endpoint, RegistryHosts, Role};
 pub use event::{Event, Events, EventsQuery, Severity};
 pub use extract::DetachQuery;
 pub use follow::{END, KEEP_ALIVE, LOST, Lost, RESTARTED};

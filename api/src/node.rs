@@ -4,7 +4,9 @@ use std::pin::Pin;
 
 use futures_util::Stream;
 
-use crate::{Attach, CacheFreed, CacheUsage, CacheVerified, Detached, Device, Events, EvictCache, Version};
+use crate::{
+    Attach, CacheFreed, CacheUsage, CacheVerified, Detached, Device, Events, EvictCache, RegistryHosts, Version,
+};
 
 /// What a call on a [`Node`] answers, later.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send + 'a>>;
@@ -50,6 +52,9 @@ pub trait Node: Send + Sync + 'static {
 
     /// Reads the whole cache again and drops what is damaged; with `repair` fetches it again. Ends when the caller goes away.
     fn verify_cache(&self, repair: bool) -> Answer<'_, CacheVerified>;
+
+    /// Whom the content of each registry is asked for, sorted by registry. Never waits.
+    fn endpoints(&self) -> Answer<'_, Vec<RegistryHosts>>;
 
     /// The kept events with a sequence beyond `since`, oldest first, the first `limit` of them.
     fn events(&self, since: u64, limit: usize) -> Answer<'_, Events>;

@@ -15,7 +15,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     Attach, BLOBS_LISTED, BODY_BYTES, CacheUsage, DetachQuery, Detached, Device, EVENTS_LISTED, Events, EventsQuery,
-    Node, Problem, ProblemKind, Readiness, Version,
+    Node, Problem, ProblemKind, Readiness, RegistryHosts, Version,
     extract::{Body, Id, Params},
     follow,
 };
@@ -73,6 +73,7 @@ fn described() -> OpenApiRouter<Shared> {
         .routes(routes!(cache::evict))
         .routes(routes!(cache::clear))
         .routes(routes!(cache::verify))
+        .routes(routes!(endpoints))
         .routes(routes!(events))
         .routes(routes!(version))
 }
@@ -179,6 +180,16 @@ async fn cache(State(node): State<Shared>) -> Result<Json<CacheUsage>> {
     usage.blobs.sort_unstable_by_key(|blob| (Reverse(blob.present_bytes), blob.digest));
     usage.blobs.truncate(BLOBS_LISTED);
     Ok(Json(usage))
+}
+
+/// Whom this node asks for the content of registries, in which order, and how they fare. Registries appear once they are served
+/// from or were asked.
+#[utoipa::path(get, path = "/v1/endpoints", tag = "endpoints", responses(
+    (status = 200, body = Vec<RegistryHosts>, description = "The registries and their endpoints"),
+    (status = "default", body = Problem, content_type = "application/problem+json", description = "A problem"),
+))]
+async fn endpoints(State(node): State<Shared>) -> Result<Json<Vec<RegistryHosts>>> {
+    Ok(Json(node.endpoints().await?))
 }
 
 /// What has happened on this node lately, oldest first. With `Accept: text/event-stream`, also what happens from then on, as

@@ -134,6 +134,7 @@ async fn every_failure_of_the_node_is_its_problem_on_every_route() {
             ("DELETE", "/v1/devices/d1?force=true"),
             ("DELETE", "/v1/devices"),
             ("GET", "/v1/cache"),
+            ("GET", "/v1/endpoints"),
             ("GET", "/v1/events?since=1"),
         ] {
             let fake = Fake { failure: Some(error("do this next".to_owned())), ..Fake::default() };
@@ -248,4 +249,16 @@ async fn a_read_only_listener_changes_nothing() {
         assert_eq!(problem.kind(), Some(ProblemKind::ReadOnly), "{method} {path}");
         assert_eq!(problem.instance.as_deref(), Some(path));
     }
+}
+
+#[tokio::test]
+async fn endpoints_are_listed_by_registry_with_their_breakers() {
+    let reply = get(Fake::default(), "/v1/endpoints").await;
+    assert!(
+        reply.body.contains(r#""breaker":"half-open""#) && reply.body.contains(r#""role":"mirror""#),
+        "{}",
+        reply.body
+    );
+    let all: Vec<crate::RegistryHosts> = reply.json();
+    assert_eq!((all[0].registry.as_str(), all[0].endpoints[0].requests), ("docker.io", 7));
 }

@@ -282,7 +282,12 @@ impl Drop for Asking {
         if !self.answered && health.latency.average(now).is_none_or(|average| waited > average) {
             health.latency.answered(waited, now);
         }
-        health.breaker.apply(Seen::GivenUp, self.probe, now);
+        // A probe that was given up because it was slow has shown what was to be found out.
+        let slow = !self.answered && waited >= health.latency.hedge_after(0);
+        let seen = if slow { Seen::Failure } else { Seen::GivenUp };
+        if self.probe {
+            health.breaker.apply(seen, true, now);
+        }
     }
 }
 

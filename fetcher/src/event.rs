@@ -8,7 +8,6 @@ use crate::Provider;
 
 /// Something that an operator should know. No text holds a credential or a URL's query.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Event {
     /// Reads from a registry began to fail, whoever was asked. Said again after one has succeeded.
     FetchFailed {

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::{
     Reference,
     auth::{Action, Scope},
+    breaker::Admission,
     choice::{self, Candidate},
     endpoint::Endpoint,
     location::Location,
@@ -59,6 +60,12 @@ impl Place {
 
     fn is_avoided(&self) -> bool {
         self.avoided_until.lock().is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Whether there is reason to hope that it has the bytes: it is neither avoided nor broken nor wants to be left alone.
+    pub(crate) fn is_usable(&self) -> bool {
+        let (admission, ..) = self.endpoint.standing();
+        !self.is_avoided() && admission != Admission::Shut && self.endpoint.quiet().is_zero()
     }
 
     fn candidate(&self) -> Candidate {

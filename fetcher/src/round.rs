@@ -28,6 +28,9 @@ const AVOID_DENIED: Duration = Duration::from_secs(10);
 /// Most requests of one flight at a time: the first, and one beside it.
 const MOST_AT_ONCE: usize = 2;
 
+/// How long after nobody could be asked beside a slow one that is looked at again.
+const HEDGE_AGAIN: Duration = Duration::from_secs(1);
+
 /// An attempt, and at which place.
 type Attempt<'a> = Pin<Box<dyn Future<Output = (Arc<Place>, Result<(), Failure>)> + Send + 'a>>;
 
@@ -188,6 +191,11 @@ impl Round<'_> {
             }
         };
         let room = self.core.budget.room(self.len(), &turn).await;
+        if !place.is_usable() && self.line.iter().any(|other| other.is_usable()) {
+            // While the budget was waited for, it was found broken, or another request became the one that tries it.
+            self.line.push_back(place);
+            return;
+        }
         self.start(place, (turn, room));
     }
 
@@ -195,9 +203,9 @@ impl Round<'_> {
         let (core, blob, assembly) = (self.core, self.blob, self.assembly);
         self.hedge_at = Instant::now() + place.endpoint.hedge_after(self.len());
         self.asked.push(place.clone());
+        let mut asking = place.endpoint.ask();
         self.attempts.push(Box::pin(async move {
             let _budget = budget;
-            let mut asking = place.endpoint.ask();
             let outcome = core.fetch(&place, blob, assembly, &mut asking).await;
             let change = asking.settle(outcome.as_ref().copied().map_err(|failure| failure.class));
             let reason = outcome.as_ref().err().map_or("", |failure| failure.reason.as_str());
@@ -211,8 +219,9 @@ impl Round<'_> {
     fn hedge(&mut self) {
         let (Some(slow), Some(next)) = (self.asked.last().cloned(), self.line.front().cloned()) else { return };
         let len = self.len();
-        if !next.endpoint.quiet().is_zero() {
-            self.line.pop_front();
+        if !next.is_usable() {
+            // Nor is anybody after him.
+            self.hedge_at = Instant::now() + HEDGE_AGAIN;
             return;
         }
         let stalls = slow.endpoint.is_stalling();

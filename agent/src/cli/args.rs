@@ -95,6 +95,14 @@ Examples:
   penstock cache clear
   penstock cache verify --repair";
 
+const ENDPOINTS_HELP: &str = "\
+Whom to ask is said by hosts.toml files (fetch.hosts_dirs).
+A registry is listed once an image of it is attached.
+
+Examples:
+  penstock endpoints
+  penstock endpoints --output json | jq '.[].endpoints[] | select(.breaker != \"closed\")'";
+
 const EVENTS_HELP: &str = "\
 Examples:
   penstock events
@@ -176,6 +184,9 @@ pub enum ClientCommand {
     /// Show what is kept on this node, remove some of it, or read it again
     #[command(after_help = CACHE_HELP)]
     Cache(super::cache::Cache),
+    /// Show whom the content of registries is asked for, mirrors included, and how they fare
+    #[command(after_help = ENDPOINTS_HELP)]
+    Endpoints(Show),
     /// Show what happened lately
     #[command(after_help = EVENTS_HELP)]
     Events(Events),

@@ -19,6 +19,7 @@ pub(super) async fn execute(command: ClientCommand) -> Result<(), Failure> {
         ClientCommand::List(args) => list(&args.connection).await,
         ClientCommand::Stats(args) => stats(args).await,
         ClientCommand::Cache(args) => super::cache::run(args).await,
+        ClientCommand::Endpoints(args) => endpoints(&args.connection).await,
         ClientCommand::Events(args) => events(args).await,
         ClientCommand::Version(args) => version(&args.connection).await,
         ClientCommand::Completions(args) => completions(&args),
@@ -94,6 +95,11 @@ async fn stats(args: Stats) -> Result<(), Failure> {
     }
     let devices = with_progress("asking the agent", client.devices()).await?;
     Ok(output::answer(output, &devices, |devices| render::stats(devices))?)
+}
+
+async fn endpoints(connection: &Connection) -> Result<(), Failure> {
+    let all = with_progress("asking the agent", connection.client()?.endpoints()).await?;
+    Ok(output::answer(connection.output, &all, |all| render::endpoints(all))?)
 }
 
 async fn events(args: Events) -> Result<(), Failure> {

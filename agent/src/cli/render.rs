@@ -1,5 +1,9 @@
 //! Answers as tables: pure functions from an answer to text.
 
+mod endpoints;
+
+pub(super) use endpoints::endpoints;
+
 use penstock_api::{
     CacheUsage, Detached, Device, DeviceState, Event, Events, IndexState, Lost, Severity, Timestamp, Transport,
     Verification, Version,

@@ -90,6 +90,8 @@ async fn every_command_that_asks_succeeds_against_the_api() {
         "penstock cache evict registry.example/app:1 --platform linux/arm64",
         "penstock cache clear --force",
         "penstock cache verify -o json",
+        "penstock endpoints",
+        "penstock endpoints --output json",
         "penstock events --since 1",
         "penstock version",
     ] {

@@ -222,6 +222,26 @@ pub static KEYS: &[Key] = &[
         show: |config| config.ca_bundle.as_ref().map(|path| path.display().to_string()),
     },
     Key {
+        name: "fetch.hosts_dirs",
+        what: "directories that say whom to ask for the content of registries, as containerd's config_path: certs.d with hosts.toml files; several with colons or commas, none when empty",
+        is_path: false,
+        set: |config, text| value::paths(text).map(|paths| config.hosts_dirs = paths),
+        show: |config| {
+            let paths: Vec<_> = config.hosts_dirs.iter().map(|path| path.display().to_string()).collect();
+            Some(paths.join(":"))
+        },
+    },
+    Key {
+        name: "fetch.redirects_allowed",
+        what: "hosts, addresses and networks (minio.lan, 10.0.0.0/8) that a redirect may lead to although they are further in than the registry: private, loopback or link-local",
+        is_path: false,
+        set: |config, text| {
+            config.redirects_allowed = value::words(text);
+            Ok(())
+        },
+        show: |config| (!config.redirects_allowed.is_empty()).then(|| config.redirects_allowed.join(",")),
+    },
+    Key {
         name: "fetch.plain_http",
         what: "registries (host or host:port) asked over plain HTTP; loopback always is, unless fetch.tls names it",
         is_path: false,

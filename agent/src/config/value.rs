@@ -114,6 +114,11 @@ pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
     Err(format!("{text:?} is not an absolute path; start it with /"))
 }
 
+/// Absolute paths separated by colons, as containerd writes them, or by commas.
+pub(super) fn paths(text: &str) -> Result<Vec<PathBuf>, String> {
+    text.split([':', ',']).map(str::trim).filter(|path| !path.is_empty()).map(absolute).collect()
+}
+
 /// An absolute path short enough for a unix socket.
 pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
     if text.len() > SOCKET_PATH_BYTES {
@@ -216,6 +221,16 @@ mod tests {
         assert_eq!(without_password("http://proxy.lan:3128"), "http://proxy.lan:3128");
         assert_eq!(without_password("http://me:p@ss@proxy.lan:3128"), "http://***@proxy.lan:3128");
         assert_eq!(without_password("me:secret@proxy.lan"), "***");
+    }
+
+    #[test]
+    fn several_paths_are_separated_by_colons_or_commas() {
+        for (text, expected) in
+            [("/a:/b", &["/a", "/b"][..]), ("/a, /b", &["/a", "/b"]), ("/a", &["/a"]), ("", &[]), (":", &[])]
+        {
+            assert_eq!(paths(text), Ok(expected.iter().map(PathBuf::from).collect()), "{text:?}");
+        }
+        assert!(paths("/a:b").is_err());
     }
 
     #[test]

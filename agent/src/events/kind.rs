@@ -97,9 +97,18 @@ kinds! {
     DeviceReadFailed = "device.read_failed", Warning, "a read of a device failed; said at most every 10 s for each device";
     DeviceBytesRejected = "device.bytes_rejected", Warning, "bytes from the cache failed a check of the image's format; they are fetched again";
 
-    // fetch, endpoint: registries and mirrors.
+    // fetch, endpoint, hosts: registries and mirrors.
+    FetchFailed = "fetch.failed", Warning, "reads from a registry began to fail, whoever was asked; said again after one has succeeded";
+    FetchEventsLost = "fetch.events_lost", Warning, "the fetcher had more to say than was kept";
+    EndpointBroken = "endpoint.broken", Warning, "an endpoint failed and is passed over while there are others";
+    EndpointHealed = "endpoint.healed", Note, "an endpoint that was passed over answers again";
+    EndpointWrongBytes = "endpoint.wrong_bytes", Warning, "an endpoint gave bytes that are not those of their blob; it is asked last for that blob";
+    HostsRefused = "hosts.refused", Warning, "a hosts.toml or a file that it names cannot be used; what held before still does, else the registry itself is asked";
+    HostsTaken = "hosts.taken", Note, "a changed hosts.toml is used";
 
     // credentials: what registries are shown.
+    CredentialsRefused = "credentials.refused", Warning, "a registry or its token server refuses the credentials of a provider, which it did not refuse before";
+    CredentialsRefreshed = "credentials.refreshed", Detail, "credentials that were refused, or others in their place, are accepted";
 
     // cache: chunks on this node's disk.
     CacheIndexRebuilt = "cache.index_rebuilt", Warning, "the index was damaged or lost and was rebuilt from slot headers";

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    Answer, Attach, BlobUsage, CacheFreed, CacheUsage, CacheVerified, Detached, Device, DeviceState, Event,
-    EventStream, Events, EvictCache, FreedBlob, Index, IndexState, KeptBlob, Node, NodeError, NotDetached, Presence,
-    Problem, Readiness, Severity, Stats, Timestamp, Transport, Verification, Version, router,
+    Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Detached, Device, DeviceState, Endpoint,
+    Event, EventStream, Events, EvictCache, FreedBlob, Index, IndexState, KeptBlob, Node, NodeError, NotDetached,
+    Presence, Problem, Readiness, RegistryHosts, Role, Severity, Stats, Timestamp, Transport, Verification, Version,
+    router,
 };
 use axum::{
     body::Body,
@@ -183,6 +184,32 @@ impl Node for Fake {
         let found = CacheVerified { blobs: 2, chunks: 18, bytes: 4_500_000, ..CacheVerified::default() };
         let damaged = CacheVerified { corrupt_chunks: 1, repaired_ranges: 1, ..found };
         self.answer(if repair { damaged } else { found })
+    }
+
+    fn endpoints(&self) -> Answer<'_, Vec<RegistryHosts>> {
+        self.answer(vec![RegistryHosts {
+            registry: "docker.io".to_owned(),
+            hosts_dir: Some("/etc/containerd/certs.d/docker.io".into()),
+            hosts_fault: None,
+            endpoints: vec![Endpoint {
+                url: "https://mirror.lan/v2".to_owned(),
+                role: Role::Mirror,
+                capabilities: vec!["pull".to_owned()],
+                breaker: Breaker::HalfOpen,
+                retry_in_seconds: Some(0.5),
+                quiet_seconds: None,
+                stalling: false,
+                latency_seconds: None,
+                hedge_after_seconds: 1.0,
+                in_flight: 1,
+                requests: 7,
+                hedges: 0,
+                received_bytes: 1 << 20,
+                failures: 5,
+                rejects: 0,
+                last_failure: None,
+            }],
+        }])
     }
 
     fn events(&self, since: u64, limit: usize) -> Answer<'_, Events> {

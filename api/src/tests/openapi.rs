@@ -31,6 +31,7 @@ fn every_route_and_its_problems_are_described() {
             "GET /v1/cache",
             "GET /v1/devices",
             "GET /v1/devices/{id}",
+            "GET /v1/endpoints",
             "GET /v1/events",
             "GET /v1/version",
             "POST /v1/cache/clear",

@@ -2,9 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set its scene has failed")]
 
 mod auth;
+mod beyond;
 mod credentials;
 mod faults;
 mod joining;
+mod mirrors;
 mod push;
 mod reading;
 mod referrers;

@@ -21,12 +21,12 @@ use tokio_rustls::{
 use crate::support::{Scene, config, content, fetcher, hasty, range};
 
 /// Made with openssl for 127.0.0.1 and localhost, good for a hundred years, known to nobody else.
-fn file(name: &str) -> PathBuf {
+pub(crate) fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name)
 }
 
 /// TLS in front of a plain registry.
-async fn front(registry: String) -> (String, JoinSet<()>) {
+pub(crate) async fn front(registry: String) -> (String, JoinSet<()>) {
     let certificate = CertificateDer::from_pem_file(file("server.pem")).unwrap();
     let key = PrivateKeyDer::from_pem_file(file("server.key")).unwrap();
     let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))

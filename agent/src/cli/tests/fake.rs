@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use penstock_api::{
-    Answer, Attach, BlobUsage, CacheFreed, CacheUsage, CacheVerified, Detached, Device, DeviceState, Event,
-    EventStream, Events, EvictCache, FreedBlob, Index, IndexState, KeptBlob, Node, NodeError, NotDetached, Presence,
-    Problem, Readiness, Severity, Stats, Timestamp, Transport, Verification, Version,
+    Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Detached, Device, DeviceState, Endpoint,
+    Event, EventStream, Events, EvictCache, FreedBlob, Index, IndexState, KeptBlob, Node, NodeError, NotDetached,
+    Presence, Problem, Readiness, RegistryHosts, Role, Severity, Stats, Timestamp, Transport, Verification, Version,
 };
 use penstock_blob::Digest;
 use tokio::{net::UnixListener, task::JoinSet};
@@ -129,6 +129,47 @@ pub(super) fn cache() -> CacheUsage {
     }
 }
 
+pub(super) fn endpoints() -> Vec<RegistryHosts> {
+    let mirror = Endpoint {
+        url: "http://127.0.0.1:30020/v2".to_owned(),
+        role: Role::Mirror,
+        capabilities: vec!["pull".to_owned(), "resolve".to_owned()],
+        breaker: Breaker::Open,
+        retry_in_seconds: Some(3.6),
+        quiet_seconds: None,
+        stalling: false,
+        latency_seconds: Some(0.0123),
+        hedge_after_seconds: 0.05,
+        in_flight: 0,
+        requests: 120,
+        hedges: 0,
+        received_bytes: 30 << 20,
+        failures: 5,
+        rejects: 1,
+        last_failure: Some("answered 503 Service Unavailable\x1b[31m".to_owned()),
+    };
+    let server = Endpoint {
+        url: "https://registry-1.docker.io/v2".to_owned(),
+        role: Role::Server,
+        breaker: Breaker::Closed,
+        retry_in_seconds: None,
+        latency_seconds: None,
+        requests: 7,
+        hedges: 2,
+        received_bytes: 1 << 20,
+        failures: 0,
+        rejects: 0,
+        last_failure: None,
+        ..mirror.clone()
+    };
+    vec![RegistryHosts {
+        registry: "docker.io".to_owned(),
+        hosts_dir: Some("/etc/containerd/certs.d/docker.io".into()),
+        hosts_fault: Some("/etc/containerd/certs.d/docker.io/hosts.toml, line 2: ca must be a file name".to_owned()),
+        endpoints: vec![mirror, server],
+    }]
+}
+
 pub(super) fn events() -> Events {
     let event = |sequence, kind: &str, text: &str| Event {
         sequence,
@@ -211,6 +252,10 @@ impl Node for Fake {
         let found = CacheVerified { blobs: 2, chunks: 18, bytes: 4_500_000, ..CacheVerified::default() };
         let damaged = CacheVerified { corrupt_chunks: 1, repaired_ranges: 1, ..found };
         self.answer(if repair { damaged } else { found })
+    }
+
+    fn endpoints(&self) -> Answer<'_, Vec<RegistryHosts>> {
+        self.answer(endpoints())
     }
 
     fn events(&self, _: u64, _: usize) -> Answer<'_, Events> {

@@ -39,6 +39,11 @@ fn the_cache() {
 }
 
 #[test]
+fn the_endpoints() {
+    assert_eq!(render::endpoints(&fake::endpoints()), include_str!("golden/endpoints.txt"));
+}
+
+#[test]
 fn the_events() {
     assert_eq!(render::events(&fake::events()), include_str!("golden/events.txt"));
 }
