@@ -46,20 +46,27 @@ fn stripped(program: &Path, work: &Workdir) -> PathBuf {
 
 fn passes(scenario: &str) {
     let work = Workdir::new();
+    boot(scenario, &work, None);
+}
+
+/// Boots a VM for one scenario, with a disk mounted on /state if there is one.
+fn boot(scenario: &str, work: &Workdir, disk: Option<&Path>) {
     let fixtures = workspace::root().join("tests/fixtures");
     let fixtures = fixtures.to_str().expect("UTF-8");
     // The guest looks for them where they are here; /tmp there is an empty file system that would hide a copy.
     let (parent, _) = fixtures.rsplit_once('/').expect("an absolute path");
-    let command = format!("mkdir -p {parent} && ln -s /fixtures {fixtures} && guest {scenario} /bin/penstock");
+    let mount = if disk.is_some() { "mkdir -p /state && mount -t ext4 /dev/vda /state && " } else { "" };
+    let command = format!("{mount}mkdir -p {parent} && ln -s /fixtures {fixtures} && guest {scenario} /bin/penstock");
     let _one = ONE.lock();
     let out = Command::new(workspace::root().join("tests/vm/run-vm.sh"))
         .arg("-k")
         .arg(kernel().expect("asked before"))
-        .args(["-m", "ublk_drv", "-m", "ext4", "-M", "2G", "-t", LIMIT_SECONDS])
+        .args(["-m", "ublk_drv", "-m", "ext4", "-m", "overlay", "-m", "virtio_blk", "-M", "2G", "-t", LIMIT_SECONDS])
+        .args(disk.map(|disk| ["-d".as_ref(), disk.as_os_str()]).into_iter().flatten())
         .arg("-b")
-        .arg(stripped(agent::binary(), &work))
+        .arg(stripped(agent::binary(), work))
         .arg("-b")
-        .arg(stripped(Path::new(env!("CARGO_BIN_EXE_guest")), &work))
+        .arg(stripped(Path::new(env!("CARGO_BIN_EXE_guest")), work))
         .args(["-f", &format!("{fixtures}:/fixtures"), "--", &command])
         .output()
         .expect("run-vm.sh starts");
@@ -93,9 +100,20 @@ fn a_ublk_device_is_detached_under_load() {
 }
 
 #[test]
-fn a_ublk_device_is_attached_again_after_the_agent_was_killed() {
+fn a_container_on_a_ublk_device_sees_neither_kills_nor_an_upgrade_of_the_agent() {
     require!(cannot());
-    passes("attached-again-after-a-kill");
+    passes("outlives-its-agent");
+}
+
+#[test]
+fn after_a_reboot_without_a_registry_what_was_cached_is_readable() {
+    require!(cannot(), program("mke2fs"));
+    let work = Workdir::new();
+    let disk = work.join("state.img");
+    let made = Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&disk).arg("256M").status();
+    assert!(made.is_ok_and(|status| status.success()), "mke2fs");
+    boot("before-a-reboot", &work, Some(&disk));
+    boot("after-a-reboot", &work, Some(&disk));
 }
 
 #[test]

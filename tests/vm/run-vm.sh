@@ -7,6 +7,7 @@
 #   -m MODULE     load this module and those it depends on (repeatable)
 #   -b PROGRAM    copy a program and its shared libraries to /bin (repeatable)
 #   -f SRC[:DST]  copy a file or directory into the VM (repeatable)
+#   -d IMAGE      a disk: its file, written to; /dev/vda in the VM (needs the module virtio_blk)
 #   -o DIR        afterwards copy what the command left in /out to DIR, with the kernel's log as console.log
 #   -c CPUS -M MEM -t SECONDS   2, 1G and 300 unless given
 #   -a ACCEL      tcg (default: runs anywhere), kvm, or icount: TCG with a clock that counts guest instructions (1 ns each), so
@@ -23,12 +24,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 usage() { sed -n '2,/^set -/p' "$0" | sed '$d; s/^# \{0,1\}//' >&2; exit 2; }
 wrong() { echo "run-vm: $*" >&2; exit 2; }
 
-kernel= outdir= cpus=2 memory=1G limit=300 accel=tcg verbose=
+kernel= outdir= disk= cpus=2 memory=1G limit=300 accel=tcg verbose=
 modules=() programs=() files=()
-while getopts k:m:b:f:o:c:M:t:a:v option; do
+while getopts k:m:b:f:o:d:c:M:t:a:v option; do
 	case $option in
 	k) kernel=$OPTARG ;; m) modules+=("$OPTARG") ;; b) programs+=("$OPTARG") ;;
-	f) files+=("$OPTARG") ;; o) outdir=$OPTARG ;; c) cpus=$OPTARG ;;
+	f) files+=("$OPTARG") ;; o) outdir=$OPTARG ;; d) disk=$OPTARG ;; c) cpus=$OPTARG ;;
 	M) memory=$OPTARG ;; t) limit=$OPTARG ;; a) accel=$OPTARG ;; v) verbose=1 ;;
 	*) usage ;;
 	esac
@@ -121,6 +122,7 @@ args+=(-smp "$cpus" -m "$memory"
 	-chardev "file,id=out,path=$work/out.fifo" -device virtserialport,chardev=out,name=out
 	-chardev "file,id=res,path=$work/res" -device virtserialport,chardev=res,name=res
 	-object rng-random,filename=/dev/urandom,id=rng -device virtio-rng-pci,rng=rng)
+[ -z "$disk" ] || args+=(-drive "file=$disk,format=raw,if=virtio,cache=writeback")
 # The command's output comes through a FIFO: QEMU takes the end of a stdio chardev's input for a hang-up, and the guest then
 # blocks.
 mkfifo "$work/out.fifo"

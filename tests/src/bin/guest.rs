@@ -1,6 +1,9 @@
 //! What runs inside the VM: one scenario against a real `/dev/ublkbN`, by the same harness as on the host.
 //!
-//! `guest SCENARIO PENSTOCK`; a panic is a failure and gives a non-zero status. `tests/vm.rs` boots the VM and names the scenario.
+//! `guest SCENARIO PENSTOCK`; `guest read DIR STOP` is what the scenarios run in a container of their own. A panic is a failure and gives a non-zero status. `tests/vm.rs` boots the VM and names the scenario.
+
+#[path = "guest/restart.rs"]
+mod restart;
 
 use std::{
     fs::{self, File},
@@ -231,47 +234,25 @@ fn detached_under_load(penstock: &Path) {
     bench.detach(&attached, &[]);
 }
 
-fn attached_again_after_a_kill(penstock: &Path) {
-    let Bench { agent, place, registry, work } = bench(penstock);
-    let reference = format!("{}/fixtures/overlaybd:obd-lz4", registry.host());
-    let device = agent.attach(&reference, &["--transport", "ublk"]);
-    let before = Attached::of(&device);
-    let blocks: Vec<_> =
-        (0..64).map(|block| read_direct(&before.path, block * BLOCK as u64).expect("a read")).collect();
-    agent.kill();
-    registry.set_down(true);
-    let agent = place.start();
-    let devices = agent.get("/v1/devices");
-    assert_eq!(text(&devices[0]["state"]), "attached", "{devices}");
-    let after = Attached::of(&devices[0]);
-    assert_eq!(after.id, before.id);
-    for (block, truth) in blocks.iter().enumerate() {
-        let found = read_direct(&after.path, (block * BLOCK) as u64).expect("cached bytes need no registry");
-        assert!(found == *truth, "wrong bytes in block {block}");
-    }
-    let _ = agent.run(&["detach", "--all"]).ok();
-    assert!(!after.path.exists(), "{} is gone", after.path.display());
-    if before.path.exists() {
-        // What a killed agent left in the kernel is not silently there: an event names it.
-        let events = agent.get("/v1/events").to_string();
-        assert!(events.contains(&*before.path.to_string_lossy()), "{events}");
-    }
-    assert!(agent.stop().success());
-    drop(work);
-}
-
 /// Gets the `penstock` program; panics when the scenario fails.
 type Scenario = fn(&Path);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
+    if let [_, read, root, stop] = &arguments[..]
+        && read == "read"
+    {
+        return restart::read(Path::new(root), Path::new(stop));
+    }
     let [_, scenario, penstock] = &arguments[..] else { panic!("guest SCENARIO PENSTOCK") };
-    let scenarios: [(&str, Scenario); 5] = [
+    let scenarios: [(&str, Scenario); 7] = [
         ("whole", whole),
         ("two-at-once", two_at_once),
         ("others-do-not-stall", others_do_not_stall),
         ("detached-under-load", detached_under_load),
-        ("attached-again-after-a-kill", attached_again_after_a_kill),
+        ("outlives-its-agent", restart::outlives),
+        ("before-a-reboot", restart::before_reboot),
+        ("after-a-reboot", restart::after_reboot),
     ];
     let (_, run) = scenarios.iter().find(|(name, _)| name == scenario).expect("a scenario");
     run(Path::new(penstock));
