@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use penstock_api::Policy;
 use penstock_blob::Digest;
 use penstock_cache::Cache;
 use penstock_fetcher::Fetcher;
@@ -105,7 +106,6 @@ impl Agent {
     pub async fn start_until(config: Config, keeper: Keeper, stop: &CancellationToken) -> Result<Self, StartError> {
         let (events, keeper) = (Events::new(), Arc::new(keeper));
         let (state, remaining) = open_state(&config, &keeper, &events).await?;
-        let records = readable_records(&state, &events)?;
 
         let mut registry = Registry::with_prefix("penstock");
         let metrics = Metrics::new(&mut registry);
@@ -124,6 +124,7 @@ impl Agent {
             device: device_config(&state),
             device_metrics,
             mount_flags: config.mount_flags.clone(),
+            policy: policy(&config),
             platform: config.platform.clone(),
             transport: config.transport,
             events: events.clone(),
@@ -131,7 +132,7 @@ impl Agent {
             remaining: Arc::new(remaining),
             stop: stop.child_token(),
         });
-        attachments.restore(records).await;
+        attachments.restore(readable_records(&state, &events)?).await;
 
         let ready = Arc::new(AtomicBool::new(true));
         let node = Arc::new(AgentNode::new(
@@ -148,8 +149,7 @@ impl Agent {
                 return Err(error.into());
             }
         };
-        let text = format!("penstock {} is ready on {}", env!("CARGO_PKG_VERSION"), config.socket.display());
-        events.record(Kind::AgentReady, &text, &[]);
+        note_start(&config, &events);
         Ok(Self {
             node,
             attachments,
@@ -361,6 +361,21 @@ pub(crate) fn fetcher_config(config: &Config) -> penstock_fetcher::Config {
             ..penstock_fetcher::CredentialSources::default()
         },
         ..penstock_fetcher::Config::default()
+    }
+}
+
+fn note_start(config: &Config, events: &Events) {
+    let text = format!("penstock {} is ready on {}", env!("CARGO_PKG_VERSION"), config.socket.display());
+    events.record(Kind::AgentReady, &text, &[]);
+}
+
+/// What readers of a device get while bytes cannot be fetched, unless asked otherwise.
+fn policy(config: &Config) -> Policy {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Policy {
+        deadline_ms: ms(config.device_deadline.unwrap_or(config.fetch_deadline)),
+        on_failure: config.on_failure,
+        wait_limit_ms: ms(config.wait_limit),
     }
 }
 

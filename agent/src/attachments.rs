@@ -5,6 +5,7 @@
 
 mod error;
 mod live;
+mod policy;
 mod proof;
 mod show;
 mod state;
@@ -22,6 +23,7 @@ use penstock_cache::Cache;
 use penstock_device::{DeviceId, Wanted};
 use penstock_fetcher::{Fetcher, Platform, Reference};
 use penstock_image::{Image, Layer};
+use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use error::AttachError;
@@ -58,6 +60,8 @@ pub(crate) struct Parts {
     pub(crate) device: penstock_device::Config,
     pub(crate) device_metrics: penstock_device::Metrics,
     pub(crate) mount_flags: Vec<Flag>,
+    /// What readers get while bytes cannot be fetched, unless asked otherwise.
+    pub(crate) policy: api::Policy,
     pub(crate) platform: Platform,
     pub(crate) transport: Wanted,
     pub(crate) events: Events,
@@ -102,12 +106,22 @@ impl Parts {
 pub(crate) struct Attachments {
     parts: Parts,
     table: Mutex<Table>,
+    /// Held while a record that exists is changed or removed.
+    recording: tokio::sync::Mutex<()>,
+    /// What devices say becomes events; each ends with its device.
+    tellers: Mutex<JoinSet<()>>,
     tasks: TaskTracker,
 }
 
 impl Attachments {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        Arc::new(Self { parts, table: Mutex::default(), tasks: TaskTracker::new() })
+        Arc::new(Self {
+            parts,
+            table: Mutex::default(),
+            recording: tokio::sync::Mutex::default(),
+            tellers: Mutex::default(),
+            tasks: TaskTracker::new(),
+        })
     }
 
     /// Attaches an image; answers once it can be read and is recorded.
@@ -222,7 +236,8 @@ impl Attachments {
             None => None,
         };
         let require_verified = request.require_verified || self.parts.indexes.require;
-        Ok(Request { reference, platform, transport, mount, require_verified })
+        request.policy.check().map_err(AttachError::Policy)?;
+        Ok(Request { reference, platform, transport, mount, require_verified, policy: request.policy })
     }
 
     /// A new attachment, from its reference on. On failure nothing of it stays but an event.
@@ -262,6 +277,7 @@ impl Attachments {
             layers: layers.clone(),
             transport: request.transport,
             mount: request.mount.clone(),
+            policy: request.policy,
         };
         let live = Live::make(&self.parts, &plan, None).await?;
         let new = New {
@@ -271,6 +287,7 @@ impl Attachments {
             platform: request.platform,
             transport: request.transport,
             layers,
+            policy: request.policy,
         };
         let mut record = Record::new(new, request.mount, live.seen(&self.parts));
         record.number = live.device.number();
@@ -292,6 +309,7 @@ impl Attachments {
             layers: record.layers.clone(),
             transport: record.transport,
             mount: record.mount.clone(),
+            policy: record.policy,
         };
         match self.revive(&record, &plan).await {
             Ok(live) => {
@@ -318,6 +336,8 @@ impl Attachments {
     /// Puts what was made into its entry, and shows it.
     fn serve(&self, record: Record, live: Live) -> api::Device {
         let live = Arc::new(live);
+        let told = policy::tell(record.id.to_string(), live.device.notices(), self.parts.events.clone());
+        self.tellers.lock().spawn(told);
         let device = show::device(&record, &State::Attached(Arc::clone(&live)), &self.parts);
         let id = record.id.clone();
         if let Some(entry) = self.table.lock().entries.iter_mut().find(|entry| entry.id == id) {
@@ -325,6 +345,22 @@ impl Attachments {
         }
         self.change(&id, Change::Built(live));
         device
+    }
+
+    /// Puts a changed record into its entry, and shows it.
+    fn update(&self, record: Record) -> api::Device {
+        let mut table = self.table.lock();
+        let entry = table.entries.iter_mut().find(|entry| entry.id == record.id);
+        let shown = match entry {
+            Some(entry) => {
+                entry.record = Some(record.clone());
+                show::device(&record, &entry.state, &self.parts)
+            }
+            // Detached meanwhile: shown as it was asked for.
+            None => show::device(&record, &State::Detaching(None), &self.parts),
+        };
+        drop(table);
+        shown
     }
 
     async fn unbuild(&self, id: &DeviceId, live: Option<Arc<Live>>, force: bool) -> Result<(), AttachError> {
@@ -336,6 +372,7 @@ impl Attachments {
                 return Err(error);
             }
         }
+        let _alone = self.recording.lock().await;
         self.forget_index(id, live.as_deref()).await;
         let (state, recorded) = (Arc::clone(&self.parts.state), id.clone());
         if let Err(error) = blocking("removing a record", move || state.remove(&recorded)).await? {

@@ -6,6 +6,7 @@
 mod args;
 mod cache;
 mod client;
+mod policy;
 mod render;
 #[cfg(test)]
 mod tests;
@@ -16,9 +17,10 @@ use clap::{CommandFactory as _, Parser};
 use penstock_api::{Problem, ProblemKind};
 
 pub use args::{
-    AgentArgs, Attach, Cli, ClientCommand, Command, Completions, Connection, Detach, Events, Show, Stats,
+    AgentArgs, Attach, Cli, ClientCommand, Command, Completions, Connection, Detach, Events, Policy, Set, Show, Stats,
     SuperviseArgs, Transport,
 };
+pub use policy::OnFailureArg;
 
 use crate::{
     client::{ClientError, RemoteError},

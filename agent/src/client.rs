@@ -18,8 +18,8 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use penstock_api::{
-    Attach, CacheFreed, CacheUsage, CacheVerified, Detached, Device, Events, EvictCache, Problem, RegistryHosts,
-    Version,
+    Attach, CacheFreed, CacheUsage, CacheVerified, Change, Detached, Device, Events, EvictCache, Problem,
+    RegistryHosts, Version,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinSet};
@@ -194,6 +194,16 @@ impl Client {
     pub async fn attach(&self, request: &Attach) -> Result<Device, ClientError> {
         let body = self.serialized(request)?;
         let reply = self.send(Method::POST, "/v1/devices", body, CHANGE_DEADLINE).await?;
+        self.parsed(&reply)
+    }
+
+    /// Changes what is set of a device.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn change(&self, id: &str, change: &Change) -> Result<Device, ClientError> {
+        let body = self.serialized(change)?;
+        let reply = self.send(Method::PATCH, &device_path(id), body, ASK_DEADLINE).await?;
         self.parsed(&reply)
     }
 

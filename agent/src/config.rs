@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use penstock_api::OnFailure;
 use penstock_blob::ChunkSize;
 use penstock_cache::Watermarks;
 use penstock_device::Wanted;
@@ -121,6 +122,12 @@ pub struct Config {
     pub platform: Platform,
     /// How devices are shown to the kernel.
     pub transport: Wanted,
+    /// Longest time of one fetch as a reader sees it, when not that of a fetch.
+    pub device_deadline: Option<Duration>,
+    /// What a reader gets then.
+    pub on_failure: OnFailure,
+    /// Longest time that a reader waits in all where it waits.
+    pub wait_limit: Duration,
     /// Flags of mounts besides `ro`.
     pub mount_flags: Vec<Flag>,
     /// How log lines are written.
@@ -171,6 +178,9 @@ impl Default for Config {
             verify_deadline: Duration::from_secs(5),
             platform: Platform::host(),
             transport: Wanted::Auto,
+            device_deadline: None,
+            on_failure: OnFailure::Eio,
+            wait_limit: Duration::from_secs(600),
             mount_flags: vec![Flag::Nodev, Flag::Nosuid],
             log_format: Format::Human,
             log_level: tracing::Level::INFO,

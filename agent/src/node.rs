@@ -80,6 +80,10 @@ impl api::Node for AgentNode {
         Box::pin(async move { Ok(self.attachments.attach(request).await?) })
     }
 
+    fn change<'a>(&'a self, id: &'a str, change: api::Change) -> Answer<'a, api::Device> {
+        Box::pin(async move { Ok(self.attachments.change_policy(id, change).await?) })
+    }
+
     fn detach<'a>(&'a self, id: &'a str, force: bool) -> Answer<'a, ()> {
         Box::pin(async move { Ok(self.attachments.detach(id, force).await?) })
     }

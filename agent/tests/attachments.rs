@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt as _;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
 use penstock_agent::{Agent, Config, StartError, mount::table, state::StateError};
@@ -91,6 +92,7 @@ fn request(reference: &str, mount: Option<&Path>) -> api::Attach {
         transport: api::Wanted::Auto,
         platform: None,
         require_verified: false,
+        policy: api::PolicyChange::default(),
     }
 }
 
@@ -412,10 +414,42 @@ async fn a_read_that_fails_is_an_event_of_its_device() {
     let path = device.device_path.clone().unwrap();
     let read = off_runtime(move || fs::read(path)).await;
     assert!(read.is_err());
-    let events = agent.node().events(0, 100).await.unwrap().events;
-    let event = events.iter().find(|event| event.kind == "device.read_failed").unwrap();
-    assert_eq!(event.fields["device"], device.id);
+    let mut events = agent.node().follow(0).unwrap();
+    let is_said = |event: &api::Event| event.kind == "device.policy_eio" && event.fields["device"] == device.id;
+    while !events.next().await.unwrap().events.iter().any(is_said) {}
+    drop(events);
     assert!(agent.node().device(&device.id).await.unwrap().stats.errors > 0);
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_holds_at_once_for_readers_that_wait_and_after_a_restart() {
+    require_mounts!();
+    let bench = Bench::new().await;
+    let config = || Config { fetch_deadline: Duration::from_secs(1), ..bench.config() };
+    let agent = Agent::start(config()).await.unwrap();
+    let wait = api::PolicyChange { on_failure: Some(api::OnFailure::Wait), ..api::PolicyChange::default() };
+    let device = agent.node().attach(api::Attach { policy: wait, ..request(&bench.image(), None) }).await.unwrap();
+    assert_eq!(device.policy.on_failure, api::OnFailure::Wait);
+    assert_eq!((device.policy.deadline_ms, device.policy.wait_limit_ms), (1000, 600_000));
+    bench.registry.set_down(true);
+    let path = device.device_path.clone().unwrap();
+    let mut reading = tokio::task::JoinSet::new();
+    reading.spawn_blocking(move || fs::read(path));
+    let mut events = agent.node().follow(0).unwrap();
+    while !events.next().await.unwrap().events.iter().any(|event| event.kind == "device.waiting") {}
+    // The reader waits now, and would for ten minutes.
+    let eio = api::Change { policy: api::PolicyChange { on_failure: Some(api::OnFailure::Eio), ..wait } };
+    let changed = agent.node().change(&device.id, eio).await.unwrap();
+    assert_eq!(changed.policy.on_failure, api::OnFailure::Eio);
+    assert!(reading.join_next().await.unwrap().unwrap().is_err());
+    let out_of_bounds = api::Change { policy: api::PolicyChange { deadline_ms: Some(1), ..wait } };
+    assert!(matches!(agent.node().change(&device.id, out_of_bounds).await, Err(NodeError::Invalid(_))));
+    drop(events);
+    agent.stop().await.unwrap();
+
+    let agent = Agent::start(config()).await.unwrap();
+    assert_eq!(agent.node().device(&device.id).await.unwrap().policy, changed.policy);
     agent.stop().await.unwrap();
 }
 

@@ -62,6 +62,8 @@ async fn nothing_that_the_agent_writes_can_be_read_by_others_whatever_the_umask(
             mount: None,
             transport: penstock_api::Wanted::Auto,
             platform: None,
+            require_verified: false,
+            policy: penstock_api::PolicyChange::default(),
         };
         Client::new(dir.path().join("run/s")).attach(&request).await.unwrap();
     } else {

@@ -31,6 +31,7 @@ fn record(id: &str, layers: Vec<LayerRecord>) -> Record {
         platform: "linux/amd64".parse().unwrap(),
         transport: Wanted::Auto,
         layers,
+        policy: penstock_api::PolicyChange::default(),
     };
     let seen = Seen {
         image: "overlaybd, 2 layers".into(),

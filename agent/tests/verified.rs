@@ -74,8 +74,14 @@ impl Bench {
 
     async fn attach(&self, agent: &Agent, require_verified: bool) -> Result<api::Device, NodeError> {
         let reference = self.image();
-        let request =
-            api::Attach { reference, mount: None, transport: api::Wanted::Auto, platform: None, require_verified };
+        let request = api::Attach {
+            reference,
+            mount: None,
+            transport: api::Wanted::Auto,
+            platform: None,
+            require_verified,
+            policy: api::PolicyChange::default(),
+        };
         agent.node().attach(request).await
     }
 

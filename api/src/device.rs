@@ -1,6 +1,6 @@
 //! Devices: what is asked for, and what is answered about each.
 
-use std::path::PathBuf;
+use std::{ops::RangeInclusive, path::PathBuf};
 
 use penstock_blob::Digest;
 use serde::{Deserialize, Serialize};
@@ -52,6 +52,97 @@ pub struct Attach {
     /// Refuse the image unless an index verifies every byte of it. The node's own policy may say so for all images.
     #[serde(default)]
     pub require_verified: bool,
+    /// What its readers get while bytes cannot be fetched. What is absent follows the agent's config.
+    #[serde(default, skip_serializing_if = "PolicyChange::is_empty")]
+    pub policy: PolicyChange,
+}
+
+/// What a reader gets when the bytes that it needs cannot be fetched within the deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// An I/O error.
+    #[default]
+    Eio,
+    /// Nothing yet: fetching is tried again until the wait limit, then an I/O error.
+    Wait,
+}
+
+/// How long readers of a device wait, and what they get then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Policy {
+    /// Longest time of one fetch, in milliseconds.
+    #[schema(example = 30000)]
+    pub deadline_ms: u64,
+    /// What happens after that.
+    pub on_failure: OnFailure,
+    /// Longest time that a reader waits in all where it waits, in milliseconds.
+    #[schema(example = 600_000)]
+    pub wait_limit_ms: u64,
+}
+
+/// What is to be otherwise than it was, or than the agent's config says. What is absent stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyChange {
+    /// Longest time of one fetch, in milliseconds: 1000 to 600000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1000, maximum = 600_000)]
+    pub deadline_ms: Option<u64>,
+    /// What happens after that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<OnFailure>,
+    /// Longest time that a reader waits in all where it waits, in milliseconds: 1000 to 86400000 (a day).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1000, maximum = 86_400_000)]
+    pub wait_limit_ms: Option<u64>,
+}
+
+/// What a deadline may be, in milliseconds: as the agent's `fetch.deadline`.
+pub const DEADLINE_MS: RangeInclusive<u64> = 1_000..=600_000;
+/// What a wait limit may be, in milliseconds. A reader that waits cannot be killed on every kernel; more than a day helps nobody.
+pub const WAIT_LIMIT_MS: RangeInclusive<u64> = 1_000..=86_400_000;
+
+impl PolicyChange {
+    /// Whether it changes nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether every value lies in its bounds.
+    ///
+    /// # Errors
+    /// A sentence that names the one that does not.
+    pub fn check(&self) -> Result<(), String> {
+        let check = |name: &str, value: Option<u64>, bounds: RangeInclusive<u64>| match value {
+            Some(ms) if !bounds.contains(&ms) => {
+                Err(format!("{name} is {ms}, and may be from {} to {}", bounds.start(), bounds.end()))
+            }
+            _ => Ok(()),
+        };
+        check("deadline_ms", self.deadline_ms, DEADLINE_MS)?;
+        check("wait_limit_ms", self.wait_limit_ms, WAIT_LIMIT_MS)
+    }
+
+    /// This, with what `newer` says in its place.
+    #[must_use]
+    pub fn with(self, newer: Self) -> Self {
+        Self {
+            deadline_ms: newer.deadline_ms.or(self.deadline_ms),
+            on_failure: newer.on_failure.or(self.on_failure),
+            wait_limit_ms: newer.wait_limit_ms.or(self.wait_limit_ms),
+        }
+    }
+}
+
+/// What is to be otherwise about an attached device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// What its readers get while bytes cannot be fetched. Takes effect at once, also for readers that wait now.
+    #[serde(default)]
+    pub policy: PolicyChange,
 }
 
 /// Where a device is in its life.
@@ -107,6 +198,8 @@ pub struct Device {
     /// How bytes are checked before they are served, in words.
     #[schema(example = "CRC of each frame; digest of each blob once it is whole")]
     pub verified_by: String,
+    /// What its readers get while bytes cannot be fetched.
+    pub policy: Policy,
     /// Whether it outlives the agent's process: its readers wait then, and go on with the next agent. False through FUSE when nobody
     /// keeps the connection.
     pub outlives_agent: bool,

@@ -48,7 +48,10 @@ pub use cache::{
     BlobUsage, CacheFreed, CacheUsage, CacheVerified, ClearQuery, EvictCache, FreedBlob, Index, IndexState, KeptBlob,
     Verification, VerifyQuery,
 };
-pub use device::{Attach, Detached, Device, DeviceState, NotDetached, Presence, Stats, Transport, Wanted};
+pub use device::{
+    Attach, Change, DEADLINE_MS, Detached, Device, DeviceState, NotDetached, OnFailure, Policy, PolicyChange, Presence,
+    Stats, Transport, WAIT_LIMIT_MS, Wanted,
+};
 pub use endpoint::{Breaker, Endpoint, RegistryHosts, Role};
 pub use event::{Event, Events, EventsQuery, Severity};
 pub use extract::DetachQuery;

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use futures_util::Stream;
 
 use crate::{
-    Attach, CacheFreed, CacheUsage, CacheVerified, Detached, Device, Events, EvictCache, RegistryHosts, Version,
+    Attach, CacheFreed, CacheUsage, CacheVerified, Change, Detached, Device, Events, EvictCache, RegistryHosts, Version,
 };
 
 /// What a call on a [`Node`] answers, later.
@@ -33,6 +33,9 @@ pub trait Node: Send + Sync + 'static {
 
     /// Attaches an image; answers once it can be read.
     fn attach(&self, request: Attach) -> Answer<'_, Device>;
+
+    /// Changes what is set of the device `id`; answers once that holds, and is on disk.
+    fn change<'a>(&'a self, id: &'a str, change: Change) -> Answer<'a, Device>;
 
     /// Detaches the device `id`. When it is in use the answer is [`NodeError::Conflict`], unless `force` is set: then it goes
     /// all the same, and its readers get I/O errors.

@@ -14,8 +14,8 @@ use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    Attach, BLOBS_LISTED, BODY_BYTES, CacheUsage, DetachQuery, Detached, Device, EVENTS_LISTED, Events, EventsQuery,
-    Node, Problem, ProblemKind, Readiness, RegistryHosts, Version,
+    Attach, BLOBS_LISTED, BODY_BYTES, CacheUsage, Change, DetachQuery, Detached, Device, EVENTS_LISTED, Events,
+    EventsQuery, Node, Problem, ProblemKind, Readiness, RegistryHosts, Version,
     extract::{Body, Id, Params},
     follow,
 };
@@ -68,7 +68,7 @@ fn described() -> OpenApiRouter<Shared> {
         .routes(routes!(readyz))
         .routes(routes!(metrics))
         .routes(routes!(devices, attach, detach_all))
-        .routes(routes!(device, detach))
+        .routes(routes!(device, change, detach))
         .routes(routes!(cache))
         .routes(routes!(cache::evict))
         .routes(routes!(cache::clear))
@@ -125,6 +125,19 @@ async fn devices(State(node): State<Shared>) -> Result<Json<Vec<Device>>> {
     ))]
 async fn device(State(node): State<Shared>, Id(id): Id) -> Result<Json<Device>> {
     Ok(Json(node.device(&id).await?))
+}
+
+/// Changes what is set of a device. It takes effect at once, also for readers that wait now, and outlives the agent.
+#[utoipa::path(patch, path = "/v1/devices/{id}", tag = "devices", request_body = Change,
+    params(("id" = String, Path, description = "The device")),
+    responses(
+        (status = 200, body = Device, description = "The device as it is now"),
+        (status = 400, body = Problem, content_type = "application/problem+json", description = "A value is out of its bounds"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "There is no such device"),
+        (status = "default", body = Problem, content_type = "application/problem+json", description = "A problem"),
+    ))]
+async fn change(State(node): State<Shared>, Id(id): Id, Body(change): Body<Change>) -> Result<Json<Device>> {
+    Ok(Json(node.change(&id, change).await?))
 }
 
 /// Attaches an image, and answers once it can be read.

@@ -7,8 +7,8 @@ mod openapi;
 use std::sync::Arc;
 
 use crate::{
-    BLOBS_LISTED, BODY_BYTES, CacheUsage, Detached, Device, Events, NodeError, ProblemKind, Readiness, Version,
-    read_only_router,
+    BLOBS_LISTED, BODY_BYTES, CacheUsage, Detached, Device, Events, NodeError, OnFailure, Policy, PolicyChange,
+    ProblemKind, Readiness, Version, read_only_router,
 };
 use axum::{
     body::Body,
@@ -59,6 +59,32 @@ async fn attaching_answers_201_with_the_device_and_its_place() {
     let made: Device = reply.json();
     assert_eq!(made.reference, "app:2");
     assert_eq!(made.mount_point.as_deref(), Some("/mnt/app".as_ref()));
+}
+
+#[tokio::test]
+async fn a_change_names_what_changes_and_nothing_else() {
+    let patch = |body: &'static str| {
+        let request = Request::patch("/v1/devices/d1").header("content-type", "application/json");
+        ask(Fake::default(), request.body(Body::from(body)).unwrap())
+    };
+    let changed: Device = patch(r#"{"policy":{"deadline_ms":5000}}"#).await.json();
+    assert_eq!(changed.policy, Policy { deadline_ms: 5000, ..device("d1").policy });
+    let refused = patch(r#"{"policy":{"deadline":5000}}"#).await.problem();
+    assert_eq!(refused.kind(), Some(ProblemKind::Invalid));
+    assert!(refused.detail.contains("deadline"), "{}", refused.detail);
+}
+
+#[test]
+fn a_policy_is_checked_against_its_bounds() {
+    let change = PolicyChange { deadline_ms: Some(999), ..PolicyChange::default() };
+    assert!(change.check().unwrap_err().contains("deadline_ms is 999"));
+    let change = PolicyChange { wait_limit_ms: Some(86_400_001), ..PolicyChange::default() };
+    assert!(change.check().unwrap_err().contains("86400000"));
+    let older = PolicyChange { deadline_ms: Some(1000), on_failure: Some(OnFailure::Wait), wait_limit_ms: None };
+    assert_eq!(older.check(), Ok(()));
+    let newer = PolicyChange { deadline_ms: None, on_failure: Some(OnFailure::Eio), wait_limit_ms: Some(2000) };
+    let both = PolicyChange { deadline_ms: Some(1000), on_failure: Some(OnFailure::Eio), wait_limit_ms: Some(2000) };
+    assert_eq!(older.with(newer), both);
 }
 
 #[tokio::test]

@@ -42,6 +42,9 @@ pub(crate) enum AttachError {
     /// The beginning of the disk cannot be read.
     #[error("cannot read the beginning of the image: {}", whole(.0))]
     Head(DeviceReadError),
+    /// A bound of what was asked about failures is not kept.
+    #[error("{0}")]
+    Policy(String),
     /// Another attachment has the mount point.
     #[error("{dir} is the mount point of device {id}; detach that first, or name another directory")]
     MountTaken {

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use penstock_api::PolicyChange;
 use penstock_blob::{Blob, ByteRange, Digest};
 use penstock_cache::Cache;
 use penstock_device::{Choice, Content, Device, DeviceError, DeviceId, Remains, Wanted};
@@ -38,6 +39,8 @@ pub(super) struct Plan {
     pub(super) transport: Wanted,
     /// Where to mount, links resolved.
     pub(super) mount: Option<PathBuf>,
+    /// What was asked about failures.
+    pub(super) policy: PolicyChange,
 }
 
 /// An image that is being served.
@@ -120,6 +123,7 @@ impl Live {
             None => Device::start(id, content, choice.transport, config, metrics).await?,
         };
         let live = Self { device, image, choice, mounted: Mutex::new(None), proof, _served: served };
+        live.obey(parts, plan.policy);
         live.give_away(parts).await;
         let Some(dir) = &plan.mount else { return Ok(live) };
         match live.mount(parts, dir.clone()).await {

@@ -8,7 +8,7 @@ use penstock_cache::Cache;
 use penstock_device::{Transport, Wanted};
 use penstock_fetcher::Reference;
 
-use super::{AttachError, Attachments, Parts, State, live::Live, proof};
+use super::{AttachError, Attachments, Parts, State, live::Live, policy, proof};
 use crate::state::record::{LayerRecord, Record};
 
 impl Attachments {
@@ -72,6 +72,7 @@ pub(super) fn device(record: &Record, state: &State, parts: &Parts) -> api::Devi
         mount_point: mounted.as_ref().map(|mounted| mounted.dir().to_path_buf()),
         file_system: record.seen.file_system.clone(),
         verified_by: record.seen.verified_by.clone(),
+        policy: policy::effective(parts.policy, record.policy),
         outlives_agent: live.is_some_and(|live| live.outlives_agent(parts)),
         attached_at: record.attached_at,
         stats: live

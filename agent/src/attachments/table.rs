@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use penstock_api::PolicyChange;
 use penstock_device::{DeviceId, Wanted};
 use penstock_fetcher::{Platform, Reference};
 
@@ -44,6 +45,7 @@ pub(super) struct Request {
     pub(super) mount: Option<PathBuf>,
     /// Whether it is refused without an index.
     pub(super) require_verified: bool,
+    pub(super) policy: PolicyChange,
 }
 
 /// What a claim found.
@@ -89,6 +91,19 @@ impl Table {
             record: None,
         });
         Ok(Claim::New(id))
+    }
+
+    /// The device of an attachment that serves, and its record.
+    pub(super) fn attached(&self, id: &str) -> Result<(Arc<Live>, Record), AttachError> {
+        if self.is_stopping {
+            return Err(AttachError::Stopping);
+        }
+        let entry = self.entries.iter().find(|entry| entry.id.as_str() == id);
+        let entry = entry.ok_or_else(|| AttachError::NoDevice { id: id.chars().take(64).collect() })?;
+        match (&entry.state, &entry.record) {
+            (State::Attached(live), Some(record)) => Ok((Arc::clone(live), record.clone())),
+            (state, _) => Err(AttachError::WrongState { id: entry.id.clone(), state: state.name() }),
+        }
     }
 
     /// Marks an attachment as going; answers its name in full and its device, if it has one.
@@ -140,6 +155,7 @@ mod tests {
             transport: Wanted::Auto,
             mount: mount.map(PathBuf::from),
             require_verified: false,
+            policy: PolicyChange::default(),
         }
     }
 

@@ -62,9 +62,17 @@ Interrupting it does not undo an attach that is under way: look at `penstock lis
 Examples:
   penstock attach registry.example.com/team/app:1.4
   penstock attach registry.example.com/team/app:1.4 --mount /mnt/app
-  penstock attach localhost:5000/app:1.4 --transport fuse
+  penstock attach localhost:5000/app:1.4 --transport fuse --on-failure wait=10m
   penstock attach registry.example.com/team/app:1.4 --require-verified
   penstock attach app:1 --platform linux/arm64 --output json | jq -r .device_path";
+
+const SET_HELP: &str = "\
+It takes effect at once, also for readers that wait now, and outlives the agent.
+`penstock list --output json` shows what holds (.policy).
+
+Examples:
+  penstock set app-1a2b3c --on-failure wait=10m
+  penstock set app-1a2b3c --on-failure eio --deadline 5s";
 
 const DETACH_HELP: &str = "\
 A device in use stays, unless --force is given: then its readers get I/O errors.
@@ -172,6 +180,9 @@ pub enum ClientCommand {
     /// Make an image readable as a device, and mount it if asked
     #[command(after_help = ATTACH_HELP)]
     Attach(Attach),
+    /// Change what readers of a device get while bytes cannot be fetched
+    #[command(after_help = SET_HELP)]
+    Set(Set),
     /// Unmount and remove a device
     #[command(after_help = DETACH_HELP)]
     Detach(Detach),
@@ -297,6 +308,35 @@ pub struct Attach {
     /// Refuse the image unless an index verifies every byte of it: see `penstock index`
     #[arg(long)]
     pub require_verified: bool,
+    /// What its readers get while bytes cannot be fetched.
+    #[command(flatten)]
+    pub policy: Policy,
+    /// Which agent.
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+/// What readers get while bytes cannot be fetched.
+#[derive(Debug, Args)]
+pub struct Policy {
+    /// What a reader gets after the deadline: eio (an I/O error), or wait[=DURATION] (it waits on, at most so long in all)
+    #[arg(long, value_name = "eio|wait[=TIME]", value_parser = super::policy::on_failure)]
+    pub on_failure: Option<super::policy::OnFailureArg>,
+    /// Longest time that a reader waits for a fetch before that, such as 30s
+    #[arg(long, value_name = "TIME", value_parser = super::policy::deadline)]
+    pub deadline: Option<u64>,
+}
+
+/// `penstock set`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).multiple(true).args(["on_failure", "deadline"])))]
+pub struct Set {
+    /// The device, as `penstock list` names it
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub id: String,
+    /// What changes.
+    #[command(flatten)]
+    pub policy: Policy,
     /// Which agent.
     #[command(flatten)]
     pub connection: Connection,

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use penstock_api::Detached;
+use penstock_api::{Change, Detached};
 
-use super::{Attach, ClientCommand, Completions, Connection, Detach, Events, Exit, Failure, Stats, command, render};
+use super::{
+    Attach, ClientCommand, Completions, Connection, Detach, Events, Exit, Failure, Set, Stats, command, render,
+};
 use crate::{
     client::{Client, Told},
     config::Config,
@@ -15,6 +17,7 @@ use crate::{
 pub(super) async fn execute(command: ClientCommand) -> Result<(), Failure> {
     match command {
         ClientCommand::Attach(args) => attach(args).await,
+        ClientCommand::Set(args) => set(args).await,
         ClientCommand::Detach(args) => detach(args).await,
         ClientCommand::List(args) => list(&args.connection).await,
         ClientCommand::Stats(args) => stats(args).await,
@@ -48,6 +51,7 @@ async fn attach(args: Attach) -> Result<(), Failure> {
         transport: args.transport.into(),
         platform: args.platform,
         require_verified: args.require_verified,
+        policy: (&args.policy).into(),
     };
     let client = args.connection.client()?;
     let what = format!("attaching {}", request.reference);
@@ -63,6 +67,12 @@ pub(super) fn mount_dir(dir: &Path) -> Result<PathBuf, Failure> {
         return Err(fail("its path is not UTF-8".to_owned()));
     }
     Ok(absolute)
+}
+
+async fn set(args: Set) -> Result<(), Failure> {
+    let change = Change { policy: (&args.policy).into() };
+    let device = with_progress("asking the agent", args.connection.client()?.change(&args.id, &change)).await?;
+    Ok(output::answer(args.connection.output, &device, render::device)?)
 }
 
 async fn detach(args: Detach) -> Result<(), Failure> {

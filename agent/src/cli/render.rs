@@ -4,13 +4,16 @@ mod endpoints;
 
 pub(super) use endpoints::endpoints;
 
+use std::time::Duration;
+
 use penstock_api::{
-    CacheUsage, Detached, Device, DeviceState, Event, Events, IndexState, Lost, Severity, Timestamp, Transport,
-    Verification, Version,
+    CacheUsage, Detached, Device, DeviceState, Event, Events, IndexState, Lost, OnFailure, Policy, Severity, Timestamp,
+    Transport, Verification, Version,
 };
 use penstock_blob::Digest;
 use serde::Serialize;
 
+use crate::config::value;
 use crate::{
     client::Message,
     output::{self, Table, percent, size},
@@ -106,6 +109,7 @@ pub(super) fn device(device: &Device) -> String {
     facts.fact("file system", device.file_system.as_deref().unwrap_or_default());
     facts.fact("mounted on", path(device.mount_point.as_deref()));
     facts.fact("checked by", &device.verified_by);
+    facts.fact("on failure", policy(&device.policy));
     facts.fact("attached at", moment(device.attached_at));
     let stats = &device.stats;
     facts.fact("requests", format_args!("{}, {} in flight", stats.requests, stats.in_flight));
@@ -245,6 +249,17 @@ pub(super) fn versions(versions: &Versions) -> String {
         facts.fact("agent", missing);
     }
     facts.to_string()
+}
+
+/// What readers get while bytes cannot be fetched.
+fn policy(policy: &Policy) -> String {
+    let show = |ms| value::show_duration(Duration::from_millis(ms));
+    match policy.on_failure {
+        OnFailure::Eio => format!("an I/O error after {}", show(policy.deadline_ms)),
+        OnFailure::Wait => {
+            format!("readers wait, at most {}; an event after {}", show(policy.wait_limit_ms), show(policy.deadline_ms))
+        }
+    }
 }
 
 fn none_attached() -> String {

@@ -172,10 +172,8 @@ fn a_mount_directory_is_sent_absolute() {
 #[test]
 fn every_shell_gets_completions_that_know_the_commands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let Ok(Command::Client(ClientCommand::Completions(args))) = typed(&format!("penstock completions {shell}"))
-        else {
-            panic!("{shell}")
-        };
+        let Ok(Command::Client(command)) = typed(&format!("penstock completions {shell}")) else { panic!("{shell}") };
+        let ClientCommand::Completions(args) = command else { panic!("{shell}") };
         let script = super::client::script(&args);
         for word in ["attach", "completions", "socket"] {
             assert!(script.contains(word), "{shell} does not know {word}");

@@ -324,6 +324,33 @@ pub static KEYS: &[Key] = &[
         show: |config| Some(config.transport.to_string()),
     },
     Key {
+        name: "device.deadline",
+        what: "longest time that a reader waits for a fetch before device.on_failure, from 1s to 10m; fetch.deadline when not set",
+        is_path: false,
+        set: |config, text| {
+            value::duration_in(text, Duration::from_secs(1), Duration::from_secs(600))
+                .map(|deadline| config.device_deadline = Some(deadline))
+        },
+        show: |config| config.device_deadline.map(value::show_duration),
+    },
+    Key {
+        name: "device.on_failure",
+        what: "what a reader gets then, unless its device was attached or set otherwise: eio, or wait (fetching is tried on)",
+        is_path: false,
+        set: |config, text| value::on_failure(text).map(|on_failure| config.on_failure = on_failure),
+        show: |config| Some(value::show_on_failure(config.on_failure).to_owned()),
+    },
+    Key {
+        name: "device.wait_limit",
+        what: "longest time that a reader waits in all where it waits, then an I/O error, from 1s to 24h",
+        is_path: false,
+        set: |config, text| {
+            value::duration_in(text, Duration::from_secs(1), Duration::from_secs(86_400))
+                .map(|limit| config.wait_limit = limit)
+        },
+        show: |config| Some(value::show_duration(config.wait_limit)),
+    },
+    Key {
         name: "mount.flags",
         what: "flags of mounts besides ro: any of nodev, nosuid, noexec, noatime, nosymfollow",
         is_path: false,

@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use penstock_api::OnFailure;
+
 use penstock_cache::Watermarks;
 
 /// Longest path a unix socket can be bound to: `sun_path` of unix(7) less its NUL.
@@ -89,6 +91,23 @@ pub fn show_duration(value: Duration) -> String {
     match ms {
         _ if ms.is_multiple_of(1_000) => format!("{}s", ms / 1_000),
         _ => format!("{ms}ms"),
+    }
+}
+
+/// What a reader gets when bytes cannot be fetched: `eio` or `wait`.
+pub(super) fn on_failure(text: &str) -> Result<OnFailure, String> {
+    match text {
+        "eio" => Ok(OnFailure::Eio),
+        "wait" => Ok(OnFailure::Wait),
+        _ => Err(format!("{text:?} is not what a reader gets; write eio or wait")),
+    }
+}
+
+/// As it is read back.
+pub(super) const fn show_on_failure(on_failure: OnFailure) -> &'static str {
+    match on_failure {
+        OnFailure::Eio => "eio",
+        OnFailure::Wait => "wait",
     }
 }
 

@@ -168,6 +168,7 @@ impl Stage {
             transport: self.transport,
             platform: None,
             require_verified: false,
+            policy: api::PolicyChange::default(),
         };
         Ok(self.agent()?.node().attach(request).await?)
     }

@@ -94,6 +94,9 @@ kinds! {
     DeviceLeft = "device.left", Note, "a device was left for the next agent; its readers wait for that";
     DeviceForced = "device.forced", Warning, "a device in use was stopped, because the agent ends; its readers get I/O errors";
     DeviceLeftBehind = "device.left_behind", Warning, "a device could not be taken away when the agent ended; the next start cleans up";
+    DeviceWaiting = "device.waiting", Note, "readers wait longer than the deadline for bytes that cannot be fetched";
+    DevicePolicyEio = "device.policy_eio", Warning, "readers get I/O errors, because bytes could not be fetched in the time that the policy allows";
+    DeviceHealed = "device.healed", Note, "readers that waited or got I/O errors get their bytes again";
     DeviceReadFailed = "device.read_failed", Warning, "a read of a device failed; said at most every 10 s for each device";
     DeviceBytesRejected = "device.bytes_rejected", Warning, "bytes from the cache failed a check of the image's format; they are fetched again";
 

@@ -14,7 +14,7 @@ impl From<AttachError> for NodeError {
     fn from(error: AttachError) -> Self {
         let text = error.to_string();
         let kind = match &error {
-            AttachError::Reference(_) | AttachError::Platform(_) => Self::Invalid,
+            AttachError::Reference(_) | AttachError::Platform(_) | AttachError::Policy(_) => Self::Invalid,
             AttachError::Resolve(error) => resolve(error),
             AttachError::Open { error, .. } => open(error),
             AttachError::Unverified(_) => Self::Unsupported,

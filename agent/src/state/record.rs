@@ -7,13 +7,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use penstock_api::Timestamp;
+use penstock_api::{PolicyChange, Timestamp};
 use penstock_blob::{Blob, Digest};
 use penstock_device::{DeviceId, Wanted};
 use penstock_fetcher::{Platform, Reference};
 use serde::{Deserialize, Serialize};
 
-/// The version of the form written here. Version 1 (release 0.1.0) is read too: it did not know `number`. A record of any other version
+/// The version of the form written here. Version 1 (release 0.1.0) is read too: it knew neither `number` nor `policy`. A record of any other version
 /// is left alone, and listed as such.
 const VERSION: u32 = 2;
 /// The oldest version that is read.
@@ -47,6 +47,9 @@ pub struct Record {
     /// The number N of its `/dev/ublkbN`, by which an agent that starts anew takes it over; `None` without ublk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<u32>,
+    /// What was asked for it about failures; what was not follows the config.
+    #[serde(default, skip_serializing_if = "PolicyChange::is_empty")]
+    pub policy: PolicyChange,
     /// When it was attached.
     pub attached_at: Timestamp,
     /// Where its file system is mounted, if it is.
@@ -119,6 +122,9 @@ pub enum RecordError {
     /// The mount point is not absolute.
     #[error("has a mount point that is not an absolute path")]
     Mount,
+    /// A bound of what was asked about failures is not kept.
+    #[error("has a policy out of its bounds: {0}")]
+    Policy(String),
 }
 
 /// What an attachment is recorded with.
@@ -136,6 +142,8 @@ pub struct New {
     pub transport: Wanted,
     /// Its layers, bottom first.
     pub layers: Vec<LayerRecord>,
+    /// What was asked for it about failures.
+    pub policy: PolicyChange,
 }
 
 impl Record {
@@ -150,6 +158,7 @@ impl Record {
             platform: new.platform,
             transport: new.transport,
             number: None,
+            policy: new.policy,
             attached_at: Timestamp::now(),
             mount,
             seen,
@@ -200,6 +209,7 @@ impl Record {
         if self.mount.as_ref().is_some_and(|dir| !dir.is_absolute()) {
             return Err(RecordError::Mount);
         }
+        self.policy.check().map_err(RecordError::Policy)?;
         Ok(())
     }
 }

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Detached, Device, DeviceState, Endpoint,
-    Event, EventStream, Events, EvictCache, FreedBlob, Index, IndexState, KeptBlob, Node, NodeError, NotDetached,
-    Presence, Problem, Readiness, RegistryHosts, Role, Severity, Stats, Timestamp, Transport, Verification, Version,
-    router,
+    Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, Detached, Device, DeviceState,
+    Endpoint, Event, EventStream, Events, EvictCache, FreedBlob, Index, IndexState, KeptBlob, Node, NodeError,
+    NotDetached, OnFailure, Policy, Presence, Problem, Readiness, RegistryHosts, Role, Severity, Stats, Timestamp,
+    Transport, Verification, Version, router,
 };
 use axum::{
     body::Body,
@@ -53,6 +53,7 @@ pub(super) fn device(id: &str) -> Device {
         mount_point: None,
         file_system: Some("ext4".to_owned()),
         verified_by: "CRC of each frame".to_owned(),
+        policy: Policy { deadline_ms: 30_000, on_failure: OnFailure::Eio, wait_limit_ms: 600_000 },
         outlives_agent: true,
         attached_at: time(1_800_000_000),
         stats: Stats { requests: 7, bytes_served: 28_672, hits: 5, misses: 2, ..Stats::default() },
@@ -122,6 +123,17 @@ impl Node for Fake {
 
     fn attach(&self, request: Attach) -> Answer<'_, Device> {
         self.answer(Device { reference: request.reference, mount_point: request.mount, ..device("d2") })
+    }
+
+    fn change<'a>(&'a self, id: &'a str, change: Change) -> Answer<'a, Device> {
+        match self.find(id) {
+            Ok(device) => {
+                let mut device = device.clone();
+                device.policy.deadline_ms = change.policy.deadline_ms.unwrap_or(device.policy.deadline_ms);
+                self.answer(device)
+            }
+            Err(error) => Box::pin(async { Err(error) }),
+        }
     }
 
     fn detach<'a>(&'a self, id: &'a str, force: bool) -> Answer<'a, ()> {

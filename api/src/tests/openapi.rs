@@ -34,6 +34,7 @@ fn every_route_and_its_problems_are_described() {
             "GET /v1/endpoints",
             "GET /v1/events",
             "GET /v1/version",
+            "PATCH /v1/devices/{id}",
             "POST /v1/cache/clear",
             "POST /v1/cache/evict",
             "POST /v1/cache/verify",

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use penstock_api::{
-    Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Detached, Device, DeviceState, Endpoint,
-    Event, EventStream, Events, EvictCache, FreedBlob, Index, IndexState, KeptBlob, Node, NodeError, NotDetached,
-    Presence, Problem, Readiness, RegistryHosts, Role, Severity, Stats, Timestamp, Transport, Verification, Version,
+    Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, Detached, Device, DeviceState,
+    Endpoint, Event, EventStream, Events, EvictCache, FreedBlob, Index, IndexState, KeptBlob, Node, NodeError,
+    NotDetached, OnFailure, Policy, Presence, Problem, Readiness, RegistryHosts, Role, Severity, Stats, Timestamp,
+    Transport, Verification, Version,
 };
 use penstock_blob::Digest;
 use tokio::{net::UnixListener, task::JoinSet};
@@ -57,6 +58,7 @@ pub(super) fn device() -> Device {
         mount_point: Some("/mnt/app".into()),
         file_system: Some("ext4".to_owned()),
         verified_by: "CRC of each frame".to_owned(),
+        policy: Policy { deadline_ms: 30_000, on_failure: OnFailure::Eio, wait_limit_ms: 600_000 },
         outlives_agent: true,
         attached_at: time(),
         stats: Stats {
@@ -217,6 +219,12 @@ impl Node for Fake {
 
     fn attach(&self, _: Attach) -> Answer<'_, Device> {
         self.answer(device())
+    }
+
+    fn change<'a>(&'a self, _: &'a str, change: Change) -> Answer<'a, Device> {
+        let mut device = device();
+        device.policy.deadline_ms = change.policy.deadline_ms.unwrap_or(device.policy.deadline_ms);
+        self.answer(device)
     }
 
     fn detach<'a>(&'a self, _: &'a str, _: bool) -> Answer<'a, ()> {
