@@ -113,8 +113,8 @@ impl Agent {
         let api_metrics = serve::Metrics::new(registry.sub_registry_with_prefix("api"));
         let (fetcher, indexes, cache) = open_sources(&config, (&state, &events), &mut registry).await?;
         let device_metrics = penstock_device::Metrics::new(registry.sub_registry_with_prefix("device"));
-        let mut tasks = watch(&cache, &indexes, &events);
-        tasks.spawn(events::fetcher::pass_on(fetcher.events(), events.clone()));
+        let tasks = watch((&cache, &indexes), &fetcher, &events).await;
+
         let attachments = Attachments::new(Parts {
             fetcher: Arc::clone(&fetcher),
             source: Arc::clone(&cache) as _,
@@ -302,8 +302,11 @@ async fn open_sources(
 }
 
 /// What the sources have to say goes into the events.
-fn watch(cache: &Cache, indexes: &Indexes, events: &Events) -> JoinSet<()> {
+async fn watch(parts: (&Cache, &Indexes), fetcher: &Fetcher, events: &Events) -> JoinSet<()> {
+    let (cache, indexes) = parts;
+    events::credentials::check(fetcher, events).await;
     let mut tasks = JoinSet::new();
+    tasks.spawn(events::fetcher::pass_on(fetcher.events(), events.clone()));
     tasks.spawn(events::cache::pass_on(cache.events(), events.clone()));
     tasks.spawn(indexes::pass_on(indexes.verified.events(), events.clone()));
     tasks
@@ -356,10 +359,7 @@ pub(crate) fn fetcher_config(config: &Config) -> penstock_fetcher::Config {
         tls: config.tls.clone(),
         proxy: config.proxy.clone().map(penstock_fetcher::Secret::new),
         no_proxy: config.no_proxy.clone(),
-        credentials: penstock_fetcher::CredentialSources {
-            docker_config: config.docker_config.clone(),
-            ..penstock_fetcher::CredentialSources::default()
-        },
+        credentials: config.credentials.sources(config.docker_config.clone(), &config.socket),
         ..penstock_fetcher::Config::default()
     }
 }

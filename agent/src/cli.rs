@@ -6,6 +6,7 @@
 mod args;
 mod cache;
 mod client;
+pub mod credentials;
 mod policy;
 mod render;
 #[cfg(test)]
@@ -87,6 +88,9 @@ pub enum Failure {
     /// What was told about an agent on TCP cannot be used.
     #[error(transparent)]
     Remote(#[from] RemoteError),
+    /// There are no credentials to hand over.
+    #[error(transparent)]
+    Input(#[from] credentials::InputError),
     /// There is nothing more to follow.
     #[error("the agent stops, and with it its events; the same command follows the next one")]
     Stopping,
@@ -120,7 +124,7 @@ impl Failure {
             Self::Client(ClientError::Problem(problem)) => problem.into(),
             Self::Client(error) if error.is_unreachable() => Exit::Unreachable,
             Self::Client(_) | Self::Output(_) => Exit::Failed,
-            Self::MountDir { .. } | Self::Remote(_) => Exit::Usage,
+            Self::MountDir { .. } | Self::Remote(_) | Self::Input(_) => Exit::Usage,
             Self::NothingFreed => Exit::Conflict,
             Self::Damaged { .. } => Exit::Damage,
             Self::Stopping => Exit::Later,

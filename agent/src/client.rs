@@ -2,6 +2,7 @@
 //!
 //! One connection for each request: a command asks once or twice. Every failure says in one line what to do next.
 
+mod credentials;
 mod follow;
 mod remote;
 
@@ -395,16 +396,22 @@ impl Client {
     }
 }
 
-/// The path of a device. Bytes that mean something in a URI are escaped (RFC 3986, section 2.1), so that any text names a device or none.
+/// The path of a device.
 fn device_path(id: &str) -> String {
-    let mut path = String::from("/v1/devices/");
-    for byte in id.bytes() {
+    format!("/v1/devices/{}", escaped(id))
+}
+
+/// A text as part of a path or a query. Bytes that mean something in a URI are escaped (RFC 3986, section 2.1), so that any text
+/// stands for itself.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => path.push(char::from(byte)),
-            _ => path.push_str(&format!("%{byte:02X}")),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => escaped.push(char::from(byte)),
+            _ => escaped.push_str(&format!("%{byte:02X}")),
         }
     }
-    path
+    escaped
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! The only reader of the environment and of the config file. Every key stands in one table, [`KEYS`]; every value, from
 //! wherever it comes, goes through the same check, and a refusal names the file and line, the variable or the flag.
 
+pub mod credentials;
 mod file;
 mod flags;
 mod keys;
@@ -114,6 +115,8 @@ pub struct Config {
     pub no_proxy: Option<String>,
     /// Docker's `config.json`.
     pub docker_config: Option<PathBuf>,
+    /// Where else credentials come from.
+    pub credentials: credentials::Credentials,
     /// Whether images without an index that verifies them are refused.
     pub verify_require: bool,
     /// Longest time that looking for an image's index may take.
@@ -174,6 +177,7 @@ impl Default for Config {
             proxy: None,
             no_proxy: None,
             docker_config: None,
+            credentials: credentials::Credentials::default(),
             verify_require: false,
             verify_deadline: Duration::from_secs(5),
             platform: Platform::host(),
@@ -454,6 +458,12 @@ impl Loaded {
             let origin = self.origins.get(refused.key).or_else(|| self.origins.get("listen"));
             let origin = origin.cloned().unwrap_or_else(|| Origin::Flag("listen".to_owned()));
             return Err(ConfigError::Value { origin, key: refused.key, reason: refused.reason });
+        }
+        if let Some((key, missing)) = config.credentials.half_set()
+            && let Some(origin) = self.origins.get(key)
+        {
+            let reason = format!("it needs {missing} beside it; set both, or neither");
+            return Err(ConfigError::Value { origin: origin.clone(), key, reason });
         }
         let clash = config.socket.starts_with(config.cache_dir()) || config.cache_dir() == config.state_dir;
         match (clash, self.origins.get("cache.dir").or_else(|| self.origins.get("socket"))) {

@@ -4,6 +4,7 @@
 //! [`Severity::Detail`], kept in the ring.
 
 pub(crate) mod cache;
+pub(crate) mod credentials;
 pub(crate) mod fetcher;
 mod follow;
 mod kind;

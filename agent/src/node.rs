@@ -1,5 +1,6 @@
 //! The admin API's calls, answered by the agent's parts.
 
+mod credentials;
 mod endpoints;
 mod refusal;
 
@@ -140,6 +141,18 @@ impl api::Node for AgentNode {
     fn endpoints(&self) -> Answer<'_, Vec<api::RegistryHosts>> {
         let all = self.fetcher.registries().into_iter().map(endpoints::registry).collect();
         Box::pin(std::future::ready(Ok(all)))
+    }
+
+    fn credentials(&self) -> Answer<'_, api::Credentials> {
+        Box::pin(async move { Ok(credentials::report(self.fetcher.credentials().await)) })
+    }
+
+    fn hand_over(&self, request: api::HandOver) -> Answer<'_, ()> {
+        Box::pin(credentials::hand_over(&self.fetcher, request))
+    }
+
+    fn withdraw<'a>(&'a self, scope: &'a str) -> Answer<'a, ()> {
+        Box::pin(credentials::withdraw(&self.fetcher, scope))
     }
 
     fn events(&self, since: u64, limit: usize) -> Answer<'_, api::Events> {

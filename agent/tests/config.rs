@@ -143,6 +143,14 @@ fn the_cache_has_a_directory_of_its_own() {
 }
 
 #[test]
+fn kubelet_plugins_need_their_config_and_their_directory() {
+    let error = Sources::new().flags(&["--credentials-kubelet-config", "/k.yaml"]).error();
+    assert!(error.contains("--credentials-kubelet-config") && error.contains("credentials.kubelet_bin_dir"), "{error}");
+    let error = Sources::new().variable("PENSTOCK_CREDENTIALS_SECRET_DIRS", "/a,b").error();
+    assert!(error.contains("absolute"), "{error}");
+}
+
+#[test]
 fn customs_of_other_programs_hold_where_nothing_was_said() {
     let sources = Sources::new().variable("HOME", "/home/u").variable("https_proxy", "http://me:pw@p:3128");
     let loaded = sources.load().unwrap();
@@ -164,6 +172,7 @@ fn what_is_printed_reads_back_as_the_same_config() {
         [cache]\ndir = \"/c\"\ncap = \"1GiB\"\nchunk_size = \"64KiB\"\nwatermarks = \"80%,70%\"\nreserve = \"2GiB\"\nscrub_interval = \"24h\"\n\
         [fetch]\ndeadline = \"1500ms\"\nbytes_in_flight = \"8MiB\"\nrequests_in_flight = 4\nca_bundle = \"/ca.pem\"\n\
         hosts_dirs = \"/certs.d:/etc/docker/certs.d\"\nredirects_allowed = [\"minio.lan\", \"10.0.0.0/8\"]\nplain_http = [\"a:1\", \"b\"]\ntls = [\"127.0.0.1:8443\"]\nproxy = \"http://p:1\"\nno_proxy = \"x,y\"\ndocker_config = \"/d.json\"\nplatform = \"linux/arm64/v8\"\n\
+        [credentials]\nfile = \"/c.toml\"\nkubelet_config = \"/k.yaml\"\nkubelet_bin_dir = \"/bin\"\nsecret_dirs = [\"/a\", \"/b\"]\ntimeout = \"5s\"\nkeep = \"no\"\n\
         [device]\ntransport = \"fuse\"\ndeadline = \"7s\"\non_failure = \"wait\"\nwait_limit = \"90s\"\n[mount]\nflags = \"noexec,nodev\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n";
     let first = Sources::new().file(text).load().unwrap();
     let shown = |loaded: &Loaded| format!("{:?}", loaded.config);

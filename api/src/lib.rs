@@ -9,7 +9,7 @@
 //! # Layout
 //!
 //! - `node`: the calls that the routes need, and [`NodeError`].
-//! - `device`, `cache`, `event`, `version`: what is sent and answered.
+//! - `device`, `cache`, `credential`, `event`, `version`: what is sent and answered.
 //! - `problem`: errors as RFC 9457 problem details, and the one table from error to status.
 //! - `extract`: reading a request, each failure a problem.
 //! - `follow`: events as they happen.
@@ -32,6 +32,7 @@
 //! its call: see [`Node`].
 
 mod cache;
+mod credential;
 mod device;
 mod endpoint;
 mod event;
@@ -47,6 +48,9 @@ mod version;
 pub use cache::{
     BlobUsage, CacheFreed, CacheUsage, CacheVerified, ClearQuery, EvictCache, FreedBlob, Index, IndexState, KeptBlob,
     Verification, VerifyQuery,
+};
+pub use credential::{
+    CredentialProvider, CredentialRefusal, CredentialUse, Credentials, HandOver, HandedOver, SecretText, WithdrawQuery,
 };
 pub use device::{
     Attach, Change, DEADLINE_MS, Detached, Device, DeviceState, NotDetached, OnFailure, Policy, PolicyChange, Presence,

@@ -5,7 +5,8 @@ use std::pin::Pin;
 use futures_util::Stream;
 
 use crate::{
-    Attach, CacheFreed, CacheUsage, CacheVerified, Change, Detached, Device, Events, EvictCache, RegistryHosts, Version,
+    Attach, CacheFreed, CacheUsage, CacheVerified, Change, Credentials, Detached, Device, Events, EvictCache, HandOver,
+    RegistryHosts, Version,
 };
 
 /// What a call on a [`Node`] answers, later.
@@ -58,6 +59,15 @@ pub trait Node: Send + Sync + 'static {
 
     /// Whom the content of each registry is asked for, sorted by registry. Never waits.
     fn endpoints(&self) -> Answer<'_, Vec<RegistryHosts>>;
+
+    /// Which credentials there are, without any secret.
+    fn credentials(&self) -> Answer<'_, Credentials>;
+
+    /// Takes credentials for a registry or a path in one; what is none is [`NodeError::Invalid`].
+    fn hand_over(&self, request: HandOver) -> Answer<'_, ()>;
+
+    /// Forgets those handed over for exactly this scope, else [`NodeError::NotFound`].
+    fn withdraw<'a>(&'a self, scope: &'a str) -> Answer<'a, ()>;
 
     /// The kept events with a sequence beyond `since`, oldest first, the first `limit` of them.
     fn events(&self, since: u64, limit: usize) -> Answer<'_, Events>;

@@ -15,7 +15,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     Attach, BLOBS_LISTED, BODY_BYTES, CacheUsage, Change, DetachQuery, Detached, Device, EVENTS_LISTED, Events,
-    EventsQuery, Node, Problem, ProblemKind, Readiness, RegistryHosts, Version,
+    EventsQuery, Node, Problem, ProblemKind, Readiness, RegistryHosts, Version, credential,
     extract::{Body, Id, Params},
     follow,
 };
@@ -25,8 +25,8 @@ const OPENMETRICS: HeaderValue = HeaderValue::from_static("application/openmetri
 
 mod cache;
 
-type Shared = Arc<dyn Node>;
-type Result<T, E = Problem> = std::result::Result<T, E>;
+pub(crate) type Shared = Arc<dyn Node>;
+pub(crate) type Result<T, E = Problem> = std::result::Result<T, E>;
 
 #[derive(utoipa::OpenApi)]
 #[openapi(info(
@@ -73,6 +73,7 @@ fn described() -> OpenApiRouter<Shared> {
         .routes(routes!(cache::evict))
         .routes(routes!(cache::clear))
         .routes(routes!(cache::verify))
+        .routes(routes!(credential::credentials, credential::hand_over, credential::withdraw))
         .routes(routes!(endpoints))
         .routes(routes!(events))
         .routes(routes!(version))

@@ -288,3 +288,26 @@ async fn endpoints_are_listed_by_registry_with_their_breakers() {
     let all: Vec<crate::RegistryHosts> = reply.json();
     assert_eq!((all[0].registry.as_str(), all[0].endpoints[0].requests), ("docker.io", 7));
 }
+
+#[tokio::test]
+async fn credentials_are_handed_over_listed_without_secrets_and_withdrawn() {
+    let put = |body: &'static str| {
+        let request = Request::put("/v1/credentials").header(header::CONTENT_TYPE, "application/json");
+        ask(Fake::default(), request.body(Body::from(body)).unwrap())
+    };
+    let taken = put(r#"{"scope":"registry.example.com","username":"u","password":"hunter2"}"#).await;
+    assert_eq!((taken.status, taken.body.as_str()), (204, ""));
+    let refused = put(r#"{"scope":"?","identity_token":"hunter2"}"#).await;
+    assert!(!refused.body.contains("hunter2"), "{}", refused.body);
+    assert_eq!(refused.problem().kind(), Some(ProblemKind::Invalid));
+    let unknown = put(r#"{"scope":"registry.example.com","token":"hunter2"}"#).await;
+    assert!(unknown.body.contains("token") && !unknown.body.contains("hunter2"), "{}", unknown.body);
+    let listed: crate::Credentials = get(Fake::default(), "/v1/credentials").await.json();
+    assert_eq!(listed, fake::credentials());
+    let gone = ask(Fake::default(), request("DELETE", "/v1/credentials?scope=registry.example.com")).await;
+    assert_eq!(gone.status, 204);
+    let none = ask(Fake::default(), request("DELETE", "/v1/credentials?scope=other.example.com")).await.problem();
+    assert_eq!(none.kind(), Some(ProblemKind::NotFound));
+    let text = crate::SecretText::new("hunter2".to_owned());
+    assert_eq!(format!("{text:?}"), "SecretText(..)");
+}

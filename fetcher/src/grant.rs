@@ -31,17 +31,21 @@ impl Fetcher {
         expires: Option<SystemTime>,
     ) -> Result<(), HandOverError> {
         let auth = &self.core.auth;
-        auth.credentials.handed_over().take(scope.clone(), (credential, expires), SystemTime::now()).await?;
+        let handed_over = auth.credentials.handed_over();
+        handed_over.take(scope.clone(), (credential, expires), SystemTime::now())?;
         auth.begin_anew(&scope);
+        handed_over.keep().await;
         Ok(())
     }
 
     /// Forgets the credentials handed over for exactly this scope, and every token had for them. Whether there were any.
     pub async fn withdraw(&self, scope: &CredentialScope) -> bool {
         let auth = &self.core.auth;
-        let held = auth.credentials.handed_over().withdraw(scope).await;
+        let handed_over = auth.credentials.handed_over();
+        let held = handed_over.withdraw(scope);
         if held {
             auth.begin_anew(scope);
+            handed_over.keep().await;
         }
         held
     }

@@ -195,6 +195,9 @@ pub enum ClientCommand {
     /// Show what is kept on this node, remove some of it, or read it again
     #[command(after_help = CACHE_HELP)]
     Cache(super::cache::Cache),
+    /// Show who has credentials for registries, hand some over, or forget them
+    #[command(after_help = super::credentials::HELP)]
+    Credentials(Box<super::credentials::Credentials>),
     /// Show whom the content of registries is asked for, mirrors included, and how they fare
     #[command(after_help = ENDPOINTS_HELP)]
     Endpoints(Show),

@@ -22,6 +22,7 @@ pub(super) async fn execute(command: ClientCommand) -> Result<(), Failure> {
         ClientCommand::List(args) => list(&args.connection).await,
         ClientCommand::Stats(args) => stats(args).await,
         ClientCommand::Cache(args) => super::cache::run(args).await,
+        ClientCommand::Credentials(args) => super::credentials::execute(*args).await,
         ClientCommand::Endpoints(args) => endpoints(&args.connection).await,
         ClientCommand::Events(args) => events(args).await,
         ClientCommand::Version(args) => version(&args.connection).await,

@@ -279,7 +279,7 @@ fn presence(device: &Device) -> String {
 }
 
 /// To the second, in UTC.
-fn moment(time: Timestamp) -> String {
+pub(super) fn moment(time: Timestamp) -> String {
     Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
 }
 

@@ -1,5 +1,6 @@
 //! What is typed, and what is shown: against golden texts, and against the API's own router over a fake node.
 
+mod credentials;
 mod fake;
 mod golden;
 

@@ -298,6 +298,58 @@ pub static KEYS: &[Key] = &[
         show: |config| Some(config.platform.to_string()),
     },
     Key {
+        name: "credentials.file",
+        what: "file of Penstock's own with credentials, mode 0600 or 0640; read whenever it is needed",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.credentials.file = Some(path)),
+        show: |config| config.credentials.file.as_ref().map(|path| path.display().to_string()),
+    },
+    Key {
+        name: "credentials.kubelet_config",
+        what: "the kubelet's CredentialProviderConfig, YAML or JSON; its plugins are asked as the kubelet asks them",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.credentials.kubelet_config = Some(path)),
+        show: |config| config.credentials.kubelet_config.as_ref().map(|path| path.display().to_string()),
+    },
+    Key {
+        name: "credentials.kubelet_bin_dir",
+        what: "directory of the kubelet's credential provider plugins",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.credentials.kubelet_bin_dir = Some(path)),
+        show: |config| config.credentials.kubelet_bin_dir.as_ref().map(|path| path.display().to_string()),
+    },
+    Key {
+        name: "credentials.secret_dirs",
+        what: "directories where Kubernetes secrets with registry credentials are mounted",
+        is_path: false,
+        set: |config, text| {
+            let dirs: Result<_, String> = value::words(text).iter().map(|dir| value::absolute(dir)).collect();
+            config.credentials.secret_dirs = dirs?;
+            Ok(())
+        },
+        show: |config| {
+            let dirs: Vec<_> = config.credentials.secret_dirs.iter().map(|dir| dir.display().to_string()).collect();
+            (!dirs.is_empty()).then(|| dirs.join(","))
+        },
+    },
+    Key {
+        name: "credentials.timeout",
+        what: "longest time that a credential helper or plugin may take, from 1s to 1m",
+        is_path: false,
+        set: |config, text| {
+            value::duration_in(text, Duration::from_secs(1), Duration::from_secs(60))
+                .map(|timeout| config.credentials.timeout = timeout)
+        },
+        show: |config| Some(value::show_duration(config.credentials.timeout)),
+    },
+    Key {
+        name: "credentials.keep",
+        what: "whether credentials handed over by API outlive a restart of the agent: memory (until the reboot, beside the socket, never on a disk) or no",
+        is_path: false,
+        set: |config, text| text.parse().map(|keep| config.credentials.keep = keep),
+        show: |config| Some(config.credentials.keep.name().to_owned()),
+    },
+    Key {
         name: "verify.require",
         what: "true refuses every image that has no index (see penstock index); false verifies by an index where there is one",
         is_path: false,

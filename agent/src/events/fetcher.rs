@@ -30,8 +30,12 @@ fn record(event: &Event, to: &Events) {
         Event::WrongBytes { endpoint, blob, .. } => {
             to.record(Kind::EndpointWrongBytes, &text, &[("endpoint", endpoint), ("blob", &blob.to_string())]);
         }
-        Event::CredentialsRefused { host, .. } => to.record(Kind::CredentialsRefused, &text, &[("endpoint", host)]),
-        Event::CredentialsRefreshed { host, .. } => to.record(Kind::CredentialsRefreshed, &text, &[("endpoint", host)]),
+        Event::CredentialsRefused { host, provider, .. } => {
+            to.record(Kind::CredentialsRefused, &text, &[("endpoint", host), ("provider", provider.name())]);
+        }
+        Event::CredentialsRefreshed { host, provider } => {
+            to.record(Kind::CredentialsRefreshed, &text, &[("endpoint", host), ("provider", provider.name())]);
+        }
         Event::HostsRefused { registry, .. } => to.record(Kind::HostsRefused, &text, &[("registry", registry)]),
         Event::HostsTaken { registry, .. } => to.record(Kind::HostsTaken, &text, &[("registry", registry)]),
     }

@@ -110,6 +110,7 @@ kinds! {
     HostsTaken = "hosts.taken", Note, "a changed hosts.toml is used";
 
     // credentials: what registries are shown.
+    CredentialsUnusable = "credentials.unusable", Warning, "a provider of credentials that is configured cannot be used as the agent starts";
     CredentialsRefused = "credentials.refused", Warning, "a registry or its token server refuses the credentials of a provider, which it did not refuse before";
     CredentialsRefreshed = "credentials.refreshed", Detail, "credentials that were refused, or others in their place, are accepted";
 

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, Detached, Device, DeviceState,
-    Endpoint, Event, EventStream, Events, EvictCache, FreedBlob, Index, IndexState, KeptBlob, Node, NodeError,
-    NotDetached, OnFailure, Policy, Presence, Problem, Readiness, RegistryHosts, Role, Severity, Stats, Timestamp,
-    Transport, Verification, Version, router,
+    Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, CredentialProvider,
+    CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, Endpoint, Event, EventStream, Events,
+    EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Node, NodeError, NotDetached, OnFailure,
+    Policy, Presence, Problem, Readiness, RegistryHosts, Role, Severity, Stats, Timestamp, Transport, Verification,
+    Version, router,
 };
 use axum::{
     body::Body,
@@ -88,6 +89,36 @@ fn event(sequence: u64) -> Event {
     }
 }
 
+pub(super) fn credentials() -> Credentials {
+    Credentials {
+        providers: vec![
+            CredentialProvider { provider: "api".to_owned(), path: None, problem: None },
+            CredentialProvider {
+                provider: "static-file".to_owned(),
+                path: Some("/etc/penstock/credentials.toml".into()),
+                problem: Some("its mode is 0644; `chmod 0600` it".to_owned()),
+            },
+        ],
+        handed_over: vec![HandedOver {
+            scope: "registry.example.com".to_owned(),
+            kind: "password".to_owned(),
+            expires_at: Some(time(1_800_000_000)),
+        }],
+        kept: true,
+        kept_reason: None,
+        in_use: vec![CredentialUse {
+            scope: "registry.example.com/team/app".to_owned(),
+            provider: Some("api".to_owned()),
+            expires_at: Some(time(1_800_000_000)),
+            refused: vec![CredentialRefusal {
+                provider: "docker-config".to_owned(),
+                at: time(1_800_000_000),
+                reason: "token server auth.example.com: answered 401 Unauthorized to these credentials".to_owned(),
+            }],
+        }],
+    }
+}
+
 impl Fake {
     fn answer<T: Send + 'static>(&self, value: T) -> Answer<'_, T> {
         assert!(!self.panics, "the fake panics");
@@ -154,6 +185,22 @@ impl Node for Fake {
             detached: Vec::new(),
             failed: ids.map(|id| NotDetached { id, problem: problem.clone() }).collect(),
         })
+    }
+
+    fn credentials(&self) -> Answer<'_, Credentials> {
+        self.answer(credentials())
+    }
+
+    fn hand_over(&self, request: HandOver) -> Answer<'_, ()> {
+        let known = request.scope == "registry.example.com";
+        Box::pin(async move { if known { Ok(()) } else { Err(NodeError::Invalid("it is no scope".to_owned())) } })
+    }
+
+    fn withdraw<'a>(&'a self, scope: &'a str) -> Answer<'a, ()> {
+        let known = scope == "registry.example.com";
+        Box::pin(
+            async move { if known { Ok(()) } else { Err(NodeError::NotFound("none were handed over".to_owned())) } },
+        )
     }
 
     fn cache(&self) -> Answer<'_, CacheUsage> {

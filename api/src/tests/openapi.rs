@@ -23,12 +23,14 @@ fn every_route_and_its_problems_are_described() {
     assert_eq!(
         routes,
         [
+            "DELETE /v1/credentials",
             "DELETE /v1/devices",
             "DELETE /v1/devices/{id}",
             "GET /healthz",
             "GET /metrics",
             "GET /readyz",
             "GET /v1/cache",
+            "GET /v1/credentials",
             "GET /v1/devices",
             "GET /v1/devices/{id}",
             "GET /v1/endpoints",
@@ -39,6 +41,7 @@ fn every_route_and_its_problems_are_described() {
             "POST /v1/cache/evict",
             "POST /v1/cache/verify",
             "POST /v1/devices",
+            "PUT /v1/credentials",
         ]
     );
     assert_eq!(api["components"]["schemas"]["Attach"]["additionalProperties"], false);

@@ -74,8 +74,8 @@ impl HandedOver {
         Self { entries: Mutex::new(entries), kept, writing: tokio::sync::Mutex::default() }
     }
 
-    /// Takes credentials, in the place of those held for the same scope.
-    pub(crate) async fn take(
+    /// Takes credentials, in the place of those held for the same scope. They are kept by [`Self::keep`].
+    pub(crate) fn take(
         &self,
         scope: CredentialScope,
         entry: (Credential, Option<SystemTime>),
@@ -97,20 +97,16 @@ impl HandedOver {
             }
             entries.insert(scope, entry);
         }
-        self.keep().await;
         Ok(())
     }
 
     /// Forgets what is held for exactly this scope; whether there was anything.
-    pub(crate) async fn withdraw(&self, scope: &CredentialScope) -> bool {
-        let held = self.entries.lock().remove(scope).is_some();
-        if held {
-            self.keep().await;
-        }
-        held
+    pub(crate) fn withdraw(&self, scope: &CredentialScope) -> bool {
+        self.entries.lock().remove(scope).is_some()
     }
 
-    async fn keep(&self) {
+    /// Writes what is held now for the next process.
+    pub(crate) async fn keep(&self) {
         let _writing = self.writing.lock().await;
         let entries = self.entries.lock().clone();
         self.kept.write(entries).await;
@@ -169,35 +165,35 @@ mod tests {
         held.find(Wanted { host, repository }, now).pop().map(|found| found.credential)
     }
 
-    #[tokio::test]
-    async fn the_longest_scope_that_has_not_ended_is_used() {
+    #[test]
+    fn the_longest_scope_that_has_not_ended_is_used() {
         let now = SystemTime::now();
         let soon = now + Duration::from_secs(10);
         let held = HandedOver::new(None, now);
-        held.take(scope("r.io"), (password("host"), None), now).await.unwrap();
-        held.take(scope("r.io/team"), (password("team"), Some(soon)), now).await.unwrap();
+        held.take(scope("r.io"), (password("host"), None), now).unwrap();
+        held.take(scope("r.io/team"), (password("team"), Some(soon)), now).unwrap();
         assert_eq!(found(&held, "r.io", "team/app", now), Some(password("team")));
         assert_eq!(found(&held, "r.io", "other", now), Some(password("host")));
         assert_eq!(found(&held, "s.io", "team/app", now), None);
         assert_eq!(found(&held, "r.io", "team/app", soon), Some(password("host")));
         assert_eq!(held.scopes(soon).len(), 1);
-        assert!(held.withdraw(&scope("r.io")).await);
-        assert!(!held.withdraw(&scope("r.io")).await);
+        assert!(held.withdraw(&scope("r.io")));
+        assert!(!held.withdraw(&scope("r.io")));
         assert_eq!(found(&held, "r.io", "other", now), None);
     }
 
-    #[tokio::test]
-    async fn what_cannot_be_used_or_is_too_much_is_refused() {
+    #[test]
+    fn what_cannot_be_used_or_is_too_much_is_refused() {
         let now = SystemTime::now();
         let held = HandedOver::new(None, now);
-        let ended = held.take(scope("r.io"), (password("p"), Some(now)), now).await;
+        let ended = held.take(scope("r.io"), (password("p"), Some(now)), now);
         assert!(matches!(ended, Err(HandOverError::Ended { .. })));
-        let broken = held.take(scope("r.io"), (password("hunter2\r\nx: y"), None), now).await.unwrap_err();
+        let broken = held.take(scope("r.io"), (password("hunter2\r\nx: y"), None), now).unwrap_err();
         assert!(!format!("{broken} {broken:?}").contains("hunter2"));
         for n in 0..MAX_SCOPES {
-            held.take(scope(&format!("r.io/n{n}")), (password("p"), None), now).await.unwrap();
+            held.take(scope(&format!("r.io/n{n}")), (password("p"), None), now).unwrap();
         }
-        assert_eq!(held.take(scope("s.io"), (password("p"), None), now).await, Err(HandOverError::Full));
-        held.take(scope("r.io/n0"), (password("q"), None), now).await.unwrap();
+        assert_eq!(held.take(scope("s.io"), (password("p"), None), now), Err(HandOverError::Full));
+        held.take(scope("r.io/n0"), (password("q"), None), now).unwrap();
     }
 }

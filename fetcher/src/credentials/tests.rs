@@ -180,7 +180,6 @@ async fn full_chain(dir: &std::path::Path) -> Chain {
         chain
             .handed_over()
             .take(scope.parse().unwrap(), (basic("api", "p"), None), std::time::SystemTime::now())
-            .await
             .unwrap();
     }
     chain

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use penstock_api::{
-    Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, Detached, Device, DeviceState,
-    Endpoint, Event, EventStream, Events, EvictCache, FreedBlob, Index, IndexState, KeptBlob, Node, NodeError,
-    NotDetached, OnFailure, Policy, Presence, Problem, Readiness, RegistryHosts, Role, Severity, Stats, Timestamp,
-    Transport, Verification, Version,
+    Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, CredentialProvider,
+    CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, Endpoint, Event, EventStream, Events,
+    EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Node, NodeError, NotDetached, OnFailure,
+    Policy, Presence, Problem, Readiness, RegistryHosts, Role, Severity, Stats, Timestamp, Transport, Verification,
+    Version,
 };
 use penstock_blob::Digest;
 use tokio::{net::UnixListener, task::JoinSet};
@@ -95,6 +96,36 @@ pub(super) fn failed_device() -> Device {
         size_bytes: 0,
         stats: Stats::default(),
         ..device()
+    }
+}
+
+pub(super) fn credentials() -> Credentials {
+    Credentials {
+        providers: vec![
+            CredentialProvider { provider: "api".to_owned(), path: None, problem: None },
+            CredentialProvider {
+                provider: "static-file".to_owned(),
+                path: Some("/etc/penstock/credentials.toml".into()),
+                problem: Some("its mode is 0644; `chmod 0600` it".to_owned()),
+            },
+        ],
+        handed_over: vec![HandedOver {
+            scope: "registry.example.com".to_owned(),
+            kind: "password".to_owned(),
+            expires_at: Some(time()),
+        }],
+        kept: true,
+        kept_reason: None,
+        in_use: vec![CredentialUse {
+            scope: "registry.example.com/team/app".to_owned(),
+            provider: Some("api".to_owned()),
+            expires_at: Some(time()),
+            refused: vec![CredentialRefusal {
+                provider: "docker-config".to_owned(),
+                at: time(),
+                reason: "token server auth.example.com: answered 401 Unauthorized to these credentials".to_owned(),
+            }],
+        }],
     }
 }
 
@@ -235,6 +266,22 @@ impl Node for Fake {
         let problem = Problem::from(NodeError::Conflict("/mnt/app is in use".to_owned()));
         let stays = NotDetached { id: "d1".to_owned(), problem };
         self.answer(Detached { detached: vec!["d12".to_owned()], failed: if force { Vec::new() } else { vec![stays] } })
+    }
+
+    fn credentials(&self) -> Answer<'_, Credentials> {
+        self.answer(credentials())
+    }
+
+    fn hand_over(&self, request: HandOver) -> Answer<'_, ()> {
+        let known = request.scope == "registry.example.com";
+        Box::pin(async move { if known { Ok(()) } else { Err(NodeError::Invalid("it is no scope".to_owned())) } })
+    }
+
+    fn withdraw<'a>(&'a self, scope: &'a str) -> Answer<'a, ()> {
+        let known = scope == "registry.example.com";
+        Box::pin(
+            async move { if known { Ok(()) } else { Err(NodeError::NotFound("none were handed over".to_owned())) } },
+        )
     }
 
     fn cache(&self) -> Answer<'_, CacheUsage> {
