@@ -73,10 +73,12 @@ impl Child {
         self.process.wait().unwrap().signal() == Some(9)
     }
 
-    /// SIGKILL.
-    pub(super) fn kill(mut self) {
+    /// SIGKILL; what it had said and nobody had heard yet. The last of that may be cut off.
+    pub(super) fn kill(mut self) -> Vec<String> {
         self.process.kill().unwrap();
+        let unheard = std::iter::from_fn(|| self.hear()).collect();
         self.process.wait().unwrap();
+        unheard
     }
 }
 
