@@ -169,6 +169,7 @@ pub(crate) async fn run(store: Arc<Store>) {
 pub(crate) fn look(store: &Store, minute: bool) {
     store.storing.look();
     if minute {
+        store.room().run();
         store.shared.clock.advance();
         store.measure();
         store.look_at_files();

@@ -41,6 +41,8 @@ struct State {
     limit: u64,
     /// Nothing more is taken: the file system has less free than the reserve, and not by our doing.
     pressed: bool,
+    /// Eviction to the low mark may begin.
+    is_running: bool,
     /// The high mark was passed, the low one not reached again.
     ebbing: bool,
     waiters: VecDeque<(u64, oneshot::Sender<bool>)>,
@@ -163,15 +165,25 @@ impl Room {
         state.leaving = state.leaving.saturating_sub(bytes);
     }
 
+    /// From now on there is eviction in the background. Not from the open on: those who retain blobs have not come yet.
+    pub(crate) fn run(&self) {
+        self.state.lock().is_running = true;
+    }
+
     /// What has to be freed: for those who wait, to get below the limit, and from the high to the low mark.
     pub(crate) fn goal(&self) -> Goal {
         let mut state = self.state.lock();
         let waiting: u64 = state.waiters.iter().map(|(bytes, _)| bytes).sum();
         let staying = state.used.saturating_sub(state.leaving);
         let low = self.marks.low_of(state.limit);
-        state.ebbing = staying > self.marks.high_of(state.limit) || (state.ebbing && staying > low);
+        let ebbing = staying > self.marks.high_of(state.limit) || (state.ebbing && staying > low);
+        state.ebbing = state.is_running && ebbing;
         let must = staying.saturating_add(waiting).saturating_sub(state.limit);
-        let ebb = if state.ebbing || must > 0 { staying.saturating_add(waiting).saturating_sub(low) } else { 0 };
+        let ebb = if state.ebbing || (must > 0 && state.is_running) {
+            staying.saturating_add(waiting).saturating_sub(low)
+        } else {
+            0
+        };
         Goal { must, want: ebb.max(must) }
     }
 
@@ -223,7 +235,10 @@ mod tests {
     #[test]
     fn between_the_marks_nothing_is_wanted_until_the_high_one_is_passed_again() {
         let room = Room::new(100, Watermarks::new(90, 80).unwrap(), Arc::default(), Level::default());
-        room.occupy(90);
+        room.occupy(91);
+        assert_eq!(room.goal(), Goal::default(), "it does not run yet");
+        room.run();
+        room.give(1);
         assert_eq!(room.goal(), Goal::default());
         room.occupy(1);
         assert_eq!(room.goal(), Goal { must: 0, want: 11 });

@@ -76,6 +76,7 @@ async fn eviction_runs_from_the_high_to_the_low_mark_before_the_cap_is_reached()
     bench.config.cap_bytes = 20 * MIB;
     bench.config.watermarks = Watermarks::new(80, 50).unwrap();
     let cache = bench.open_with(Arc::new(FailingDisk::default()), FakeIndex::new(Mood::Good).opener()).await;
+    cache.look();
     let (blob, _) = bench.blobs[0];
     for extent in 0..15 {
         cache.read(blob, range(extent * MIB, (extent + 1) * MIB)).await.unwrap();
