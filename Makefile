@@ -3,11 +3,13 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint fuzz bench setup setup-test
+.PHONY: help build demo test lint fuzz soak bench setup setup-test
 
 CARGO ?= cargo
 # Seconds for each fuzz target.
-FUZZ_SECONDS ?= 60
+FUZZ_SECONDS ?= 30
+# Seconds of the soak.
+SOAK_SECONDS ?= 60
 # Arguments for `penstock demo` or the benches, such as ARGS=--exit.
 ARGS ?=
 # rustup puts cargo there; a shell that was open before does not know.
@@ -17,7 +19,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  ARGS=... goes to the demo or the benches: make demo ARGS=--exit"
-	@echo "  FUZZ_SECONDS=60 is the time of each fuzz target"
+	@echo "  FUZZ_SECONDS=30 is the time of each fuzz target, SOAK_SECONDS=60 that of the soak"
 
 build: setup ## the penstock binary, optimised: target/release/penstock
 	$(CARGO) build --locked --release -p penstock-agent
@@ -35,6 +37,9 @@ lint: setup ## formatting, clippy, docs
 
 fuzz: setup-test ## every fuzz target for FUZZ_SECONDS
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) CARGO=$(CARGO) tests/scripts/test.sh fuzz
+
+soak: setup-test ## random readers while everything fails, for SOAK_SECONDS; prints figures
+	@SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked -p penstock-tests --test soak -- --nocapture
 
 bench: setup-test ## measure reads, starts and lookups: tables here, JSON in benches/results
 	$(CARGO) run --locked --profile ci -p penstock-benches -- $(ARGS)

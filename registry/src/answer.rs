@@ -29,7 +29,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) addresses: Addresses,
-    pub(crate) redirect: Option<Redirect>,
+    pub(crate) redirect: Mutex<Option<Redirect>>,
     pub(crate) latency: Mutex<Duration>,
     pub(crate) store: Store,
     pub(crate) uploads: Uploads,
@@ -120,7 +120,8 @@ pub(crate) async fn serve(shared: &Arc<Shared>, wire: &Arc<Wire>, request: Reque
     let (head, body) = request.into_parts();
     let route = Route::of(head.uri.path());
     let entry = shared.record.begin(&head.method, head.uri.path(), &route);
-    let fault = shared.faults.take(&head.method, &route, shared.redirect.is_some());
+    let redirects = shared.redirect.lock().is_some();
+    let fault = shared.faults.take(&head.method, &route, redirects);
     let latency = *shared.latency.lock();
     let late = if let Some(Fault::Delay(by)) = fault { latency.saturating_add(by) } else { latency };
     if !late.is_zero() {
@@ -253,7 +254,8 @@ impl Shared {
 
     fn blob(&self, repository: &str, digest: &Digest, head: &Parts, ignore_range: bool) -> Result<Answer, Refusal> {
         let content = self.store.blob(repository, digest).ok_or_else(Refusal::blob_unknown)?;
-        match self.redirect {
+        let redirect = *self.redirect.lock();
+        match redirect {
             Some(redirect) if head.method == Method::GET => {
                 let path = self.signer.sign(digest, redirect.ttl);
                 let url = format!("http://{}{path}", self.addresses.storage);

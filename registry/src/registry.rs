@@ -18,7 +18,7 @@ use crate::{
     answer::{Shared, Signer, serve},
     artifact::check_names,
     auth::Gate,
-    config::Addresses,
+    config::{Addresses, Redirect},
     fault::Faults,
     layout,
     link::Link,
@@ -70,7 +70,7 @@ impl Registry {
         let storage = other.as_ref().map_or(Ok(registry), TcpListener::local_addr)?;
         let shared = Arc::new(Shared {
             addresses: Addresses { registry, storage },
-            redirect: config.redirect,
+            redirect: Mutex::new(config.redirect),
             latency: Mutex::new(config.latency),
             store: Store::default(),
             uploads: Uploads::new(config.spool_dir, config.max_upload_bytes),
@@ -217,6 +217,11 @@ impl Registry {
     /// Changes what all connections together may send, in bytes per second; `None` is no limit.
     pub fn set_bandwidth(&self, bytes_per_second: Option<u64>) {
         self.shared.link.set(bytes_per_second);
+    }
+
+    /// Changes whether downloads are redirected, and for how long. The URLs name another port only if they did from the start.
+    pub fn set_redirect(&self, redirect: Option<Redirect>) {
+        *self.shared.redirect.lock() = redirect;
     }
 
     /// Changes who may do what. Tokens given out stay good until they expire or are revoked.

@@ -273,6 +273,20 @@ impl Agent {
         request.to_socket(self.place.socket())
     }
 
+    /// Returns once an event of this kind was recorded.
+    ///
+    /// # Panics
+    /// When none comes.
+    pub fn until_event(&self, kind: &str) {
+        let seen = || {
+            let events = self.get("/v1/events");
+            events["events"].as_array().is_some_and(|list| list.iter().any(|event| event["kind"] == kind))
+        };
+        // Each event is a line of the log, which wakes us.
+        let up = self.process.wait_for(START, TICK, |_| seen().then_some(()));
+        assert!(up.is_some(), "no event {kind}");
+    }
+
     /// What the agent has printed so far.
     #[must_use]
     pub fn log(&self) -> Vec<String> {

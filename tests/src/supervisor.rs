@@ -55,7 +55,15 @@ impl Supervisor {
     pub fn until_other_than(&self, old: Option<Pid>) -> Pid {
         let ready = || Request::get("/readyz").to_socket(self.place.socket()).is_ok_and(|answer| answer.status == 200);
         let other = || self.agent().filter(|pid| Some(*pid) != old && ready());
-        self.process.wait_for(START, TICK, |_| other()).expect("another agent is ready")
+        self.until(other)
+    }
+
+    /// Waits until `found` finds something; asked again with each line of the log.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn until<T>(&self, mut found: impl FnMut() -> Option<T>) -> T {
+        self.process.wait_for(START, TICK, |_| found()).expect("what is waited for comes")
     }
 
     /// SIGKILL for the agent; answers which it was.

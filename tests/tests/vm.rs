@@ -117,6 +117,12 @@ fn after_a_reboot_without_a_registry_what_was_cached_is_readable() {
 }
 
 #[test]
+fn a_reader_through_ublk_sees_what_the_failure_matrix_says() {
+    require!(cannot());
+    passes("failure-matrix");
+}
+
+#[test]
 fn the_device_crate_alone_serves_disks_through_ublk() {
     require!(cannot(), program("mkfs.erofs"), program("mke2fs"));
     let target = agent::binary().ancestors().nth(2).expect("the program lies in target/ci");

@@ -19,7 +19,7 @@ use penstock_tests::{
     agent::{Agent, Place},
     fixture,
     loopback::Loopback,
-    tree,
+    matrix, tree,
     workdir::Workdir,
     workspace::text,
 };
@@ -234,6 +234,14 @@ fn detached_under_load(penstock: &Path) {
     bench.detach(&attached, &[]);
 }
 
+fn failure_matrix(penstock: &Path) {
+    // Emulated CPUs need more time for the faults that pass.
+    let mut stand = matrix::Stand::new(penstock, "ublk", "4s");
+    for row in matrix::rows() {
+        row.run(&mut stand);
+    }
+}
+
 /// Gets the `penstock` program; panics when the scenario fails.
 type Scenario = fn(&Path);
 
@@ -245,7 +253,7 @@ fn main() {
         return restart::read(Path::new(root), Path::new(stop));
     }
     let [_, scenario, penstock] = &arguments[..] else { panic!("guest SCENARIO PENSTOCK") };
-    let scenarios: [(&str, Scenario); 7] = [
+    let scenarios: [(&str, Scenario); 8] = [
         ("whole", whole),
         ("two-at-once", two_at_once),
         ("others-do-not-stall", others_do_not_stall),
@@ -253,6 +261,7 @@ fn main() {
         ("outlives-its-agent", restart::outlives),
         ("before-a-reboot", restart::before_reboot),
         ("after-a-reboot", restart::after_reboot),
+        ("failure-matrix", failure_matrix),
     ];
     let (_, run) = scenarios.iter().find(|(name, _)| name == scenario).expect("a scenario");
     run(Path::new(penstock));
