@@ -1,3 +1,5 @@
+//! hosts.toml as containerd reads it: by table.
+
 use super::*;
 use crate::Config;
 
