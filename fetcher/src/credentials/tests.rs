@@ -150,7 +150,7 @@ async fn new_credentials_are_picked_up_and_no_file_is_anonymous() {
 }
 
 /// A chain of all providers over files in `dir`, each with credentials of its own for r.io, and one alone for a host of its name.
-async fn full_chain(dir: &std::path::Path) -> Chain {
+fn full_chain(dir: &std::path::Path) -> Chain {
     use std::os::unix::fs::PermissionsExt as _;
     let write = |name: &str, text: &str| {
         std::fs::write(dir.join(name), text).unwrap();
@@ -188,7 +188,7 @@ async fn full_chain(dir: &std::path::Path) -> Chain {
 #[tokio::test]
 async fn providers_are_asked_in_their_order() {
     let dir = tempfile::tempdir().unwrap();
-    let chain = full_chain(dir.path()).await;
+    let chain = full_chain(dir.path());
     let mut order = Vec::new();
     for source in chain.sources() {
         let offered = source.find(Wanted { host: "r.io", repository: "x" }).await.unwrap();
@@ -215,7 +215,7 @@ async fn providers_are_asked_in_their_order() {
 #[tokio::test]
 async fn a_provider_that_cannot_be_used_is_named_and_does_not_hide_the_others() {
     let dir = tempfile::tempdir().unwrap();
-    let chain = full_chain(dir.path()).await;
+    let chain = full_chain(dir.path());
     assert!(chain.states().await.iter().all(|state| state.problem.is_none()), "{:?}", chain.states().await);
     for name in ["static.toml", "config.json", "plugins.yaml", "secret/.dockerconfigjson"] {
         std::fs::write(dir.path().join(name), "hunter2: [").unwrap();
