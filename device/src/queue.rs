@@ -28,6 +28,10 @@ use crate::{
 /// lied has left many), with room. Beyond it the answer is EIO; what failed is dropped by then, so a later request gets further.
 const MAX_ROUNDS: u32 = 32;
 
+/// How often bytes of one place may fail their check before the answer is EIO. Each source in turn may have lied: two mirrors and then the
+/// registry, with one to spare.
+const MAX_REJECTED: usize = 4;
+
 /// Most missing bytes that one look asks for at once; a request that lacks more is answered in pieces. An honest image needs about the
 /// size of the request; one made for it could ask for a large frame for every 512 bytes.
 pub(crate) const MAX_PIECE_BYTES: u64 = 4 << 20;
@@ -287,12 +291,12 @@ impl<P: Port> Queue<P> {
         }
     }
 
-    /// Bytes that are here failed their check, or could not be read: the source drops them, and they are fetched again, once,
-    /// with nothing else in hand. Several places of one request may be wrong; [`MAX_ROUNDS`] bounds them.
+    /// Bytes that are here failed their check, or could not be read: the source drops them, and they are fetched again
+    /// with nothing else in hand, [`MAX_REJECTED`] times at most. Several places of one request may be wrong; [`MAX_ROUNDS`] bounds them.
     fn recheck(&self, work: &mut Work<P>, error: &StepError) -> Attempt {
         let Some((blob, range)) = error.rejected() else { return Attempt::Failed(error.to_string()) };
         self.setup.source.reject(&blob, range);
-        if work.rejected.contains(&(blob, range)) {
+        if work.rejected.iter().filter(|&&rejected| rejected == (blob, range)).count() + 1 == MAX_REJECTED {
             return Attempt::Failed(format!("{error}, also after fetching it again"));
         }
         tracing::warn!(device = %self.setup.id, %error, "bytes failed their check and are fetched again");

@@ -95,8 +95,8 @@ fn strike(random: &mut fastrand::Rng, target: &impl Target, stopped: &Receiver<(
             6 => Fault::Stall,
             _ => Fault::Delay(Duration::from_millis(random.u64(..200))),
         };
-        // A reader whose bytes fail their check twice in a row is answered EIO: nobody can do more about a registry that lies for good.
-        let times = if fault == Fault::WrongBytes { 1 } else { many };
+        // A reader whose bytes fail their check four times in a row is answered EIO: nobody can do more about a registry that lies for good.
+        let times = if fault == Fault::WrongBytes { many.min(3) } else { many };
         registry.fail(fault.times(times));
         struck.faults += 1;
         if random.u8(..10) == 0 {
