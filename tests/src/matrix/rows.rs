@@ -131,13 +131,7 @@ fn local() -> Vec<Row> {
         heal,
     };
     vec![
-        served(
-            "the disk of the cache is full",
-            Some("cache.bypass"),
-            "kept again once there is room",
-            fill_disk,
-            empty_disk,
-        ),
+        served("the disk of the cache is full", None, "kept again once there is room", fill_disk, empty_disk),
         served(
             "bits flip in the cache's files",
             Some("cache.corrupt"),

@@ -166,7 +166,7 @@ pub(super) fn after_reboot(penstock: &Path) {
     let refused = (READ_BLOCKS..16_384).find_map(|block| read_direct(&attached.path, block * BLOCK as u64).err());
     assert!(refused.is_some(), "something was never fetched, and cannot be");
     let events = agent.get("/v1/events").to_string();
-    assert!(events.contains("device.read_failed"), "{events}");
+    assert!(events.contains("device.policy_eio"), "{events}");
     let _ = agent.run(&["detach", "--all"]).ok();
     assert!(!attached.path.exists(), "{} is gone", attached.path.display());
     assert!(agent.stop().success());
