@@ -136,8 +136,6 @@ fn record_and_map_are_on_the_disk_whole_before_the_attach_is_answered() {
 struct Step {
     what: &'static str,
     call: &'static str,
-    /// Which of these calls: what an attach found out about the image's index is written before its record, in the same way.
-    nth: u32,
     /// Only on the directory of the records.
     on_dir: bool,
     detach: bool,
@@ -145,19 +143,11 @@ struct Step {
     recorded: bool,
 }
 
-const STEPS: [Step; 5] = [
-    Step { what: "record written, not synced", call: "fsync", nth: 3, on_dir: false, detach: false, recorded: false },
-    Step {
-        what: "record synced, without its name",
-        call: "rename",
-        nth: 2,
-        on_dir: false,
-        detach: false,
-        recorded: false,
-    },
-    Step { what: "record named, name not synced", call: "fsync", nth: 1, on_dir: true, detach: false, recorded: true },
-    Step { what: "record about to be removed", call: "unlink", nth: 1, on_dir: false, detach: true, recorded: true },
-    Step { what: "record removed, not synced", call: "fsync", nth: 1, on_dir: true, detach: true, recorded: false },
+/// Before its name is there, a record's calls cannot be told from those of what is written beside it: their order is traced above.
+const STEPS: [Step; 3] = [
+    Step { what: "record named, name not synced", call: "fsync", on_dir: true, detach: false, recorded: true },
+    Step { what: "record about to be removed", call: "unlink", on_dir: false, detach: true, recorded: true },
+    Step { what: "record removed, not synced", call: "fsync", on_dir: true, detach: true, recorded: false },
 ];
 
 #[test]
@@ -172,7 +162,7 @@ fn killed_at_each_step_of_a_record_it_starts_with_whole_records_only() {
     for step in STEPS {
         let agent = bench.place.start();
         let second = step.detach.then(|| bench.attach().expect("an attach"));
-        let inject = format!("inject={}:signal=KILL:when={}", step.call, step.nth);
+        let inject = format!("inject={}:signal=KILL:when=1", step.call);
         let dir = bench.attachments();
         let mut options = vec!["-e", &inject];
         if step.on_dir {
