@@ -56,16 +56,8 @@ pub struct Args {
     /// Keep the lists and the manifest in this directory, which must exist
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     save: Option<PathBuf>,
-    /// How to print the answer
-    #[arg(
-        long,
-        short,
-        value_name = "FORMAT",
-        env = "PENSTOCK_OUTPUT",
-        hide_env_values = true,
-        value_enum,
-        default_value_t
-    )]
+    /// How to print the answer.
+    #[command(flatten)]
     output: Output,
     /// The settings.
     #[command(flatten)]

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use clap::ValueEnum;
+use clap::{Arg, ArgMatches, Command, FromArgMatches, ValueEnum, builder::EnumValueParser};
 use serde::Serialize;
 
 /// How an answer is printed.
@@ -20,6 +20,33 @@ pub enum Output {
     Table,
     /// For programs: what the API answered.
     Json,
+}
+
+/// `--output`, the same argument wherever it is flattened in.
+const OUTPUT: &str = "output";
+
+impl clap::Args for Output {
+    fn augment_args(command: Command) -> Command {
+        let arg =
+            Arg::new(OUTPUT).long(OUTPUT).short('o').value_name("FORMAT").value_parser(EnumValueParser::<Self>::new());
+        let arg = arg.env("PENSTOCK_OUTPUT").hide_env_values(true).default_value("table");
+        command.arg(arg.help("How to print the answer"))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Output {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(matches.get_one(OUTPUT).copied().unwrap_or_default())
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 /// A command that takes longer than this says so, and then counts.

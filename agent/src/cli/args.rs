@@ -258,16 +258,8 @@ pub struct Connection {
     /// PEM file of its key
     #[arg(long, value_name = "FILE", env = "PENSTOCK_KEY", hide_env_values = true, value_hint = ValueHint::FilePath)]
     pub key: Option<PathBuf>,
-    /// How to print the answer
-    #[arg(
-        long,
-        short,
-        value_name = "FORMAT",
-        env = "PENSTOCK_OUTPUT",
-        hide_env_values = true,
-        value_enum,
-        default_value_t
-    )]
+    /// How to print the answer.
+    #[command(flatten)]
     pub output: Output,
 }
 

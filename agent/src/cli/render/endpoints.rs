@@ -14,6 +14,11 @@ pub(in crate::cli) fn endpoints(all: &[RegistryHosts]) -> String {
     let mut table = Table::new(&titles);
     let mut notes = String::new();
     for registry in all {
+        if registry.endpoints.is_empty() {
+            // Attachments that were restored fetch nothing before somebody reads what is not cached.
+            let text = format!("{}: nobody has been asked since the agent started", registry.registry);
+            notes.push_str(&format!("{}\n", escape(&text)));
+        }
         for endpoint in &registry.endpoints {
             table.row([
                 registry.registry.clone(),
@@ -37,7 +42,7 @@ pub(in crate::cli) fn endpoints(all: &[RegistryHosts]) -> String {
             notes.push_str(&format!("{}\n", escape(&text)));
         }
     }
-    format!("{table}{notes}")
+    if all.iter().all(|registry| registry.endpoints.is_empty()) { notes } else { format!("{table}{notes}") }
 }
 
 const fn role(role: Role) -> &'static str {

@@ -44,6 +44,19 @@ fn the_endpoints() {
 }
 
 #[test]
+fn registries_that_nobody_was_asked_for_are_named_without_an_empty_table() {
+    let silent: Vec<_> = fake::endpoints()
+        .into_iter()
+        .map(|hosts| penstock_api::RegistryHosts { endpoints: Vec::new(), ..hosts })
+        .collect();
+    let text = render::endpoints(&silent);
+    assert!(text.starts_with("docker.io: nobody has been asked since the agent started\n"), "{text}");
+    assert!(!text.contains("LATENCY") && render::endpoints(&[]).contains("no registry has been asked"), "{text}");
+    let both = render::endpoints(&[fake::endpoints(), silent].concat());
+    assert!(both.contains("LATENCY") && both.contains("nobody has been asked"), "{both}");
+}
+
+#[test]
 fn the_events() {
     assert_eq!(render::events(&fake::events()), include_str!("golden/events.txt"));
 }
