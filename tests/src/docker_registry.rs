@@ -25,7 +25,9 @@ pub struct DockerRegistry {
     process: Process,
     host: String,
     storage: PathBuf,
-    _dir: Workdir,
+    /// What its config says about who may use it.
+    auth: String,
+    dir: Workdir,
 }
 
 /// A request as the registry logged it.
@@ -67,6 +69,12 @@ impl DockerRegistry {
     }
 
     fn over(storage: PathBuf, dir: Workdir, auth: &str) -> Self {
+        let (process, host) = Self::run(&storage, &dir, auth);
+        Self { process, host, storage, auth: auth.to_owned(), dir }
+    }
+
+    /// A process on a port chosen by the kernel, and its address.
+    fn run(storage: &Path, dir: &Workdir, auth: &str) -> (Process, String) {
         let config = format!(
             "version: 0.1\nlog: {{level: info, accesslog: {{disabled: false}}}}\n\
              storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
@@ -81,7 +89,7 @@ impl DockerRegistry {
         );
         let host = process.wait_for(START, START, |lines| lines.iter().find_map(|line| listening(line)));
         let Some(host) = host else { panic!("docker-registry does not listen: {:?}", process.lines()) };
-        Self { process, host, storage, _dir: dir }
+        (process, host)
     }
 
     /// `127.0.0.1:PORT`.
@@ -145,6 +153,15 @@ impl DockerRegistry {
     /// Stops it, as a registry that goes away.
     pub fn stop(&mut self) {
         self.process.kill();
+    }
+
+    /// Starts it again with what it stores, at another address.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn restart(&mut self) {
+        self.stop();
+        (self.process, self.host) = Self::run(&self.storage, &self.dir, &self.auth);
     }
 }
 

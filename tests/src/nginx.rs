@@ -35,6 +35,7 @@ pub struct Front {
 pub struct Nginx {
     dir: PathBuf,
     address: SocketAddr,
+    front: Front,
     process: Option<Process>,
 }
 
@@ -48,10 +49,24 @@ impl Nginx {
         fs::create_dir_all(&dir).expect("a directory");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("a bound address");
-        fs::write(dir.join("nginx.conf"), config(&dir, address, upstream, front)).expect("nginx's config");
-        let mut this = Self { dir, address, process: None };
+        let mut this = Self { dir, address, front: front.clone(), process: None };
+        this.configure(upstream);
         this.run(listener);
         this
+    }
+
+    fn configure(&self, upstream: &str) {
+        let text = config(&self.dir, self.address, upstream, &self.front);
+        fs::write(self.dir.join("nginx.conf"), text).expect("nginx's config");
+    }
+
+    /// Stands before another registry from now on.
+    ///
+    /// # Panics
+    /// As [`Self::restart`].
+    pub fn lead_to(&mut self, upstream: &str) {
+        self.configure(upstream);
+        self.restart();
     }
 
     /// Hands the listening socket over, as nginx does to its own successor (variable `NGINX`): the port is never free for others.
