@@ -20,7 +20,6 @@ use penstock_blob::{
     faults::{Flaky, Memory},
 };
 use prometheus_client::registry::Registry;
-use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 
 use crate::{
@@ -148,13 +147,11 @@ impl Bench {
     }
 }
 
-/// Drops a cache as a kill would, and waits until its threads let the directory go: they, and what another test of this process forked
-/// meanwhile, which holds a copy of the lock until it executes its program.
+/// Drops a cache as a kill would, and waits until its threads let the directory go.
 pub(crate) async fn crash(cache: Arc<Cache>) {
-    let (lock, path) = cache.lock_is_held();
+    let lock = cache.lock_is_held();
     drop(cache);
-    let is_free = || flock(File::open(&path).unwrap(), FlockOperation::NonBlockingLockExclusive).is_ok();
-    while lock.strong_count() > 0 || !is_free() {
+    while lock.strong_count() > 0 {
         tokio::task::yield_now().await;
     }
 }

@@ -8,10 +8,11 @@ cd "$(dirname "$0")/../.."
 
 # A C and C++ compiler for zstd, ring and libFuzzer; libclang for bindgen (ublk's header).
 build=(gcc g++ libc6-dev make libclang-dev ca-certificates)
-# File systems to make and mount, a real registry, a machine to boot, jq to read what cargo prints.
+# File systems to make and mount, a real registry, a container runtime, a machine to boot, jq to read what cargo prints.
 test=(
 	e2fsprogs erofs-utils squashfs-tools xfsprogs fuse3 mount kmod
 	docker-registry nginx openssl
+	containerd runc
 	qemu-system-x86 busybox-static cpio xz-utils zstd
 	jq procps strace
 )

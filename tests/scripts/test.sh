@@ -140,7 +140,7 @@ fuzz) fuzz ;;
 all)
 	lint
 	if build; then
-		tests '^(agent|api|benches|blob|cache|device|fetcher|image|index|registry|snapshotter)$' 900
+		tests '^(agent|api|benches|blob|cache|device|fetcher|image|registry)$' 900
 		doctests
 		tests '^tests$' 1200
 	fi

@@ -34,9 +34,7 @@ const DRAIN: Duration = Duration::from_secs(60);
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        // This executable is <target>/debug/deps/<name>.
-        let target = std::env::current_exe().ok().and_then(|path| Some(path.ancestors().nth(3)?.to_owned()));
-        let target = target.expect("a test runs from the target directory");
+        let target = workspace::target();
         let built = workspace::cargo()
             .args(["build", "--quiet", "--locked", "--profile=ci", "--package=penstock-agent", "--bin=penstock"])
             .arg("--target-dir")

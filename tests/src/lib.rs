@@ -7,6 +7,8 @@
 //! What cannot run on a machine is skipped in words ([`skip!`]); `make test` counts it.
 
 pub mod agent;
+pub mod containerd;
+pub mod cri;
 pub mod disk;
 pub mod docker_registry;
 pub mod fixture;
@@ -18,6 +20,7 @@ pub mod power;
 pub mod process;
 pub mod push;
 pub mod readers;
+pub mod runnable;
 pub mod skip;
 pub mod soak;
 pub mod supervisor;

@@ -55,8 +55,10 @@ pub fn loop_devices() -> Option<String> {
 /// Why the kernel cannot mount `filesystem`, if it does not know it now and no module is there to be loaded.
 #[must_use]
 pub fn filesystem(filesystem: &str) -> Option<String> {
-    let known =
-        || std::fs::read_to_string("/proc/filesystems").is_ok_and(|list| list.lines().any(|l| l.trim() == filesystem));
+    let known = || {
+        std::fs::read_to_string("/proc/filesystems")
+            .is_ok_and(|list| list.lines().any(|l| l.split_whitespace().last() == Some(filesystem)))
+    };
     if known() {
         return None;
     }

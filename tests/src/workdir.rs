@@ -72,13 +72,18 @@ impl Default for Workdir {
 
 impl Drop for Workdir {
     fn drop(&mut self) {
-        for mount in self.mounts() {
-            // Lazily: the server behind it may be dead.
-            let _ = Command::new("umount").arg("-l").arg(mount).output();
-        }
+        unmount_below(self.path());
         for device in self.loops() {
             let _ = Command::new("losetup").arg("-d").arg(device).output();
         }
+    }
+}
+
+/// Undoes every mount below `dir`, deepest first.
+pub fn unmount_below(dir: &Path) {
+    for mount in mounts().into_iter().rev().filter(|mount| mount.starts_with(dir)) {
+        // Lazily: the server behind it may be dead.
+        let _ = Command::new("umount").arg("-l").arg(mount).output();
     }
 }
 

@@ -17,6 +17,17 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").to_owned()
 }
 
+/// The directory that cargo builds into.
+///
+/// # Panics
+/// When this executable was moved out of it.
+#[must_use]
+pub fn target() -> PathBuf {
+    // This executable is <target>/debug/deps/<name>.
+    let target = std::env::current_exe().ok().and_then(|path| Some(path.ancestors().nth(3)?.to_owned()));
+    target.expect("a test runs from the target directory")
+}
+
 /// cargo, in the repository, without the variables that cargo gives to the tests it runs: a build script that looks at them (ring's
 /// does) would be run again, and everything above it be built again.
 #[must_use]

@@ -1,0 +1,278 @@
+//! A CRI client: the calls that kubelet makes, blocking, each with one generous bound.
+
+use std::{collections::BTreeMap, future::Future, path::Path, time::Duration};
+
+use tokio::runtime::Runtime;
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+
+use self::v1::{
+    AuthConfig, Container, ContainerConfig, ContainerMetadata, ContainerStatus, CreateContainerRequest, Empty,
+    ExecSyncRequest, Image, ImageRequest, ImageSpec, LinuxContainerConfig, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandbox, PodSandboxConfig,
+    PodSandboxMetadata, PullImageRequest, RunPodSandboxRequest, StopContainerRequest,
+    image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+};
+use crate::containerd::Place;
+
+/// The generated messages and clients.
+#[expect(missing_docs, clippy::allow_attributes_without_reason, reason = "generated code")]
+pub mod v1 {
+    tonic::include_proto!("runtime.v1");
+}
+
+/// Longest time of one call: a hang is a finding, a slow machine is not.
+const CALL: Duration = Duration::from_secs(300);
+
+/// A connection to a containerd (and to an image service, which may be another socket), with pods on the host's network.
+#[derive(Debug)]
+pub struct Cri {
+    runtime: Runtime,
+    pods: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
+    cgroup: String,
+    logs: String,
+}
+
+/// A pod that runs.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    id: String,
+    config: PodSandboxConfig,
+}
+
+/// What a command in a container said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// Its exit status.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Said {
+    /// Standard output of a command that must have succeeded.
+    ///
+    /// # Panics
+    /// When it did not.
+    #[must_use]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
+        self.stdout
+    }
+}
+
+impl Cri {
+    /// Connects to the containerd at `place`, as kubelet with its defaults does.
+    ///
+    /// # Panics
+    /// When nobody listens.
+    #[must_use]
+    pub fn connect(place: &Place) -> Self {
+        Self::with_images(place, &place.socket())
+    }
+
+    /// Connects to the containerd at `place`, with another socket for images: kubelet's `imageServiceEndpoint`.
+    ///
+    /// # Panics
+    /// When nobody listens.
+    #[must_use]
+    pub fn with_images(place: &Place, images: &Path) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let channel = |socket: &Path| {
+            let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).expect("a path");
+            runtime.block_on(endpoint.timeout(CALL).connect()).expect("containerd listens")
+        };
+        let pods = RuntimeServiceClient::new(channel(&place.socket()));
+        let images = ImageServiceClient::new(channel(images));
+        let logs = place.logs().display().to_string();
+        Self { pods, images, cgroup: place.cgroup(), logs, runtime }
+    }
+
+    fn wait<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
+        self.runtime.block_on(call).map(tonic::Response::into_inner)
+    }
+
+    /// Pulls an image; answers what the runtime calls it.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub fn pull(&self, reference: &str, auth: Option<(&str, &str)>) -> Result<String, Status> {
+        let auth = auth.map(|(name, password)| AuthConfig { username: name.to_owned(), password: password.to_owned() });
+        let request = PullImageRequest { image: Some(spec(reference)), auth, sandbox_config: None };
+        Ok(self.wait(self.images.clone().pull_image(request))?.image_ref)
+    }
+
+    /// What the runtime knows of an image.
+    ///
+    /// # Panics
+    /// When the runtime fails.
+    #[must_use]
+    pub fn image(&self, reference: &str) -> Option<Image> {
+        let request = ImageRequest { image: Some(spec(reference)) };
+        self.wait(self.images.clone().image_status(request)).expect("ImageStatus").image
+    }
+
+    /// The images that the runtime has.
+    ///
+    /// # Panics
+    /// When the runtime fails.
+    #[must_use]
+    pub fn images(&self) -> Vec<Image> {
+        self.wait(self.images.clone().list_images(Empty {})).expect("ListImages").images
+    }
+
+    /// Removes an image.
+    ///
+    /// # Panics
+    /// When the runtime fails.
+    pub fn remove_image(&self, reference: &str) {
+        let request = ImageRequest { image: Some(spec(reference)) };
+        self.wait(self.images.clone().remove_image(request)).expect("RemoveImage");
+    }
+
+    /// Where images are kept, and the bytes used there.
+    ///
+    /// # Panics
+    /// When the runtime fails.
+    #[must_use]
+    pub fn image_file_systems(&self) -> BTreeMap<String, u64> {
+        let usage = self.wait(self.images.clone().image_fs_info(Empty {})).expect("ImageFsInfo").image_filesystems;
+        let path = |usage: &v1::FilesystemUsage| usage.fs_id.clone().unwrap_or_default().mountpoint;
+        usage.iter().map(|one| (path(one), one.used_bytes.unwrap_or_default().value)).collect()
+    }
+
+    /// Starts a pod.
+    ///
+    /// # Panics
+    /// When the runtime fails.
+    #[must_use]
+    pub fn run_pod(&self, name: &str) -> Pod {
+        let metadata = PodSandboxMetadata {
+            name: name.to_owned(),
+            uid: format!("uid-{name}"),
+            namespace: "default".to_owned(),
+            attempt: 0,
+        };
+        let context = LinuxSandboxSecurityContext { namespace_options: Some(namespaces()) };
+        let linux = LinuxPodSandboxConfig { cgroup_parent: self.cgroup.clone(), security_context: Some(context) };
+        let config =
+            PodSandboxConfig { metadata: Some(metadata), log_directory: self.logs.clone(), linux: Some(linux) };
+        let request = RunPodSandboxRequest { config: Some(config.clone()) };
+        let id = self.wait(self.pods.clone().run_pod_sandbox(request)).expect("RunPodSandbox").pod_sandbox_id;
+        Pod { id, config }
+    }
+
+    /// Stops and removes a pod with its containers.
+    ///
+    /// # Panics
+    /// When the runtime fails.
+    pub fn remove_pod(&self, pod: &Pod) {
+        let request = || PodSandbox { pod_sandbox_id: pod.id.clone() };
+        self.wait(self.pods.clone().stop_pod_sandbox(request())).expect("StopPodSandbox");
+        self.wait(self.pods.clone().remove_pod_sandbox(request())).expect("RemovePodSandbox");
+    }
+
+    /// Makes a container of `image` in `pod` that runs `command` (the image's own when it is empty), and starts it.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub fn start(&self, pod: &Pod, name: &str, image: &str, command: &[&str]) -> Result<String, Status> {
+        self.runtime.block_on(self.starting(pod, name, image, command))
+    }
+
+    /// Starts a container of `image` for each name in `names`, all at once; answers their ids.
+    ///
+    /// # Panics
+    /// When one does not start.
+    #[must_use]
+    pub fn start_all(&self, pod: &Pod, containers: &[(String, String)], command: &[&str]) -> Vec<String> {
+        let starts = containers.iter().map(|(name, image)| self.starting(pod, name, image, command));
+        let started = self.runtime.block_on(futures_util::future::join_all(starts));
+        started.into_iter().map(|one| one.expect("it starts")).collect()
+    }
+
+    async fn starting(&self, pod: &Pod, name: &str, image: &str, command: &[&str]) -> Result<String, Status> {
+        let context = LinuxContainerSecurityContext { namespace_options: Some(namespaces()) };
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+            image: Some(spec(image)),
+            command: command.iter().map(|&word| word.to_owned()).collect(),
+            args: Vec::new(),
+            log_path: format!("{name}.log"),
+            linux: Some(LinuxContainerConfig { security_context: Some(context) }),
+        };
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        let mut pods = self.pods.clone();
+        let id = pods.create_container(request).await?.into_inner().container_id;
+        pods.start_container(Container { container_id: id.clone() }).await?;
+        Ok(id)
+    }
+
+    /// How a container is.
+    ///
+    /// # Panics
+    /// When the runtime does not know it.
+    #[must_use]
+    pub fn status(&self, container: &str) -> ContainerStatus {
+        let request = Container { container_id: container.to_owned() };
+        let answer = self.wait(self.pods.clone().container_status(request)).expect("ContainerStatus");
+        answer.status.expect("a status")
+    }
+
+    /// Runs a command in a running container.
+    ///
+    /// # Panics
+    /// When the runtime fails.
+    #[must_use]
+    pub fn exec(&self, container: &str, command: &[&str]) -> Said {
+        let cmd = command.iter().map(|&word| word.to_owned()).collect();
+        let request = ExecSyncRequest { container_id: container.to_owned(), cmd, timeout: 0 };
+        let said = self.wait(self.pods.clone().exec_sync(request)).expect("ExecSync");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Said { code: said.exit_code, stdout: text(&said.stdout), stderr: text(&said.stderr) }
+    }
+
+    /// Kills and removes a container.
+    ///
+    /// # Panics
+    /// When the runtime fails.
+    pub fn remove(&self, container: &str) {
+        let request = StopContainerRequest { container_id: container.to_owned(), timeout: 0 };
+        self.wait(self.pods.clone().stop_container(request)).expect("StopContainer");
+        let request = Container { container_id: container.to_owned() };
+        self.wait(self.pods.clone().remove_container(request)).expect("RemoveContainer");
+    }
+
+    /// The runtime's name and version.
+    ///
+    /// # Panics
+    /// When the runtime fails.
+    #[must_use]
+    pub fn version(&self) -> String {
+        let said = self.wait(self.pods.clone().version(v1::VersionRequest::default())).expect("Version");
+        format!("{} {}", said.runtime_name, said.runtime_version)
+    }
+}
+
+fn spec(image: &str) -> ImageSpec {
+    ImageSpec { image: image.to_owned() }
+}
+
+/// The host's network, so that no CNI is needed; the rest as pods have it.
+fn namespaces() -> NamespaceOption {
+    NamespaceOption {
+        network: NamespaceMode::Node.into(),
+        pid: NamespaceMode::Container.into(),
+        ipc: NamespaceMode::Pod.into(),
+    }
+}
