@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! lock                     locked by the one agent that uses the directory; holds its process id
-//! attachments/<id>.json    one record per attachment, see `record`
+//! attachments/<id>.json    one record per attachment, see `record`, and its `check`
 //! maps/                    merged maps of images, made again when lost
 //! fuse/                    where images are shown as files without ublk; empty while no agent runs
 //! cache/                   chunks, unless `cache.dir` says otherwise
 //! ```
 
+pub mod check;
 pub mod record;
 
 use std::{
@@ -160,7 +161,7 @@ impl StateDir {
     /// # Errors
     /// [`StateError::NoRoom`] on a full disk; else what the system says. Nothing is recorded then.
     pub fn save(&self, record: &Record) -> Result<(), StateError> {
-        let text = record.to_text()?;
+        let text = check::seal(&record.to_text()?);
         let path = self.path(&record.id);
         let unfinished = path.with_extension(format!("json{UNFINISHED}"));
         let written = File::create(&unfinished)

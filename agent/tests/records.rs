@@ -95,6 +95,23 @@ fn a_record_that_was_not_finished_is_gone_at_the_next_start() {
 }
 
 #[test]
+fn a_record_with_a_flipped_bit_is_left_alone_and_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = StateDir::open(dir.path()).unwrap();
+    state.save(&golden()).unwrap();
+    let path = dir.path().join("attachments/app-1a2b3c.json");
+    let text = fs::read_to_string(&path).unwrap();
+    // Another manifest and another mount point, each a record like any other.
+    for (from, to) in [("sha256:05b3", "sha256:05b2"), ("/mnt/app", "/mnt/apq")] {
+        fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        let (records, unreadable) = state.records().unwrap();
+        assert!(records.is_empty() && matches!(unreadable[..], [ref one] if matches!(one.error, RecordError::Check)));
+    }
+    fs::write(&path, text).unwrap();
+    assert_eq!(state.records().unwrap().0, [golden()]);
+}
+
+#[test]
 fn hostile_files_are_named_and_leave_the_others_alone() {
     let dir = tempfile::tempdir().unwrap();
     let state = StateDir::open(dir.path()).unwrap();

@@ -13,6 +13,8 @@ use penstock_device::{DeviceId, Wanted};
 use penstock_fetcher::{Platform, Reference};
 use serde::{Deserialize, Serialize};
 
+use super::check;
+
 /// The version of the form written here. Version 1 (release 0.1.0) is read too: it knew neither `number` nor `policy`. A record of any other version
 /// is left alone, and listed as such.
 const VERSION: u32 = 2;
@@ -113,6 +115,11 @@ pub enum RecordError {
     /// It is not a record.
     #[error("is not a record of an attachment: {0}")]
     Malformed(String),
+    /// Its bytes are not those that were written.
+    #[error(
+        "is damaged: its check does not match; remove the file and attach the image again (or, if it was edited, take its line \"check\" out)"
+    )]
+    Check,
     /// It has too many layers, or none.
     #[error("has {0} layers; an image has from 1 to {MAX_LAYERS}")]
     Layers(usize),
@@ -220,8 +227,8 @@ impl Record {
 /// [`RecordError`]; a file longer than [`MAX_BYTES`] is not read to its end.
 pub fn read(path: &Path) -> Result<Record, RecordError> {
     let mut text = Vec::new();
-    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut text)?;
-    let record = Record::from_text(&text)?;
+    File::open(path)?.take(MAX_BYTES + check::BYTES + 1).read_to_end(&mut text)?;
+    let record = Record::from_text(&check::open(&text)?)?;
     let named = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
     if named == Some(record.id.as_str()) { Ok(record) } else { Err(RecordError::Misnamed(record.id)) }
 }
