@@ -5,10 +5,43 @@
 //!
 //! # Contract
 //!
-//! What containerd was told is committed can be mounted again after any restart of this process, of containerd or of the node.
+//! 1. What containerd was told is committed can be mounted again after any restart of this process, of containerd or of the node: records are
+//!    durable before the answer, in sled and beside each snapshot, and either rebuilds from the other.
+//! 2. A call may be given up by its client at any point. What it began runs to its end; the same call again gets the answer.
+//! 3. What is removed is gone from containerd's sight at once and from disk after the next `Cleanup` at the latest, whatever crashed between.
+//! 4. `Stat` and `List` wait for nothing; `Usage` of what is committed neither.
+//! 5. No path comes from a name, label or reference: directories have numbers.
+//!
+//! # Layout
+//!
+//! `snapshotter` decides what calls do; `table` holds all records in memory; `keeper` is the one thread that writes them, to `db` (sled)
+//! and through `dirs`; `recover` puts both together at the start; `lowers` decides what is mounted; `service` speaks gRPC.
 //!
 //! Nothing here knows of registries, devices or formats: it decides names, parents and directories, and asks the [`Mounter`].
 
+mod claims;
+mod db;
+mod dirs;
+mod error;
+mod filter;
+mod idmap;
+mod keeper;
+mod labels;
+mod lowers;
+mod metrics;
 pub mod mounter;
+mod proto;
+mod record;
+mod recover;
+mod service;
+mod snapshotter;
+mod table;
+mod usage;
 
+pub use error::{OpenError, SnapshotError};
+pub use filter::{FilterError, Filters};
 pub use mounter::{Answer, Figures, Layer, MountError, Mounter, Offer, Shape, Stack};
+pub use record::{Kind, Labels, Usage};
+pub use recover::{Lost, Repair};
+pub use service::ServeError;
+pub use snapshotter::{Config, Shown, Snapshotter, Source};
