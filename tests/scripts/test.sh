@@ -11,7 +11,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 cargo=${CARGO:-cargo}
-seconds=${FUZZ_SECONDS:-30}
+seconds=${FUZZ_SECONDS:-10}
 target=${CARGO_TARGET_DIR:-$PWD/target}
 logs=$target/test-logs
 rm -rf "$logs"
