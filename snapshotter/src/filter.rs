@@ -8,6 +8,9 @@ use regex::Regex;
 
 use crate::record::Record;
 
+#[cfg(test)]
+mod tests;
+
 /// Most bytes of one filter.
 const MAX_FILTER_BYTES: usize = 16 << 10;
 /// Most filters of one request.

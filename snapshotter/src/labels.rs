@@ -6,6 +6,9 @@ use penstock_blob::Digest;
 
 use crate::{error::SnapshotError, mounter::Layer, record::Labels};
 
+#[cfg(test)]
+mod tests;
+
 /// The chain ID that is wanted: set by containerd when it unpacks an image.
 pub(crate) const TARGET: &str = "containerd.io/snapshot.ref";
 /// How ids inside a container's user namespace are mapped: `inside:outside:count`, with commas between.

@@ -37,6 +37,8 @@ mod service;
 mod snapshotter;
 mod table;
 mod usage;
+#[cfg(feature = "test-util")]
+pub mod words;
 
 pub use error::{OpenError, SnapshotError};
 pub use filter::{FilterError, Filters};

@@ -9,6 +9,9 @@ use crate::{
     record::{Content, Kind, Record},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Most lower directories that overlayfs takes (the kernel's `OVL_MAX_STACK`).
 const MAX_LOWERS: usize = 500;
 /// Most bytes of mount options: one page, with its final zero (mount(2)).

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::mounter::{Shape, Stack};
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 /// Of the format. Another one is not read.
 const VERSION: u32 = 1;
 /// Longest record that is read, in bytes: more than the largest request that can make one.

@@ -16,6 +16,9 @@ use crate::{
     record::{Kind, Record, Written},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// What a repair, or the start, found and did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Repair {

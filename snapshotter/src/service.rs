@@ -1,6 +1,12 @@
 //! The service on its socket: containerd's messages to calls and back.
 
-use std::{future::Future, io, pin::Pin, sync::Arc, time::Instant};
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{Stream, stream};
 use tokio::net::{UnixListener, UnixStream};
@@ -19,6 +25,8 @@ use crate::{
 const BATCH: usize = 100;
 /// Calls that one connection may have open at once; containerd has one connection.
 const MAX_CALLS: usize = 1024;
+/// How long to leave the kernel alone after it refused a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why serving ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -54,11 +62,18 @@ impl Snapshotter {
     }
 }
 
-/// Connections as they come.
+/// Connections as they come. What the kernel refuses, such as a file descriptor too many, is tried again.
 fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
     stream::unfold(listener, |listener| async {
-        let accepted = listener.accept().await.map(|(stream, _)| stream);
-        Some((accepted, listener))
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return Some((Ok(stream), listener)),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection of containerd could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
     })
 }
 

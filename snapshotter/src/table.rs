@@ -13,6 +13,9 @@ use crate::{
     record::{Kind, Record},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// What a lazy layer is looked up by: its chain ID and its parent's name.
 type Target = (String, Option<String>);
 

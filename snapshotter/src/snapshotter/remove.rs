@@ -31,7 +31,7 @@ impl Snapshotter {
         let number = record.number;
         if record.is_lazy() {
             let _show = self.names.claim(vec![(format!("show {number}"), Need::Alone)]).await;
-            self.mounter.unmount(&self.dirs.files(number)).await.map_err(|error| match SnapshotError::from(error) {
+            self.hide(number).await.map_err(|error| match error {
                 SnapshotError::Precondition { reason } => {
                     SnapshotError::precondition(format!("cannot remove snapshot {key:?}: {reason}"))
                 }

@@ -17,7 +17,7 @@ use crate::{
 
 use super::{Snapshotter, named};
 
-/// How long one device may take to be shown.
+/// How long one device may take to be shown, or to be detached.
 const SHOW_PATIENCE: Duration = Duration::from_secs(120);
 /// How many devices of one chain are shown at once.
 const SHOWN_AT_ONCE: usize = 8;
@@ -100,6 +100,17 @@ impl Snapshotter {
             Err(_) => Err(SnapshotError::unavailable(format!(
                 "the device of a layer of {} was not ready within {SHOW_PATIENCE:?}; another try may help",
                 stack.reference
+            ))),
+        }
+    }
+
+    /// Has what is shown on the directory of a snapshot taken away.
+    pub(super) async fn hide(&self, number: u64) -> Result<(), SnapshotError> {
+        let files = self.dirs.files(number);
+        match tokio::time::timeout(SHOW_PATIENCE, self.mounter.unmount(&files)).await {
+            Ok(hidden) => Ok(hidden?),
+            Err(_) => Err(SnapshotError::unavailable(format!(
+                "the device of a layer was not detached within {SHOW_PATIENCE:?}; another try may help"
             ))),
         }
     }

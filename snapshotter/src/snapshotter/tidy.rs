@@ -130,9 +130,9 @@ impl Snapshotter {
                 table.begin(number);
             }
             let _begun = super::Begun { snapshotter: self, number };
-            let outcome = match self.mounter.unmount(&self.dirs.files(number)).await {
+            let outcome = match self.hide(number).await {
                 Ok(()) => self.blocking("it could not be deleted", move |dirs| dirs.remove(number)).await,
-                Err(error) => Err(error.into()),
+                Err(error) => Err(error),
             };
             match outcome {
                 Ok(()) => deleted += 1,

@@ -6,7 +6,7 @@ use crate::{
     claims::Need,
     error::SnapshotError,
     labels,
-    record::{Labels, Record, Stamp, Usage},
+    record::{Kind, Labels, Record, Stamp, Usage},
     usage,
 };
 
@@ -36,12 +36,13 @@ impl Snapshotter {
         .await
     }
 
-    /// What a snapshot takes on disk without its parents: known of a committed one, summed of an active one. A lazy layer takes nothing: what the cache
-    /// holds of it is shared and may be evicted.
+    /// What a snapshot takes on disk without its parents: known of a committed one, summed of an active one. A view takes nothing; nor does a lazy layer: what
+    /// the cache holds of it is shared and may be evicted.
     pub(crate) async fn usage(self: &Arc<Self>, key: String) -> Result<Usage, SnapshotError> {
         let record = self.stat(&key)?;
         match record.usage {
             Some(usage) => Ok(usage),
+            None if record.kind == Kind::View => Ok(Usage::default()),
             None => self.owned(move |me| async move { me.sum(record.number).await }).await,
         }
     }

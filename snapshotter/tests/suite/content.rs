@@ -226,6 +226,8 @@ async fn usage_counts_what_a_snapshot_adds() {
         assert!((1 << 20..2 << 20).contains(&size), "{how:?}: {size}");
         node.commit("c", "a", Labels::new()).await.expect("committed");
         assert_eq!(node.usage("c").await.expect("known"), (size, inodes), "{how:?}");
+        node.view("v", "c", Labels::new()).await.expect("a view");
+        assert_eq!(node.usage("v").await.expect("known"), (0, 0), "{how:?}: a view takes nothing");
         node.prepare("child", "c", Labels::new()).await.expect("prepared");
         assert_eq!(node.usage("child").await.expect("summed").1, 1, "{how:?}: parents do not count");
     }
