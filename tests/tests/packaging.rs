@@ -22,3 +22,45 @@ fn systemd_understands_the_unit() {
     let unexpected: Vec<&str> = said.lines().filter(|line| !line.contains(NEWER)).collect();
     assert!(out.status.success() && unexpected.is_empty(), "{said}");
 }
+
+/// What gives a service a mount namespace of its own (systemd.exec(5), systemd 252).
+const PRIVATE_MOUNTS: [&str; 24] = [
+    "PrivateMounts",
+    "PrivateTmp",
+    "PrivateDevices",
+    "PrivateNetwork",
+    "PrivateUsers",
+    "PrivateIPC",
+    "ProtectSystem",
+    "ProtectHome",
+    "ProtectKernelTunables",
+    "ProtectKernelModules",
+    "ProtectKernelLogs",
+    "ProtectControlGroups",
+    "ProtectProc",
+    "ProcSubset",
+    "ReadWritePaths",
+    "ReadOnlyPaths",
+    "InaccessiblePaths",
+    "ExecPaths",
+    "NoExecPaths",
+    "TemporaryFileSystem",
+    "BindPaths",
+    "BindReadOnlyPaths",
+    "RootDirectory",
+    "RootImage",
+];
+
+#[test]
+fn what_the_service_mounts_is_seen_by_containerd() {
+    let unit = fs::read_to_string(workspace::root().join("packaging/penstock.service")).expect("the unit");
+    let settings: Vec<&str> = unit.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+    for setting in settings.iter().filter(|setting| !setting.starts_with('#')) {
+        assert!(!PRIVATE_MOUNTS.contains(setting), "{setting} gives the agent mounts of its own");
+    }
+    for wanted in
+        ["Type=notify", "Before=containerd.service", "RequiresMountsFor=/var/lib/penstock /var/lib/containerd"]
+    {
+        assert!(unit.lines().any(|line| line == wanted), "{wanted}");
+    }
+}
