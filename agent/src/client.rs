@@ -301,6 +301,14 @@ impl Client {
         self.ask("/v1/version").await
     }
 
+    /// Whether the agent takes work.
+    ///
+    /// # Errors
+    /// [`ClientError`]; a [`ClientError::Problem`] says why it does not.
+    pub async fn ready(&self) -> Result<(), ClientError> {
+        self.send(Method::GET, "/readyz", Bytes::new(), ASK_DEADLINE).await.map(drop)
+    }
+
     async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.parsed(&self.send(Method::GET, path, Bytes::new(), ASK_DEADLINE).await?)
     }

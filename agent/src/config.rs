@@ -393,6 +393,11 @@ impl Config {
         }
     }
 
+    /// The value of the key `name` as `--print-config` shows it; `None` when it has none, or there is no such key.
+    pub(crate) fn shown(&self, name: &str) -> Option<String> {
+        (Key::find(name)?.show)(self)
+    }
+
     /// Directory of cached chunks.
     #[must_use]
     pub fn cache_dir(&self) -> PathBuf {

@@ -15,6 +15,7 @@
 //! - `indexes`: what attached images are verified by. [`index`]: making that.
 //! - [`events`]: what happened lately. `node`: the admin API's calls. `serve`, [`socket`]: where it answers.
 //! - [`Agent`]: all of these together. [`run`]: as a process.
+//! - [`containerd`]: telling containerd about our snapshotter. [`doctor`]: what of a node is as it should be.
 //! - [`demo`]: the agent shown on one machine. [`cli`], [`client`], [`output`]: the commands.
 //!
 //! # Concurrency
@@ -27,7 +28,9 @@ mod attachments;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod containerd;
 pub mod demo;
+pub mod doctor;
 pub mod events;
 pub mod index;
 mod indexes;

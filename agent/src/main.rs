@@ -4,13 +4,15 @@ use std::process::ExitCode;
 
 use penstock_agent::{
     cli::{self, Command, Exit},
-    demo, index, output, run, supervise,
+    containerd, demo, doctor, index, output, run, supervise,
 };
 
 fn main() -> ExitCode {
     let outcome: anyhow::Result<()> = match cli::parse() {
         Err(code) => return code,
         Ok(Command::Client(command)) => return cli::run(command),
+        Ok(Command::Containerd(args)) => return containerd::run(&args),
+        Ok(Command::Doctor(args)) => return doctor::run(&args),
         Ok(Command::Agent(args)) => run::agent(&args).map_err(Into::into),
         Ok(Command::Supervise(args)) => supervise::supervise(&args).map_err(Into::into),
         Ok(Command::Index(args)) => index::run(&args).map_err(Into::into),

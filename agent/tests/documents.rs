@@ -6,6 +6,7 @@ use penstock_agent::{
     Config, FileError,
     client::ClientError,
     config::{ConfigError, KEYS, Origin, value},
+    containerd::{Refusal, Release, Unknown},
     mount::{MountError, found::NotFound, users::User},
     socket::SocketError,
     state::StateError,
@@ -119,12 +120,32 @@ fn refusals() -> Vec<String> {
         penstock_cache::OpenError::Full { dir: path() }.to_string(),
         DeviceError::NoTransport { reason: "none".into() }.to_string(),
     ];
+    all.extend(configured().iter().map(ToString::to_string));
     all.extend(mounts().iter().map(ToString::to_string));
     all.extend(lookups().iter().map(ToString::to_string));
     for what in [What::Gzip, What::Unknown] {
         all.push(format!("r/i:t: {}", OpenError::NotADisk { blob: Digest::of(b""), what }));
     }
     all
+}
+
+fn configured() -> Vec<Box<dyn std::error::Error>> {
+    let path = || PathBuf::from("/some/path");
+    let (release, other) = (Release::new(1, 6), Release::new(2, 1));
+    let (key, value, wanted) = ("a.b".to_owned(), "1".to_owned(), "2".to_owned());
+    let later =
+        Refusal::Later { path: path(), ours: path(), key: key.clone(), value: value.clone(), wanted: wanted.clone() };
+    vec![
+        Box::new(Unknown::Nobody { running: "/s: refused".into(), program: "containerd: not found".into() }),
+        Box::new(Unknown::Two { running: release, program: other }),
+        Box::new(Refusal::Conflict { path: path(), key, value, wanted }),
+        Box::new(later),
+        Box::new(Refusal::Taken { path: path(), reason: "was edited since it was written", kept: path() }),
+        Box::new(Refusal::Taken { path: path(), reason: "was not written by penstock", kept: path() }),
+        Box::new(Refusal::OldPlugins { path: path(), plugins: "cri".into() }),
+        Box::new(Refusal::NewConfig { path: path(), version: 3, release }),
+        Box::new(Refusal::NoRuntimeSnapshotters { release }),
+    ]
 }
 
 fn mounts() -> Vec<MountError> {

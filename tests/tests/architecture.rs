@@ -70,7 +70,7 @@ fn tests_of_a_product_crate_use_only_the_fault_sources_and_the_loopback_registry
 /// A library that has one home: which crates may name it in their manifest.
 const HOMES: &[(&str, &[&str])] = &[
     ("sled", &["cache", "snapshotter"]),
-    ("tonic", &["snapshotter", "tests"]),
+    ("tonic", &["snapshotter", "agent", "tests"]),
     // The benches' full pull must not go through what it is compared with.
     ("reqwest", &["fetcher", "benches"]),
     ("oci-client", &["fetcher"]),

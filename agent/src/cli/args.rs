@@ -166,6 +166,12 @@ pub enum Command {
     /// Write down the digests of an image's chunks, so that nodes verify every read of it
     #[command(after_help = INDEX_HELP)]
     Index(Box<crate::index::Args>),
+    /// Have containerd use the snapshotter of this node's agent, or forget it
+    #[command(after_help = crate::containerd::HELP)]
+    Containerd(crate::containerd::Args),
+    /// Look at this node, and say what is missing and what to do about it
+    #[command(after_help = crate::doctor::HELP)]
+    Doctor(crate::doctor::Args),
     /// Show what Penstock does, on this machine alone: no registry, no set-up
     #[command(after_help = DEMO_HELP)]
     Demo(crate::demo::Args),
