@@ -42,6 +42,20 @@ impl Wanted {
         }
         url
     }
+
+    /// Whether `verified` is the last word about what is wanted. A listing without an entry of the kind wanted is not while there is
+    /// somebody else to ask: a mirror has what was pulled through it, and that need not be what refers to it.
+    pub(crate) fn is_settled_by(&self, verified: &Verified) -> bool {
+        let Some(Referrers { artifact_type }) = &self.referrers else { return true };
+        match Document::parse(&verified.bytes, verified.content_type.as_deref()) {
+            Ok(Document::Index(entries)) => {
+                entries.iter().any(|entry| entry.artifact_type.as_ref() == Some(artifact_type))
+            }
+            Ok(Document::Image(_)) => false,
+            // Whoever asked hears what is wrong with it.
+            Err(_) => true,
+        }
+    }
 }
 
 /// An artifact to be pushed beside an image.
@@ -59,7 +73,8 @@ pub struct Attached<'a> {
 
 impl Fetcher {
     /// The manifests of `artifact_type` that refer to the manifest `subject` of the repository of `reference`, as the registry
-    /// lists them; empty when there are none. Only the first page of a listing is read: one kind of artifact of one image.
+    /// lists them; empty when there are none. Only the first page of a listing is read: one kind of artifact of one image. Mirrors that
+    /// list none are followed by the registry.
     ///
     /// The listing is not proved by any digest: it is asked of those only who may say what a tag names.
     ///

@@ -18,6 +18,7 @@ use crate::{
     Fetcher, Manifest, Platform, Reference, ResolveError, answer,
     ask::{Ask, Asker, blame},
     auth::{Action, Scope},
+    breaker::Admission,
     budget::Key,
     choice::{self, Candidate},
     endpoint::Asking,
@@ -150,7 +151,8 @@ impl Core {
         }
     }
 
-    /// Asks each endpoint that may be asked for this, in their order, once; the most hopeful failure of all is returned.
+    /// Asks each endpoint that may be asked for this, in their order, once; the most hopeful failure of all is returned. An empty listing
+    /// is the answer when nobody else has one, unless one of them lacks the API: that one may list under a tag.
     async fn manifest_round(&self, wanted: &Wanted, namespace: &Arc<Namespace>) -> Result<Verified, (String, Trouble)> {
         // What a tag names, and who refers to a digest, is only asked of those who may say so; what a digest names, of all
         // who have content.
@@ -163,17 +165,28 @@ impl Core {
             Candidate { admission, avoided: false, stalling, average }
         };
         let candidates: Vec<Candidate> = hosts.iter().map(candidate).collect();
-        let mut worst: Option<(String, Trouble)> = None;
+        let (mut worst, mut empty): (Option<(String, Trouble)>, _) = (None, None);
         for at in choice::order(&candidates) {
             let host = hosts[at];
+            if empty.is_some() && candidates[at].admission == Admission::Shut {
+                continue;
+            }
             let trouble = match self.manifest_from(wanted, host).await {
-                Ok(verified) => return Ok(verified),
+                Ok(verified) if wanted.is_settled_by(&verified) => return Ok(verified),
+                Ok(verified) => {
+                    empty = empty.or(Some(verified));
+                    continue;
+                }
                 Err(trouble) => trouble,
             };
             let more_hope = |(_, other): &(String, Trouble)| hope(&trouble.failure()) > hope(&other.failure());
             if worst.as_ref().is_none_or(more_hope) {
                 worst = Some((host.endpoint.host.clone(), trouble));
             }
+        }
+        let is_missing = |(_, trouble): &(String, Trouble)| trouble.failure().class == Class::Missing;
+        if let Some(empty) = empty.filter(|_| !worst.as_ref().is_some_and(is_missing)) {
+            return Ok(empty);
         }
         Err(worst.unwrap_or_else(|| {
             let reason = "no host of its hosts.toml may be asked for this (capabilities)";

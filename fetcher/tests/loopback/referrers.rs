@@ -6,6 +6,7 @@ use penstock_fetcher::{Attached, Content, Descriptor, Fetcher, ResolveError, Upl
 use penstock_registry::{Config as RegistryConfig, Fault, Kind, Registry, Target};
 use serde_json::json;
 
+use crate::mirrors::Mirrored;
 use crate::support::{config, content, fetcher, hasty, reference, registry};
 
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -97,4 +98,26 @@ async fn a_registry_that_fails_is_not_one_without_artifacts() {
     let found = listed(&fetcher, &registry).await;
     let refused = fetcher.artifact(&reference(&registry, "team/app:1"), &found[0]).await.unwrap_err();
     assert!(matches!(refused, ResolveError::Digest { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn a_mirror_that_lists_nothing_does_not_hide_what_the_registry_lists() {
+    for api in [true, false] {
+        let scene = Mirrored::new(1, config()).await;
+        if !api {
+            without_api(&scene.origin, 404);
+        }
+        assert!(listed(&scene.fetcher, &scene.origin).await.is_empty());
+        // Pushing goes to the registry itself.
+        let mine = push(&scene.fetcher, &scene.origin, TYPE, &content(10, 1)).await;
+        let found = listed(&scene.fetcher, &scene.origin).await;
+        assert_eq!(found.iter().map(Descriptor::blob).collect::<Vec<_>>(), [mine], "referrers API: {api}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_list_of_a_mirror_counts_while_the_registry_is_away() {
+    let scene = Mirrored::new(1, hasty()).await;
+    scene.origin.set_down(true);
+    assert!(listed(&scene.fetcher, &scene.origin).await.is_empty());
 }
