@@ -108,7 +108,8 @@ impl Dirs {
         self.dir(number).join("work")
     }
 
-    /// Makes the directories of a new snapshot, durably. What stands there of one that was begun and never recorded is used.
+    /// Makes the directories of a new snapshot. What stands there of one that was begun and never recorded is used. What is in its directory is durable
+    /// with the record that is written there next, its name from here on.
     pub(crate) fn make(&self, number: u64, owner: Owner, work: bool) -> io::Result<()> {
         let mut private = DirBuilder::new();
         private.recursive(true).mode(0o700).create(self.dir(number))?;
@@ -119,7 +120,6 @@ impl Dirs {
         if work {
             private.create(self.work(number))?;
         }
-        sync(&self.dir(number))?;
         sync(&self.snapshots())
     }
 

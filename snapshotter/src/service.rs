@@ -77,6 +77,20 @@ fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>
     })
 }
 
+/// Counts a call when it is over, also when its client was gone before.
+struct Counting<'a> {
+    snapshotter: &'a Snapshotter,
+    method: Method,
+    begun: Instant,
+    code: Code,
+}
+
+impl Drop for Counting<'_> {
+    fn drop(&mut self) {
+        self.snapshotter.metrics.answered(self.method, self.code, self.begun.elapsed().as_secs_f64());
+    }
+}
+
 impl Service {
     /// Counts a call and how long it took.
     async fn counted<T>(
@@ -84,10 +98,11 @@ impl Service {
         method: Method,
         call: impl Future<Output = Result<T, SnapshotError>>,
     ) -> Result<Response<T>, Status> {
-        let begun = Instant::now();
+        let mut counting = Counting { snapshotter: &self.0, method, begun: Instant::now(), code: Code::Cancelled };
         let outcome = call.await;
         let code = outcome.as_ref().map_or_else(SnapshotError::code, |_| Code::Ok);
-        self.0.metrics.answered(method, code, begun.elapsed().as_secs_f64());
+        counting.code = code;
+        drop(counting);
         outcome.map(Response::new).map_err(|error| {
             if matches!(code, Code::Internal | Code::Unavailable) {
                 tracing::warn!(?method, %error, "containerd's call failed");

@@ -28,6 +28,15 @@ struct Waiting<'a> {
     key: Option<String>,
 }
 
+impl Waiting<'_> {
+    /// The answer is on its way. One that says what was made is the last: nothing is remembered of earlier calls.
+    fn answered(mut self, made: bool) {
+        if let Some(key) = self.key.take().filter(|_| made) {
+            self.snapshotter.unanswered.lock().remove(&key);
+        }
+    }
+}
+
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut unanswered = self.snapshotter.unanswered.lock();
@@ -47,9 +56,9 @@ impl Snapshotter {
             return Err(SnapshotError::invalid("a snapshot needs a key"));
         }
         new.labels = labels::kept(new.labels)?;
-        let mut waiting = Waiting { snapshotter: self, key: Some(new.key.clone()) };
+        let waiting = Waiting { snapshotter: self, key: Some(new.key.clone()) };
         let outcome = self.owned(move |me| async move { me.make(new).await }).await;
-        waiting.key = None;
+        waiting.answered(outcome.is_ok());
         outcome
     }
 

@@ -220,6 +220,8 @@ async fn a_prepare_that_is_given_up_may_be_repeated() {
             outcome = call(Labels::new()) => panic!("answered before it was given up: {outcome:?}"),
             begun = begun.wait_for(|begun| *begun > 0) => assert_eq!(*begun.expect("it lives"), 1),
         }
+        let method = if view { "view" } else { "prepare" };
+        node.until_counted(&format!("requests_total{{method=\"{method}\",code=\"CANCELLED\"}} 1")).await;
         drop(closed);
         let status = call(labels(&[("another", "call")])).await.expect_err("the key is taken");
         assert_eq!(status.code(), Code::AlreadyExists);

@@ -231,8 +231,7 @@ async fn calls_are_counted_by_method_and_answer() {
     let node = Node::start().await;
     node.prepare("a", "", Labels::new()).await.expect("prepared");
     node.stat("missing").await.expect_err("it does not exist");
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &node.registry).expect("text");
+    let text = node.metrics();
     for line in [
         "requests_total{method=\"prepare\",code=\"OK\"} 1",
         "requests_total{method=\"stat\",code=\"NOT_FOUND\"} 1",

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use hyper_util::rt::TokioIo;
@@ -51,7 +52,7 @@ pub(crate) struct Node {
     pub(crate) snapshotter: Arc<Snapshotter>,
     pub(crate) client: SnapshotsClient<Channel>,
     pub(crate) mounter: Arc<Binds>,
-    pub(crate) registry: Registry,
+    registry: Registry,
     stop: CancellationToken,
     serving: JoinSet<()>,
     pub(crate) dir: TempDir,
@@ -127,6 +128,24 @@ impl Node {
     /// All mounts are gone, as after a reboot.
     pub(crate) fn reboot(&self) {
         mounting::unmount_below(&self.root());
+    }
+
+    /// What a monitoring system would see.
+    pub(crate) fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("text");
+        text
+    }
+
+    /// Waits until a monitoring system would see `line`.
+    pub(crate) async fn until_counted(&self, line: &str) {
+        let counted = async {
+            while !self.metrics().contains(line) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let counted = tokio::time::timeout(Duration::from_secs(120), counted).await;
+        counted.unwrap_or_else(|_| panic!("{line} is not in\n{}", self.metrics()));
     }
 
     pub(crate) fn root(&self) -> PathBuf {
