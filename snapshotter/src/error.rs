@@ -1,8 +1,6 @@
-//! What a call can fail with, and the status that containerd hears for it.
+//! What a call can fail with.
 
 use std::{io, path::PathBuf};
-
-use tonic::{Code, Status};
 
 use crate::mounter::MountError;
 
@@ -35,7 +33,7 @@ pub enum OpenError {
     },
 }
 
-/// Why a call about a snapshot failed. Each is one status of containerd's.
+/// Why a call about a snapshot failed. Each is one status of gRPC's to containerd.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SnapshotError {
     /// No snapshot has this name.
@@ -108,23 +106,6 @@ impl SnapshotError {
     #[must_use]
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
-    }
-
-    pub(crate) const fn code(&self) -> Code {
-        match self {
-            Self::NotFound { .. } => Code::NotFound,
-            Self::Exists { .. } => Code::AlreadyExists,
-            Self::Precondition { .. } => Code::FailedPrecondition,
-            Self::Invalid { .. } => Code::InvalidArgument,
-            Self::Unavailable { .. } => Code::Unavailable,
-            Self::Internal { .. } => Code::Internal,
-        }
-    }
-}
-
-impl From<SnapshotError> for Status {
-    fn from(error: SnapshotError) -> Self {
-        Self::new(error.code(), error.to_string())
     }
 }
 

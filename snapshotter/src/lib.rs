@@ -37,8 +37,6 @@ mod service;
 mod snapshotter;
 mod table;
 mod usage;
-#[cfg(feature = "test-util")]
-pub mod words;
 
 pub use error::{OpenError, SnapshotError};
 pub use filter::{FilterError, Filters};

@@ -54,7 +54,7 @@ pub struct Usage {
     pub inodes: u64,
 }
 
-/// A point in time, as containerd's messages carry it.
+/// A point in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Stamp {
@@ -69,18 +69,14 @@ impl Stamp {
         Self { nanos: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX) }
     }
 
+    /// Seconds since 1970, and nanoseconds of the next one.
+    pub(crate) const fn parts(self) -> (u64, u32) {
+        let since = Duration::from_nanos(self.nanos);
+        (since.as_secs(), since.subsec_nanos())
+    }
+
     pub(crate) fn to_time(self) -> SystemTime {
         UNIX_EPOCH + Duration::from_nanos(self.nanos)
-    }
-}
-
-impl From<Stamp> for prost_types::Timestamp {
-    fn from(stamp: Stamp) -> Self {
-        let parts = Duration::from_nanos(stamp.nanos);
-        Self {
-            seconds: i64::try_from(parts.as_secs()).unwrap_or(i64::MAX),
-            nanos: i32::try_from(parts.subsec_nanos()).unwrap_or(0),
-        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     filter::Filters,
     metrics::Method,
     proto::services::snapshots::v1 as api,
-    record::{Kind, Record},
+    record::{Kind, Record, Stamp},
     snapshotter::{Commit, New, Snapshotter},
 };
 
@@ -100,15 +100,36 @@ impl Service {
     ) -> Result<Response<T>, Status> {
         let mut counting = Counting { snapshotter: &self.0, method, begun: Instant::now(), code: Code::Cancelled };
         let outcome = call.await;
-        let code = outcome.as_ref().map_or_else(SnapshotError::code, |_| Code::Ok);
+        let code = outcome.as_ref().map_or_else(code, |_| Code::Ok);
         counting.code = code;
         drop(counting);
         outcome.map(Response::new).map_err(|error| {
             if matches!(code, Code::Internal | Code::Unavailable) {
                 tracing::warn!(?method, %error, "containerd's call failed");
             }
-            Status::from(error)
+            Status::new(code, error.to_string())
         })
+    }
+}
+
+/// What containerd hears for an error.
+const fn code(error: &SnapshotError) -> Code {
+    match error {
+        SnapshotError::NotFound { .. } => Code::NotFound,
+        SnapshotError::Exists { .. } => Code::AlreadyExists,
+        SnapshotError::Precondition { .. } => Code::FailedPrecondition,
+        SnapshotError::Invalid { .. } => Code::InvalidArgument,
+        SnapshotError::Unavailable { .. } => Code::Unavailable,
+        SnapshotError::Internal { .. } => Code::Internal,
+    }
+}
+
+/// A time as containerd's messages carry it.
+fn timestamp(stamp: Stamp) -> prost_types::Timestamp {
+    let (seconds, nanos) = stamp.parts();
+    prost_types::Timestamp {
+        seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
+        nanos: i32::try_from(nanos).unwrap_or(0),
     }
 }
 
@@ -128,8 +149,8 @@ impl From<&Record> for api::Info {
             name: record.name.clone(),
             parent: record.parent.clone().unwrap_or_default(),
             kind: kind.into(),
-            created_at: Some(record.created.into()),
-            updated_at: Some(record.updated.into()),
+            created_at: Some(timestamp(record.created)),
+            updated_at: Some(timestamp(record.updated)),
             labels: record.labels.clone(),
         }
     }

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use penstock_snapshotter::words;
+use penstock_snapshotter_fuzz::words;
 
 #[derive(arbitrary::Arbitrary, Debug)]
 enum Input {

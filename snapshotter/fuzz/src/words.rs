@@ -1,4 +1,4 @@
-//! Doors for the fuzzer to what reads words of others; with the feature `test-util` only.
+//! Doors for the fuzzer to what reads words of others.
 
 use crate::{
     filter::Filters,
@@ -26,7 +26,7 @@ pub fn filtered(filters: &[String]) -> Option<bool> {
 
 /// Whether the labels name a layer, and whether they map ids.
 #[must_use]
-pub fn labelled(labels: Labels) -> Option<(bool, bool)> {
+pub fn labelled(labels: std::collections::BTreeMap<String, String>) -> Option<(bool, bool)> {
     let labels = labels::kept(labels).ok()?;
     let map = IdMap::of(&labels).ok().map(|map| (map.options().len(), map.root()));
     Some((matches!(labels::layer(&labels, 0), Some(Ok(_))), map.is_some_and(|(options, _)| options > 0)))
