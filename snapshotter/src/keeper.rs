@@ -21,6 +21,9 @@ use crate::{
     record::{Record, Written},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Most changes that wait; also the most that one commit takes. Who comes when it is full is told to come again.
 const MAX_WAITING: usize = 512;
 /// How long one commit or the opening may take. A flush takes tens of milliseconds; beyond this the disk or sled hangs.

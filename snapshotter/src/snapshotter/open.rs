@@ -86,7 +86,8 @@ fn metadata(root: &Path, dirs: &Dirs, found: Vec<Found>) -> Result<(Keeper, Reco
     let (keeper, loaded, reason) = match open() {
         Ok((keeper, loaded)) => (keeper, loaded, None),
         Err(error) => {
-            dirs.set_metadata_aside().map_err(|source| OpenError::Io { path: dirs.metadata(), source })?;
+            let aside = dirs.set_metadata_aside();
+            aside.map_err(|source| broken(DbError(format!("{error}, and it cannot be set aside: {source}"))))?;
             let (keeper, loaded) = open().map_err(broken)?;
             (keeper, loaded, Some(error.0))
         }
