@@ -12,6 +12,9 @@ use crate::{
 
 use super::{Snapshotter, named};
 
+/// The only file in the tar around an OverlayBD layer (docs/formats/overlaybd.md).
+const OVERLAYBD_FILE: &str = "overlaybd.commit";
+
 /// What is to be committed, and as what.
 #[derive(Debug)]
 pub(crate) struct Commit {
@@ -37,10 +40,21 @@ impl Snapshotter {
         let active = self.committable(&commit)?;
         let number = active.number;
         let usage = self.blocking("what was written could not be made durable", move |dirs| {
+            let files = dirs.files(number);
+            // Containerd unpacked it without asking, as `ctr images pull` does, whose requests carry no labels.
+            if files.join(OVERLAYBD_FILE).symlink_metadata().is_ok() {
+                return Ok(None);
+            }
             dirs.sync_all()?;
-            usage::of(&dirs.files(number))
+            usage::of(&files).map(Some)
         });
         let (usage, now) = (usage.await?, Stamp::now());
+        let usage = usage.ok_or_else(|| {
+            SnapshotError::precondition(
+                "an OverlayBD layer was unpacked, which leaves a disk and no files: pull the image through CRI, or as \
+                 docs/containerd.md says for other clients, so that it is read on demand",
+            )
+        })?;
         let record = Record {
             name: commit.name,
             kind: Kind::Committed,

@@ -111,6 +111,28 @@ async fn a_layer_that_cannot_be_lazy_is_unpacked_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_overlaybd_layer_is_never_unpacked() {
+    let node = Node::start().await;
+    let digest = Digest::of(b"layer");
+    let mut wanted = layer_labels(digest, "");
+    wanted.insert("containerd.io/snapshot/overlaybd/blob-digest".into(), digest.to_string());
+    let refused = node.prepare("extract", "", wanted.clone()).await.expect_err("the mounter does not know it");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("the layer is an ordinary tar"), "{refused}");
+    *node.mounter.trouble.lock() = Some(MountError::Transient { reason: "the registry does not answer".into() });
+    let refused = node.prepare("extract", "", wanted).await.expect_err("the registry is away");
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.message().contains("the registry does not answer"), "{refused}");
+    // From a client that says nothing of layers it comes as a tar with one file.
+    let mounts = node.prepare("extract", "", Labels::new()).await.expect("as for any snapshot");
+    let dir = Path::new(&mounts[0].source);
+    fs::write(dir.join("overlaybd.commit"), "a disk").expect("written");
+    let refused = node.commit("name", "extract", Labels::new()).await.expect_err("it holds no files");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(node.stat("extract").await.expect("it is still active").kind(), crate::api::Kind::Active);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_containerd_does_not_say_and_trouble_with_the_registry_are_reasons() {
     let node = Node::start().await;
     let (digest, chain) = (Digest::of(b"layer").to_string(), Digest::of(b"chain").to_string());
