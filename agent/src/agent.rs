@@ -1,6 +1,6 @@
 //! An agent in this process: its parts, started in one order and stopped in the reverse.
 //!
-//! state directory and lock -> metrics -> fetcher -> verifying source -> cache -> attachments restored -> socket -> ready.
+//! state directory and lock -> metrics -> fetcher -> verifying source -> cache -> attachments restored -> snapshots for containerd -> socket -> ready.
 
 use std::{
     net::SocketAddr,
@@ -17,6 +17,7 @@ use penstock_blob::Digest;
 use penstock_cache::Cache;
 use penstock_fetcher::Fetcher;
 use penstock_index::Verified;
+use penstock_snapshotter::Mounter;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -28,9 +29,11 @@ use crate::{
     indexes::{self, Indexes},
     keeper::{Keeper, pass::Notice},
     metrics::Metrics,
+    mounter::LayerMounter,
     node::AgentNode,
     remains::Remaining,
     serve::{self, Servers},
+    snapshots::{Snapshots, SnapshotsError},
     socket::SocketError,
     state::{StateDir, StateError, record::Record},
 };
@@ -50,6 +53,9 @@ pub enum StartError {
     /// The admin API cannot be offered.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// containerd cannot be served.
+    #[error(transparent)]
+    Snapshots(#[from] SnapshotsError),
     /// A thread that looked at the system ended abnormally.
     #[error("the agent failed while starting: {0}")]
     Crashed(String),
@@ -80,6 +86,8 @@ pub struct Agent {
     events: Events,
     ready: Arc<AtomicBool>,
     servers: Servers,
+    /// containerd's snapshots, when it is served.
+    snapshots: Option<Snapshots>,
     /// Tasks that live as long as the agent.
     tasks: JoinSet<()>,
     on_stop: OnStop,
@@ -115,37 +123,34 @@ impl Agent {
         let device_metrics = penstock_device::Metrics::new(registry.sub_registry_with_prefix("device"));
         let tasks = watch((&cache, &indexes), &fetcher, &events).await;
 
-        let attachments = Attachments::new(Parts {
-            fetcher: Arc::clone(&fetcher),
-            source: Arc::clone(&cache) as _,
-            cache: Arc::clone(&cache),
-            indexes,
-            state: Arc::clone(&state),
-            device: device_config(&state),
-            device_metrics,
-            mount_flags: config.mount_flags.clone(),
-            policy: policy(&config),
-            platform: config.platform.clone(),
-            transport: config.transport,
-            events: events.clone(),
-            keeper: Arc::clone(&keeper),
-            remaining: Arc::new(remaining),
-            stop: stop.child_token(),
-        });
-        attachments.restore(readable_records(&state, &events)?).await;
+        let sources = (Arc::clone(&fetcher), indexes, Arc::clone(&cache));
+        let left = (Arc::clone(&keeper), Arc::new(remaining));
+        let parts = parts(&config, sources, (&state, &events), left, (device_metrics, stop.child_token()));
+        let attachments = Attachments::new(parts);
+        let grace = config.snapshotter_enable.then_some(RESTORE_GRACE);
+        attachments.restore(readable_records(&state, &events)?, grace).await;
+
+        let mounter = || mounter(&config, (&attachments, &fetcher), &events);
+        let mut snapshots = match Snapshots::start(&config, mounter, &mut registry).await {
+            Ok(snapshots) => snapshots,
+            Err(error) => {
+                give_up(None, &attachments, (&cache, &fetcher)).await;
+                return Err(error.into());
+            }
+        };
 
         let ready = Arc::new(AtomicBool::new(true));
         let node = Arc::new(AgentNode::new(
-            (Arc::clone(&attachments), Arc::clone(&fetcher)),
+            (Arc::clone(&attachments), snapshots.as_ref().map(|snapshots| Arc::clone(snapshots.snapshotter()))),
+            Arc::clone(&fetcher),
             (Arc::clone(&cache), config.cache_dir()),
             (Arc::new(registry), metrics),
-            events.clone(),
-            Arc::clone(&ready),
+            (events.clone(), Arc::clone(&ready)),
         ));
         let servers = match serve::start(&config, Arc::clone(&node), &api_metrics, &events) {
             Ok(servers) => servers,
             Err(error) => {
-                give_up(&attachments, &cache, &fetcher).await;
+                give_up(snapshots.as_mut(), &attachments, (&cache, &fetcher)).await;
                 return Err(error.into());
             }
         };
@@ -158,6 +163,7 @@ impl Agent {
             events,
             ready,
             servers,
+            snapshots,
             tasks,
             on_stop: config.on_stop,
             drain_deadline: config.drain_deadline,
@@ -188,6 +194,12 @@ impl Agent {
     #[must_use]
     pub fn socket(&self) -> &Path {
         self.servers.socket()
+    }
+
+    /// The unix socket on which containerd finds its snapshots, if it is served.
+    #[must_use]
+    pub fn snapshots(&self) -> Option<&Path> {
+        self.snapshots.as_ref().map(Snapshots::socket)
     }
 
     /// The TCP address of the admin API, if it has one.
@@ -238,6 +250,9 @@ impl Agent {
         let deadline = self.drain_deadline;
         let doing = parking_lot::Mutex::new("waiting for requests and devices");
         let drained = async {
+            if let Some(snapshots) = &mut self.snapshots {
+                snapshots.stop().await;
+            }
             self.attachments.drain(ending).await;
             self.events.end();
             *doing.lock() = "closing connections";
@@ -253,6 +268,20 @@ impl Agent {
         }
         outcome.map_err(|_| DrainError::Deadline { deadline, doing: doing.into_inner() })
     }
+}
+
+/// How long the start waits for attachments to be made again when containerd is to be served: a registry that does not answer must not keep it
+/// from starting containers. What is still under way then goes on, and who needs it waits for it.
+const RESTORE_GRACE: Duration = Duration::from_secs(10);
+
+/// What shows layers to containerd.
+fn mounter(
+    config: &Config,
+    (attachments, fetcher): (&Arc<Attachments>, &Arc<Fetcher>),
+    events: &Events,
+) -> Arc<dyn Mounter> {
+    let registry = (Arc::clone(fetcher), config.platform.clone());
+    Arc::new(LayerMounter::new(Arc::clone(attachments), registry, config.fetch_deadline, events.clone()))
 }
 
 /// Takes the state directory, looks for what an earlier agent left in the kernel, and clears what nobody can go on with.
@@ -301,6 +330,33 @@ async fn open_sources(
     Ok((fetcher, indexes, cache))
 }
 
+/// What attachments are made from.
+fn parts(
+    config: &Config,
+    (fetcher, indexes, cache): Sources,
+    (state, events): (&Arc<StateDir>, &Events),
+    (keeper, remaining): (Arc<Keeper>, Arc<Remaining>),
+    (device_metrics, stop): (penstock_device::Metrics, CancellationToken),
+) -> Parts {
+    Parts {
+        fetcher,
+        source: Arc::clone(&cache) as _,
+        cache,
+        indexes,
+        state: Arc::clone(state),
+        device: device_config(state),
+        device_metrics,
+        mount_flags: config.mount_flags.clone(),
+        policy: policy(config),
+        platform: config.platform.clone(),
+        transport: config.transport,
+        events: events.clone(),
+        keeper,
+        remaining,
+        stop,
+    }
+}
+
 /// What the sources have to say goes into the events.
 async fn watch(parts: (&Cache, &Indexes), fetcher: &Fetcher, events: &Events) -> JoinSet<()> {
     let (cache, indexes) = parts;
@@ -324,7 +380,10 @@ fn readable_records(state: &StateDir, events: &Events) -> Result<Vec<Record>, St
 }
 
 /// Undoes a start that failed at its last step.
-async fn give_up(attachments: &Attachments, cache: &Cache, fetcher: &Fetcher) {
+async fn give_up(snapshots: Option<&mut Snapshots>, attachments: &Attachments, (cache, fetcher): (&Cache, &Fetcher)) {
+    if let Some(snapshots) = snapshots {
+        snapshots.stop().await;
+    }
     attachments.drain(Ending::HandOver).await;
     cache.close().await;
     fetcher.stop().await;

@@ -5,6 +5,7 @@
 
 mod error;
 mod live;
+mod part;
 mod policy;
 mod proof;
 mod show;
@@ -13,7 +14,7 @@ mod table;
 mod takeover;
 mod watch;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use parking_lot::Mutex;
@@ -23,11 +24,12 @@ use penstock_cache::Cache;
 use penstock_device::{DeviceId, Wanted};
 use penstock_fetcher::{Fetcher, Platform, Reference};
 use penstock_image::{Image, Layer};
-use tokio::task::JoinSet;
+use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use error::AttachError;
 use live::{Live, Plan};
+pub(crate) use part::At;
 use state::{Change, Illegal, State};
 use table::{Claim, Entry, Request, Table};
 pub(crate) use takeover::Ending;
@@ -40,7 +42,7 @@ use crate::{
     remains::Remaining,
     state::{
         StateDir,
-        record::{LayerRecord, New, Record},
+        record::{LayerRecord, New, Owner, Record},
     },
 };
 
@@ -111,6 +113,8 @@ pub(crate) struct Attachments {
     /// What devices say becomes events; each ends with its device.
     tellers: Mutex<JoinSet<()>>,
     tasks: TaskTracker,
+    /// Told whenever an attachment has been made, unmade or has failed.
+    settled: Notify,
 }
 
 impl Attachments {
@@ -121,26 +125,38 @@ impl Attachments {
             recording: tokio::sync::Mutex::default(),
             tellers: Mutex::default(),
             tasks: TaskTracker::new(),
+            settled: Notify::new(),
         })
     }
 
     /// Attaches an image; answers once it can be read and is recorded.
     pub(crate) async fn attach(self: &Arc<Self>, request: api::Attach) -> Result<api::Device, AttachError> {
         let request = self.check(request).await?;
+        self.attach_checked(request).await.map(|made| made.1)
+    }
+
+    async fn attach_checked(self: &Arc<Self>, request: Request) -> Result<(DeviceId, api::Device), AttachError> {
         let claim = self.table.lock().claim(&request)?;
         let ask = Ask::Registry { require: request.require_verified };
         let this = Arc::clone(self);
         self.run("attaching", async move {
             match claim {
-                Claim::New(id) => this.build(id, request).await,
-                Claim::Retry(record) => this.restore_one(*record, ask).await,
+                Claim::New(id) => Ok((id.clone(), this.build(id, request).await?)),
+                Claim::Retry(record) => Ok((record.id.clone(), this.restore_one(*record, ask).await?)),
             }
         })
         .await
     }
 
-    /// Detaches a device.
+    /// Detaches a device on request of an operator. What the snapshotter shows to containers goes by force only.
     pub(crate) async fn detach(self: &Arc<Self>, id: &str, force: bool) -> Result<(), AttachError> {
+        if !force {
+            self.table.lock().may_detach(id)?;
+        }
+        self.detach_any(id, force).await
+    }
+
+    async fn detach_any(self: &Arc<Self>, id: &str, force: bool) -> Result<(), AttachError> {
         let this = Arc::clone(self);
         let (id, live) = self.table.lock().begin_detach(id)?;
         self.run("detaching", async move { this.unbuild(&id, live, force).await }).await
@@ -158,15 +174,32 @@ impl Attachments {
     }
 
     /// Makes the recorded attachments again. Those that cannot be stay listed as failed. What no record claims of an earlier agent is let go.
-    pub(crate) async fn restore(&self, records: Vec<Record>) {
+    ///
+    /// With a `grace` it answers after that long at the latest, while the rest is still being made.
+    pub(crate) async fn restore(self: &Arc<Self>, records: Vec<Record>, grace: Option<Duration>) {
         let entry = |record: &Record| Entry {
             id: record.id.clone(),
             reference: record.reference.clone(),
             mount: record.mount.clone(),
+            owner: record.owner,
             state: State::Attaching,
             record: Some(record.clone()),
         };
         self.table.lock().entries.extend(records.iter().map(entry));
+        let this = Arc::clone(self);
+        let restoring = self.tasks.spawn(Box::pin(async move { this.restore_all(records).await }));
+        let restored = match grace {
+            Some(grace) => tokio::time::timeout(grace, restoring).await,
+            None => Ok(restoring.await),
+        };
+        match restored {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "restoring attachments ended abnormally"),
+            Err(_elapsed) => tracing::warn!(?grace, "attachments are still being made again; the agent goes on"),
+        }
+    }
+
+    async fn restore_all(&self, records: Vec<Record>) {
         let indexes = self.parts.indexes.restore(&records).await;
         stream::iter(records)
             .for_each_concurrent(RESTORED_AT_ONCE, |record| async move {
@@ -237,7 +270,7 @@ impl Attachments {
         };
         let require_verified = request.require_verified || self.parts.indexes.require;
         request.policy.check().map_err(AttachError::Policy)?;
-        Ok(Request { reference, platform, transport, mount, require_verified, policy: request.policy })
+        Ok(Request { reference, platform, transport, mount, require_verified, policy: request.policy, part: None })
     }
 
     /// A new attachment, from its reference on. On failure nothing of it stays but an event.
@@ -249,7 +282,7 @@ impl Attachments {
                 Ok(device)
             }
             Err(error) => {
-                self.table.lock().entries.retain(|entry| entry.id != id);
+                self.drop_entry(&id);
                 self.event(Kind::DeviceAttachFailed, &id, &format!("{reference} was not attached: {error}"));
                 Err(error)
             }
@@ -257,39 +290,28 @@ impl Attachments {
     }
 
     async fn try_build(&self, id: &DeviceId, request: Request) -> Result<api::Device, AttachError> {
-        let resolving = self.parts.fetcher.resolve(&request.reference, &request.platform);
-        let manifest = self.parts.unless_stopping(resolving).await?;
-        let layers: Vec<LayerRecord> = manifest
-            .layers
-            .into_iter()
-            .map(|layer| LayerRecord {
-                digest: layer.digest,
-                size_bytes: layer.size_bytes,
-                media_type: layer.media_type,
-                annotations: layer.annotations,
-            })
-            .collect();
-        let plan = Plan {
-            id: id.clone(),
-            reference: manifest.reference,
-            manifest: manifest.digest,
-            ask: Ask::Registry { require: request.require_verified },
-            layers: layers.clone(),
-            transport: request.transport,
-            mount: request.mount.clone(),
-            policy: request.policy,
+        let (manifest, part) = match request.part {
+            Some(part) => (part.manifest, Some(part.part)),
+            None => {
+                let resolving = self.parts.fetcher.resolve(&request.reference, &request.platform);
+                (Arc::new(self.parts.unless_stopping(resolving).await?), None)
+            }
         };
-        let live = Live::make(&self.parts, &plan, None).await?;
         let new = New {
             id: id.clone(),
             reference: request.reference,
             manifest: manifest.digest,
             platform: request.platform,
             transport: request.transport,
-            layers,
+            layers: manifest.layers.iter().map(LayerRecord::from).collect(),
+            part,
+            owner: if part.is_some() { Owner::Snapshotter } else { Owner::Operator },
             policy: request.policy,
         };
-        let mut record = Record::new(new, request.mount, live.seen(&self.parts));
+        let mut record = Record::new(new, request.mount);
+        let plan = Plan::new(&record, Ask::Registry { require: request.require_verified });
+        let live = Live::make(&self.parts, &plan, None).await?;
+        record.seen = live.seen(&self.parts);
         record.number = live.device.number();
         if let Err(error) = self.save(record.clone()).await {
             self.put_down(id, &live).await;
@@ -301,33 +323,21 @@ impl Attachments {
     /// Makes a recorded attachment again. On failure it stays, as failed.
     async fn restore_one(&self, mut record: Record, ask: Ask) -> Result<api::Device, AttachError> {
         let reference = record.reference.to_string();
-        let plan = Plan {
-            id: record.id.clone(),
-            reference: record.reference.with_digest(record.manifest),
-            manifest: record.manifest,
-            ask,
-            layers: record.layers.clone(),
-            transport: record.transport,
-            mount: record.mount.clone(),
-            policy: record.policy,
-        };
-        match self.revive(&record, &plan).await {
+        let id = record.id.clone();
+        match self.revive(&record, ask).await {
             Ok(live) => {
                 if record.number != live.device.number() {
                     record.number = live.device.number();
                     self.save_number(&record).await;
                 }
                 let device = self.serve(record, live);
-                self.event(Kind::DeviceRestored, &plan.id, &format!("{reference} is attached again as {}", plan.id));
+                self.event(Kind::DeviceRestored, &id, &format!("{reference} is attached again as {id}"));
                 Ok(device)
             }
             Err(error) => {
-                self.change(&plan.id, Change::Broke(error.to_string()));
-                self.event(
-                    Kind::DeviceRestoreFailed,
-                    &plan.id,
-                    &format!("{reference} was not attached again: {error}"),
-                );
+                self.change(&id, Change::Broke(error.to_string()));
+                let text = format!("{reference} was not attached again: {error}");
+                self.event(Kind::DeviceRestoreFailed, &id, &text);
                 Err(error)
             }
         }
@@ -379,7 +389,7 @@ impl Attachments {
             self.change(id, Change::Broke(format!("it is detached, but its record is still there: {error}")));
             return Err(error.into());
         }
-        self.table.lock().entries.retain(|entry| entry.id != *id);
+        self.drop_entry(id);
         self.event(Kind::DeviceDetached, id, &format!("{id} is detached"));
         Ok(())
     }
@@ -415,12 +425,19 @@ impl Attachments {
         Ok(blocking("recording an attachment", move || state.save(&record)).await??)
     }
 
+    fn drop_entry(&self, id: &DeviceId) {
+        self.table.lock().entries.retain(|entry| entry.id != *id);
+        self.settled.notify_waiters();
+    }
+
     fn change(&self, id: &DeviceId, change: Change) {
         let mut table = self.table.lock();
         let Some(entry) = table.entries.iter_mut().find(|entry| entry.id == *id) else { return };
         if let Err(Illegal(state)) = entry.state.apply(change) {
             tracing::error!(device = %id, ?state, "an attachment was asked for a change that its state forbids");
         }
+        drop(table);
+        self.settled.notify_waiters();
     }
 
     fn event(&self, kind: Kind, id: &DeviceId, text: &str) {

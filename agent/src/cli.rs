@@ -9,6 +9,7 @@ mod client;
 pub mod credentials;
 mod policy;
 mod render;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 
@@ -46,7 +47,7 @@ pub enum Exit {
     Conflict = 5,
     /// The same command may succeed later.
     Later = 6,
-    /// Damage was found.
+    /// Damage was found: of cached bytes, or of snapshots.
     Damage = 7,
 }
 
@@ -106,6 +107,12 @@ pub enum Failure {
         /// Places that were to be fetched again at once, and did not come.
         unrepaired: u64,
     },
+    /// Snapshots are lost.
+    #[error("{count} snapshots are lost or damaged; see above for what to do")]
+    LostSnapshots {
+        /// How many.
+        count: usize,
+    },
     /// Some devices are still there.
     #[error("{count} of the devices could not be detached; see above")]
     StillAttached {
@@ -126,7 +133,7 @@ impl Failure {
             Self::Client(_) | Self::Output(_) => Exit::Failed,
             Self::MountDir { .. } | Self::Remote(_) | Self::Input(_) => Exit::Usage,
             Self::NothingFreed => Exit::Conflict,
-            Self::Damaged { .. } => Exit::Damage,
+            Self::Damaged { .. } | Self::LostSnapshots { .. } => Exit::Damage,
             Self::Stopping => Exit::Later,
             Self::StillAttached { exit, .. } => *exit,
         }

@@ -5,6 +5,7 @@
 mod credentials;
 mod follow;
 mod remote;
+mod snapshots;
 
 use std::{
     io,

@@ -39,6 +39,10 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/penstock";
 pub const DEFAULT_HOSTS_DIR: &str = "/etc/containerd/certs.d";
 /// Where the admin API answers when nobody says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/penstock/penstock.sock";
+/// Where containerd's snapshots are when nobody says otherwise: where containerd 1.6 looks for what a snapshotter named `penstock` takes on the disk.
+pub const DEFAULT_SNAPSHOTTER_ROOT: &str = "/var/lib/containerd/io.containerd.snapshotter.v1.penstock";
+/// Where containerd finds them when nobody says otherwise.
+pub const DEFAULT_SNAPSHOTTER_SOCKET: &str = "/run/penstock/snapshotter.sock";
 /// Names the config file in the environment.
 const FILE_VARIABLE: &str = "PENSTOCK_CONFIG";
 /// Variables with our prefix that are no keys: they belong to the commands.
@@ -133,6 +137,12 @@ pub struct Config {
     pub wait_limit: Duration,
     /// Flags of mounts besides `ro`.
     pub mount_flags: Vec<Flag>,
+    /// Whether containerd is served.
+    pub snapshotter_enable: bool,
+    /// Directory of its snapshots.
+    pub snapshotter_root: PathBuf,
+    /// Unix socket on which it finds them.
+    pub snapshotter_socket: PathBuf,
     /// How log lines are written.
     pub log_format: Format,
     /// Least severity logged.
@@ -186,6 +196,9 @@ impl Default for Config {
             on_failure: OnFailure::Eio,
             wait_limit: Duration::from_secs(600),
             mount_flags: vec![Flag::Nodev, Flag::Nosuid],
+            snapshotter_enable: false,
+            snapshotter_root: DEFAULT_SNAPSHOTTER_ROOT.into(),
+            snapshotter_socket: DEFAULT_SNAPSHOTTER_SOCKET.into(),
             log_format: Format::Human,
             log_level: tracing::Level::INFO,
         }
@@ -389,6 +402,8 @@ impl Config {
             state_dir: dir.join("state"),
             socket: dir.join("penstock.sock"),
             hosts_dirs: vec![dir.join("certs.d")],
+            snapshotter_root: dir.join("snapshotter"),
+            snapshotter_socket: dir.join("snapshotter.sock"),
             ..Self::default()
         }
     }

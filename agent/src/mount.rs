@@ -296,6 +296,19 @@ impl Mounted {
         &self.dir
     }
 
+    /// Whether it is still there, for its users to see; false when somebody has unmounted it.
+    ///
+    /// # Errors
+    /// [`MountError::Covered`] when something else is mounted in its place or over it.
+    pub fn is_there(&self) -> Result<bool, MountError> {
+        let stuck = |reason: io::Error| MountError::Stuck { dir: self.dir.clone(), reason };
+        match table::at(&table::read().map_err(stuck)?, &self.dir) {
+            None => Ok(false),
+            Some(entry) if entry.source == self.source => Ok(true),
+            Some(entry) => Err(MountError::Covered { dir: self.dir.clone(), file_system: entry.file_system.clone() }),
+        }
+    }
+
     /// Unmounts, which also lets the loop device go if there is one. Already unmounted by somebody else is done.
     ///
     /// # Errors

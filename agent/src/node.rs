@@ -3,6 +3,7 @@
 mod credentials;
 mod endpoints;
 mod refusal;
+mod snapshots;
 
 use std::{
     path::PathBuf,
@@ -15,6 +16,7 @@ use std::{
 use penstock_api::{self as api, Answer, NodeError, Readiness};
 use penstock_cache::{Cache, IndexState, Whole};
 use penstock_fetcher::Fetcher;
+use penstock_snapshotter::Snapshotter;
 use prometheus_client::registry::Registry;
 
 use crate::{
@@ -27,6 +29,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct AgentNode {
     attachments: Arc<Attachments>,
+    /// containerd's snapshots, when it is served.
+    snapshotter: Option<Arc<Snapshotter>>,
     fetcher: Arc<Fetcher>,
     cache: Arc<Cache>,
     cache_dir: PathBuf,
@@ -37,14 +41,13 @@ pub(crate) struct AgentNode {
 
 impl AgentNode {
     pub(crate) fn new(
-        parts: (Arc<Attachments>, Arc<Fetcher>),
-        cache: (Arc<Cache>, PathBuf),
+        (attachments, snapshotter): (Arc<Attachments>, Option<Arc<Snapshotter>>),
+        fetcher: Arc<Fetcher>,
+        (cache, cache_dir): (Arc<Cache>, PathBuf),
         metrics: (Arc<Registry>, Metrics),
-        events: Events,
-        ready: Arc<AtomicBool>,
+        (events, ready): (Events, Arc<AtomicBool>),
     ) -> Self {
-        let ((attachments, fetcher), (cache, cache_dir)) = (parts, cache);
-        Self { attachments, fetcher, cache, cache_dir, metrics, events, ready }
+        Self { attachments, snapshotter, fetcher, cache, cache_dir, metrics, events, ready }
     }
 }
 
@@ -153,6 +156,15 @@ impl api::Node for AgentNode {
 
     fn withdraw<'a>(&'a self, scope: &'a str) -> Answer<'a, ()> {
         Box::pin(credentials::withdraw(&self.fetcher, scope))
+    }
+
+    fn snapshots(&self) -> Answer<'_, Vec<api::Snapshot>> {
+        let served = snapshots::served(self.snapshotter.as_ref());
+        Box::pin(std::future::ready(served.map(|snapshotter| snapshots::list(snapshotter))))
+    }
+
+    fn repair_snapshots(&self) -> Answer<'_, api::SnapshotsRepaired> {
+        Box::pin(async move { snapshots::repair(snapshots::served(self.snapshotter.as_ref())?).await })
     }
 
     fn events(&self, since: u64, limit: usize) -> Answer<'_, api::Events> {

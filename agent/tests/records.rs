@@ -5,12 +5,14 @@ use std::{fs, path::PathBuf};
 
 use penstock_agent::state::{
     StateDir, StateError,
-    record::{self, LayerRecord, MAX_BYTES, MAX_LAYERS, New, Record, RecordError, Seen},
+    record::{self, LayerRecord, MAX_BYTES, MAX_LAYERS, New, Owner, Part, Record, RecordError, Seen},
 };
 use penstock_blob::Digest;
 use penstock_device::Wanted;
 
-const GOLDEN: &str = include_str!("golden/record-v2.json");
+const GOLDEN: &str = include_str!("golden/record-v3.json");
+/// As written before the snapshotter.
+const GOLDEN_V2: &str = include_str!("golden/record-v2.json");
 /// As release 0.1.0 wrote it.
 const GOLDEN_V1: &str = include_str!("golden/record-v1.json");
 
@@ -31,6 +33,8 @@ fn record(id: &str, layers: Vec<LayerRecord>) -> Record {
         platform: "linux/amd64".parse().unwrap(),
         transport: Wanted::Auto,
         layers,
+        part: None,
+        owner: Owner::Operator,
         policy: penstock_api::PolicyChange::default(),
     };
     let seen = Seen {
@@ -39,7 +43,12 @@ fn record(id: &str, layers: Vec<LayerRecord>) -> Record {
         size_bytes: 1 << 30,
         file_system: Some("ext4".into()),
     };
-    Record::new(new, Some(PathBuf::from("/mnt/app")), seen)
+    with(Record::new(new, Some(PathBuf::from("/mnt/app"))), |record| record.seen = seen)
+}
+
+fn with(mut record: Record, change: impl FnOnce(&mut Record)) -> Record {
+    change(&mut record);
+    record
 }
 
 fn golden() -> Record {
@@ -51,18 +60,35 @@ fn the_form_on_disk_is_the_documented_one() {
     let mut expected = record("app-1a2b3c", vec![layer(1), layer(2)]);
     expected.attached_at = golden().attached_at;
     expected.number = Some(3);
+    expected.owner = Owner::Snapshotter;
+    expected.part = Some(Part { first: 0, count: 1 });
     assert_eq!(golden(), expected);
     assert_eq!(golden().to_text().unwrap(), GOLDEN);
 }
 
 #[test]
-fn a_record_of_the_first_release_is_read_and_written_in_todays_form() {
-    let old = Record::from_text(GOLDEN_V1.as_bytes()).unwrap();
-    let mut expected = golden();
-    expected.number = None;
-    assert_eq!(old, expected);
-    assert_eq!(Record::from_text(old.to_text().unwrap().as_bytes()).unwrap(), old);
-    assert!(old.to_text().unwrap().contains("\"version\": 2"));
+fn records_of_earlier_releases_are_read_and_written_in_todays_form() {
+    let whole = with(golden(), |record| (record.owner, record.part) = (Owner::Operator, None));
+    for (text, number) in [(GOLDEN_V1, None), (GOLDEN_V2, Some(3))] {
+        let old = Record::from_text(text.as_bytes()).unwrap();
+        assert_eq!(old, with(whole.clone(), |record| record.number = number));
+        assert_eq!((old.shown(), old.shown_layers().len()), (Part::all(2), 2));
+        assert_eq!(Record::from_text(old.to_text().unwrap().as_bytes()).unwrap(), old);
+        assert!(old.to_text().unwrap().contains("\"version\": 3"));
+    }
+}
+
+#[test]
+fn what_a_record_shows_is_among_what_it_lists() {
+    assert_eq!(golden().shown_layers(), &golden().layers[..1]);
+    for (first, count, shown) in [(0, 2, 2), (1, 1, 1), (0, 0, 0), (1, 2, 0), (2, 1, 0), (usize::MAX, 2, 0)] {
+        let record = with(golden(), |record| record.part = Some(Part { first, count }));
+        assert_eq!(record.shown_layers().len(), shown);
+        match record.to_text() {
+            Ok(_) => assert!(shown > 0),
+            Err(error) => assert!(matches!(error, RecordError::Part { layers: 2, .. }) && shown == 0, "{error}"),
+        }
+    }
 }
 
 #[test]
@@ -120,7 +146,7 @@ fn hostile_files_are_named_and_leave_the_others_alone() {
     put("other-name.json", GOLDEN.as_bytes());
     put("empty.json", b"");
     put("zeros.json", &[0; 4096]);
-    put("future.json", br#"{"version": 3, "anything": []}"#);
+    put("future.json", br#"{"version": 4, "anything": []}"#);
     put("huge.json", &vec![b' '; usize::try_from(MAX_BYTES).unwrap() + 1]);
     put("no-extension", GOLDEN.as_bytes());
     fs::create_dir(dir.path().join("attachments/directory.json")).unwrap();
@@ -129,9 +155,9 @@ fn hostile_files_are_named_and_leave_the_others_alone() {
     assert_eq!(unreadable.len(), 7);
     let error = |name: &str| &unreadable.iter().find(|file| file.path.ends_with(name)).unwrap().error;
     assert!(matches!(error("other-name.json"), RecordError::Misnamed(id) if id.as_str() == "app-1a2b3c"));
-    assert!(matches!(error("future.json"), RecordError::Version(3)));
+    assert!(matches!(error("future.json"), RecordError::Version(4)));
     let refusal = error("future.json").to_string();
-    assert!(refusal.contains("version 3") && refusal.contains("versions 1 to 2"), "{refusal}");
+    assert!(refusal.contains("version 4") && refusal.contains("versions 1 to 3"), "{refusal}");
     assert!(dir.path().join("attachments/future.json").exists(), "it is left alone");
     assert!(matches!(error("huge.json"), RecordError::TooLong));
     assert!(matches!(error("directory.json"), RecordError::Read(_)));
@@ -164,7 +190,7 @@ fn values_out_of_bounds_are_refused_both_ways() {
         ("\"app-1a2b3c\"", "\"../../etc/passwd\""),
         ("registry.example.com/team/app:1.4", "NOT a reference"),
         ("sha256:", "md5:"),
-        ("\"version\": 2,", "\"version\": 2, \"extra\": 1,"),
+        ("\"version\": 3,", "\"version\": 3, \"extra\": 1,"),
         ("\"size_bytes\": 1073741824", "\"size_bytes\": -1"),
     ] {
         assert!(matches!(refused(from, to), RecordError::Malformed(_)), "{to}");

@@ -180,6 +180,10 @@ pub struct Device {
     /// What the image is made of, in words.
     #[schema(example = "OverlayBD, 3 layers")]
     pub image: String,
+    /// Who asked for it.
+    pub owner: Owner,
+    /// Which layers of the image it shows.
+    pub layers: Layers,
     /// Size of the device in bytes.
     pub size_bytes: u64,
     /// How it reaches the kernel.
@@ -228,6 +232,37 @@ pub struct Stats {
     pub in_flight: u64,
     /// Bytes fetched from registries for this device's blobs. A blob shared by devices counts for each.
     pub bytes_fetched: u64,
+    /// How long reads waited for bytes that were not on this node, in milliseconds; reads that wait together count each.
+    pub waited_ms: u64,
+}
+
+/// Who asked for a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Owner {
+    /// An operator, by this API.
+    Operator,
+    /// The snapshotter, for containers: it goes when its snapshot is removed.
+    Snapshotter,
+}
+
+/// Neighbouring layers of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Layers {
+    /// How many layers of the image are below the first shown.
+    pub first: usize,
+    /// How many are shown.
+    pub count: usize,
+    /// How many the image has.
+    pub of: usize,
+}
+
+impl Layers {
+    /// Whether these are all layers of the image.
+    #[must_use]
+    pub const fn is_all(&self) -> bool {
+        self.count == self.of
+    }
 }
 
 /// How much of one blob is on this node.

@@ -41,6 +41,7 @@ mod follow;
 mod node;
 mod problem;
 mod routes;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod version;
@@ -53,8 +54,8 @@ pub use credential::{
     CredentialProvider, CredentialRefusal, CredentialUse, Credentials, HandOver, HandedOver, SecretText, WithdrawQuery,
 };
 pub use device::{
-    Attach, Change, DEADLINE_MS, Detached, Device, DeviceState, NotDetached, OnFailure, Policy, PolicyChange, Presence,
-    Stats, Transport, WAIT_LIMIT_MS, Wanted,
+    Attach, Change, DEADLINE_MS, Detached, Device, DeviceState, Layers, NotDetached, OnFailure, Owner, Policy,
+    PolicyChange, Presence, Stats, Transport, WAIT_LIMIT_MS, Wanted,
 };
 pub use endpoint::{Breaker, Endpoint, RegistryHosts, Role};
 pub use event::{Event, Events, EventsQuery, Severity};
@@ -64,6 +65,7 @@ pub use jiff::Timestamp;
 pub use node::{Answer, EventStream, Node, NodeError, Readiness};
 pub use problem::{PROBLEM_JSON, Problem, ProblemKind};
 pub use routes::{openapi, read_only_router, router};
+pub use snapshot::{LostSnapshot, SNAPSHOTS_LISTED, Snapshot, SnapshotDevice, SnapshotKind, SnapshotsRepaired};
 pub use version::Version;
 
 /// The most bytes read of a request body. An attach request with the longest reference and path that any registry and Linux allow

@@ -6,7 +6,7 @@ use futures_util::Stream;
 
 use crate::{
     Attach, CacheFreed, CacheUsage, CacheVerified, Change, Credentials, Detached, Device, Events, EvictCache, HandOver,
-    RegistryHosts, Version,
+    RegistryHosts, Snapshot, SnapshotsRepaired, Version,
 };
 
 /// What a call on a [`Node`] answers, later.
@@ -68,6 +68,12 @@ pub trait Node: Send + Sync + 'static {
 
     /// Forgets those handed over for exactly this scope, else [`NodeError::NotFound`].
     fn withdraw<'a>(&'a self, scope: &'a str) -> Answer<'a, ()>;
+
+    /// containerd's snapshots, sorted by name; [`NodeError::Conflict`] when containerd is not served. Never waits.
+    fn snapshots(&self) -> Answer<'_, Vec<Snapshot>>;
+
+    /// Mends the metadata of containerd's snapshots, and says what is lost.
+    fn repair_snapshots(&self) -> Answer<'_, SnapshotsRepaired>;
 
     /// The kept events with a sequence beyond `since`, oldest first, the first `limit` of them.
     fn events(&self, since: u64, limit: usize) -> Answer<'_, Events>;

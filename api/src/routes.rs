@@ -17,7 +17,7 @@ use crate::{
     Attach, BLOBS_LISTED, BODY_BYTES, CacheUsage, Change, DetachQuery, Detached, Device, EVENTS_LISTED, Events,
     EventsQuery, Node, Problem, ProblemKind, Readiness, RegistryHosts, Version, credential,
     extract::{Body, Id, Params},
-    follow,
+    follow, snapshot,
 };
 
 /// OpenMetrics 1.0 text, which Prometheus asks for and understands.
@@ -75,6 +75,8 @@ fn described() -> OpenApiRouter<Shared> {
         .routes(routes!(cache::verify))
         .routes(routes!(credential::credentials, credential::hand_over, credential::withdraw))
         .routes(routes!(endpoints))
+        .routes(routes!(snapshot::snapshots))
+        .routes(routes!(snapshot::repair))
         .routes(routes!(events))
         .routes(routes!(version))
 }

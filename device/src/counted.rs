@@ -1,12 +1,12 @@
-//! The source as a device asks it: counts the bytes.
+//! The source as a device asks it: counts the bytes, and how long was waited for them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use penstock_blob::{Blob, BlobSource, ByteRange, Located, ReadFuture};
 
 use crate::stats::Counters;
 
-/// Counts the bytes that its reads got from the source below.
+/// Counts the bytes that its reads got from the source below, and the time that they took.
 #[derive(Debug)]
 pub(crate) struct Counted {
     below: Arc<dyn BlobSource>,
@@ -19,6 +19,18 @@ impl Counted {
     }
 }
 
+/// Counts itself when it is over, also when nobody wants the bytes any more.
+struct Wait<'a> {
+    counters: &'a Counters,
+    begun: Instant,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.counters.waited(self.begun.elapsed());
+    }
+}
+
 impl BlobSource for Counted {
     fn locate(&self, blob: &Blob, range: ByteRange) -> Option<Located> {
         self.below.locate(blob, range)
@@ -26,6 +38,7 @@ impl BlobSource for Counted {
 
     fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
         Box::pin(async move {
+            let _wait = Wait { counters: &self.counters, begun: Instant::now() };
             let bytes = self.below.read(blob, range).await?;
             self.counters.asked(range.len());
             Ok(bytes)

@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, atomic::AtomicI64},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64},
+    },
     time::Duration,
 };
 
@@ -34,6 +37,7 @@ pub struct Metrics {
     misses: Family<DeviceLabels, Counter>,
     errors: Family<DeviceLabels, Counter>,
     asked: Family<DeviceLabels, Counter>,
+    waited: Family<DeviceLabels, Counter<f64, AtomicU64>>,
     dropped: Family<DeviceLabels, Counter>,
     in_flight: Family<DeviceLabels, Gauge>,
     seconds: Family<TierLabels, Histogram>,
@@ -70,6 +74,7 @@ impl Metrics {
             misses: Family::default(),
             errors: Family::default(),
             asked: Family::default(),
+            waited: Family::default(),
             dropped: Family::default(),
             in_flight: Family::default(),
             seconds: Family::new_with_constructor(|| Histogram::new(buckets())),
@@ -81,6 +86,7 @@ impl Metrics {
         registry.register("misses", "Reads that had to ask the source", m.misses.clone());
         registry.register("errors", "Requests answered with an error", m.errors.clone());
         registry.register("asked_bytes", "Bytes of blobs got from the source for misses", m.asked.clone());
+        registry.register("waited_seconds", "Time that reads waited for the source, each counted", m.waited.clone());
         registry.register("dropped", "Requests answered EIO because nothing else answered them", m.dropped.clone());
         registry.register("in_flight", "Requests taken and not yet answered", m.in_flight.clone());
         registry.register("request_seconds", "Time from taking a read to answering it, by tier", m.seconds.clone());
@@ -97,6 +103,7 @@ impl Metrics {
             misses: self.misses.get_or_create_owned(&labels),
             errors: self.errors.get_or_create_owned(&labels),
             asked: self.asked.get_or_create_owned(&labels),
+            waited: self.waited.get_or_create_owned(&labels),
             dropped: self.dropped.get_or_create_owned(&labels),
             in_flight: self.in_flight.get_or_create_owned(&labels),
             hit_seconds: self.seconds.get_or_create_owned(&TierLabels { tier: Tier::Hit }),
@@ -112,6 +119,7 @@ impl Metrics {
         {
             family.remove(&labels);
         }
+        self.waited.remove(&labels);
         self.in_flight.remove(&labels);
     }
 }
@@ -131,6 +139,7 @@ pub(crate) struct Counters {
     misses: Counter,
     errors: Counter,
     asked: Counter,
+    waited: Counter<f64, AtomicU64>,
     dropped: Counter,
     in_flight: Gauge<i64, AtomicI64>,
     hit_seconds: Histogram,
@@ -158,6 +167,11 @@ impl Counters {
 
     pub(crate) fn asked(&self, bytes: u64) {
         self.asked.inc_by(bytes);
+    }
+
+    /// Readers waited so long for the source, whatever came of it.
+    pub(crate) fn waited(&self, took: Duration) {
+        self.waited.inc_by(took.as_secs_f64());
     }
 
     /// A read whose bytes the kernel took.
@@ -188,6 +202,7 @@ impl Counters {
             misses: self.misses.get(),
             errors: self.errors.get(),
             asked_bytes: self.asked.get(),
+            waited: Duration::try_from_secs_f64(self.waited.get()).unwrap_or(Duration::MAX),
             dropped: self.dropped.get(),
             in_flight: u64::try_from(self.in_flight.get()).unwrap_or(0),
             last_error: self.last_error.lock().clone(),
@@ -210,6 +225,8 @@ pub struct Stats {
     pub errors: u64,
     /// Bytes of blobs got from the source for misses.
     pub asked_bytes: u64,
+    /// How long reads waited for the source, each counted: two that wait a second for the same bytes have waited two.
+    pub waited: Duration,
     /// Requests answered EIO because the code that had them lost them: always 0, or there is a bug to report.
     pub dropped: u64,
     /// Requests taken and not yet answered.

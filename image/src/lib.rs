@@ -61,5 +61,7 @@ pub use layer::LayerError;
 pub use pages::{TableError, sweep};
 pub use plan::{PlacedStep, Plan, PlanError, Step};
 pub use read::{DeviceReadError, Held, read};
-pub use recognise::{BLOB_DIGEST, BLOB_SIZE, Content, FS_TYPE, FileSystem, VERSION, What, content};
+pub use recognise::{
+    Annotated, BLOB_DIGEST, BLOB_SIZE, Content, FS_TYPE, FileSystem, VERSION, What, annotated, content,
+};
 pub use scratch::{FrameRun, Scratch, StepError};

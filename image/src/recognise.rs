@@ -36,6 +36,28 @@ pub(crate) fn is_turbo(annotations: &BTreeMap<String, String>) -> bool {
     TURBO.iter().any(|key| annotations.contains_key(*key)) || version.contains("turbo") || version.contains("fastoci")
 }
 
+/// What the annotations of a layer say that it is, without a look at its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Annotated {
+    /// An OverlayBD layer.
+    OverlayBd,
+    /// A recording of reads, beside the layers of a disk.
+    Recording,
+    /// A TurboOCI layer.
+    Turbo,
+}
+
+/// What the annotations of a layer say that it is; `None` when they say nothing.
+#[must_use]
+pub fn annotated(annotations: &BTreeMap<String, String>) -> Option<Annotated> {
+    match () {
+        () if is_acceleration(annotations) => Some(Annotated::Recording),
+        () if is_turbo(annotations) => Some(Annotated::Turbo),
+        () if is_overlaybd(annotations) => Some(Annotated::OverlayBd),
+        () => None,
+    }
+}
+
 /// A file system that a raw disk can begin with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -193,5 +215,13 @@ mod tests {
         }
         assert!(!is_turbo(&map(VERSION, "0.1.0")));
         assert!(is_acceleration(&map(ACCELERATION, "yes")) && !is_acceleration(&map(ACCELERATION, "no")));
+        for (annotations, kind) in [
+            (map(BLOB_DIGEST, "sha256:.."), Some(Annotated::OverlayBd)),
+            (map(TURBO[0], ""), Some(Annotated::Turbo)),
+            (map(ACCELERATION, "yes"), Some(Annotated::Recording)),
+            (map(FS_TYPE, "ext4"), None),
+        ] {
+            assert_eq!(annotated(&annotations), kind, "{annotations:?}");
+        }
     }
 }

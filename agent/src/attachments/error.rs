@@ -53,6 +53,16 @@ pub(crate) enum AttachError {
         /// Whose it is.
         id: DeviceId,
     },
+    /// Containers may read the device.
+    #[error(
+        "device {id} shows a layer to containers (snapshot {dir}); remove the image from containerd (`crictl rmi`, `ctr images rm`), or detach it with --force: then their reads fail"
+    )]
+    Snapshot {
+        /// The device.
+        id: DeviceId,
+        /// Where its snapshot is.
+        dir: String,
+    },
     /// There is no such device.
     #[error("there is no device {id:?} on this node; `penstock list` shows those there are")]
     NoDevice {

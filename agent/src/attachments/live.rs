@@ -17,7 +17,7 @@ use crate::{
         self, MountError, Mounted, Unmount,
         found::{self, LOOKED_AT_BYTES},
     },
-    state::record::{LayerRecord, Seen},
+    state::record::{LayerRecord, Owner, Record, Seen},
 };
 
 /// How often a device that was just unmounted is tried to be stopped, and how long apart: a second in all.
@@ -34,13 +34,35 @@ pub(super) struct Plan {
     pub(super) manifest: Digest,
     /// Where its index is looked for.
     pub(super) ask: Ask,
-    /// Bottom first.
+    /// All layers of the image, bottom first.
     pub(super) layers: Vec<LayerRecord>,
+    /// Those that the device shows, bottom first.
+    pub(super) shown: Vec<LayerRecord>,
     pub(super) transport: Wanted,
     /// Where to mount, links resolved.
     pub(super) mount: Option<PathBuf>,
     /// What was asked about failures.
     pub(super) policy: PolicyChange,
+    /// Who asked for it.
+    pub(super) owner: Owner,
+}
+
+impl Plan {
+    /// How what `record` says is served.
+    pub(super) fn new(record: &Record, ask: Ask) -> Self {
+        Self {
+            id: record.id.clone(),
+            reference: record.reference.with_digest(record.manifest),
+            manifest: record.manifest,
+            ask,
+            layers: record.layers.clone(),
+            shown: record.shown_layers().to_vec(),
+            transport: record.transport,
+            mount: record.mount.clone(),
+            policy: record.policy,
+            owner: record.owner,
+        }
+    }
 }
 
 /// An image that is being served.
@@ -53,6 +75,7 @@ pub(super) struct Live {
     pub(super) mounted: Mutex<Option<Arc<Mounted>>>,
     /// The index that its reads are verified by.
     pub(super) proof: Proof,
+    owner: Owner,
     /// Lets the blobs go when the device has.
     _served: Served,
 }
@@ -109,12 +132,12 @@ impl Live {
     /// device and mount are gone on with; when that fails they are left as they are.
     pub(super) async fn make(parts: &Parts, plan: &Plan, remains: Option<Remains>) -> Result<Self, AttachError> {
         let choice = choose(plan.transport, remains.as_ref()).await?;
-        let served = Served::new(parts, &plan.reference, &plan.layers);
+        let served = Served::new(parts, &plan.reference, &plan.shown);
         let blobs: Vec<Blob> = plan.layers.iter().map(LayerRecord::blob).collect();
         let image = indexes::Image { reference: &plan.reference, manifest: plan.manifest, blobs: &blobs };
         // The index first: reads of the other wait for it from its first step on.
         let proving = parts.unless_stopping(parts.indexes.settle(image, plan.ask));
-        let (proof, image) = tokio::try_join!(proving, parts.open(&plan.reference, &plan.layers))?;
+        let (proof, image) = tokio::try_join!(proving, parts.open(&plan.reference, &plan.shown))?;
         let source = Watched::new(Arc::clone(&parts.source), plan.id.clone(), parts.events.clone());
         let content = Content { image: Arc::clone(&image), source };
         let (id, config, metrics) = (plan.id.clone(), &parts.device, &parts.device_metrics);
@@ -122,7 +145,8 @@ impl Live {
             Some(remains) => Device::resume(id, content, remains, config, metrics).await?,
             None => Device::start(id, content, choice.transport, config, metrics).await?,
         };
-        let live = Self { device, image, choice, mounted: Mutex::new(None), proof, _served: served };
+        let mounted = Mutex::new(None);
+        let live = Self { device, image, choice, mounted, proof, owner: plan.owner, _served: served };
         live.obey(parts, plan.policy);
         live.give_away(parts).await;
         let Some(dir) = &plan.mount else { return Ok(live) };
@@ -138,7 +162,8 @@ impl Live {
         }
     }
 
-    async fn mount(&self, parts: &Parts, dir: PathBuf) -> Result<(), AttachError> {
+    /// Mounts the device's file system on `dir`, or takes over the mount of it that is there.
+    pub(super) async fn mount(&self, parts: &Parts, dir: PathBuf) -> Result<(), AttachError> {
         let (source, there) = (self.device.path().to_path_buf(), dir.clone());
         let adopted = blocking("looking for a mount", move || mount::adopt(&source, &there)).await??;
         if let Some(mounted) = adopted {
@@ -154,7 +179,12 @@ impl Live {
             Err(_) => bytes::Bytes::new(),
         };
         let file_system = found::find(&head).map_err(MountError::NoFileSystem)?;
-        let (source, flags) = (self.device.path().to_path_buf(), parts.mount_flags.clone());
+        let flags = match self.owner {
+            Owner::Operator => parts.mount_flags.clone(),
+            // A container's set-user-id programs and device nodes are its runtime's business, as in an unpacked layer.
+            Owner::Snapshotter => Vec::new(),
+        };
+        let source = self.device.path().to_path_buf();
         let mounted =
             blocking("mounting", move || mount::mount(&source, file_system, &mount::place_again(&dir)?, &flags))
                 .await??;

@@ -9,7 +9,7 @@ use penstock_device::{Transport, Wanted};
 use penstock_fetcher::Reference;
 
 use super::{AttachError, Attachments, Parts, State, live::Live, policy, proof};
-use crate::state::record::{LayerRecord, Record};
+use crate::state::record::{LayerRecord, Owner, Record};
 
 impl Attachments {
     /// All attachments whose reference is resolved, in the order of attaching.
@@ -53,7 +53,7 @@ impl Attachments {
 pub(super) fn device(record: &Record, state: &State, parts: &Parts) -> api::Device {
     let (live, cache) = (state.live(), &parts.cache);
     let mounted = live.and_then(|live| live.mounted.lock().clone());
-    let blobs = presence(&record.layers, live.map(Arc::as_ref), parts);
+    let blobs = presence(record.shown_layers(), live.map(Arc::as_ref), parts);
     api::Device {
         id: record.id.to_string(),
         state: state.name(),
@@ -65,6 +65,11 @@ pub(super) fn device(record: &Record, state: &State, parts: &Parts) -> api::Devi
         digest: record.manifest,
         platform: record.platform.to_string(),
         image: record.seen.image.clone(),
+        owner: match record.owner {
+            Owner::Operator => api::Owner::Operator,
+            Owner::Snapshotter => api::Owner::Snapshotter,
+        },
+        layers: api::Layers { first: record.shown().first, count: record.shown().count, of: record.layers.len() },
         size_bytes: record.seen.size_bytes,
         transport: transport(live.map(|live| live.choice.transport), record.transport),
         transport_reason: live.map_or_else(|| "it has no device now".to_owned(), |live| live.choice.reason.clone()),
@@ -75,8 +80,9 @@ pub(super) fn device(record: &Record, state: &State, parts: &Parts) -> api::Devi
         policy: policy::effective(parts.policy, record.policy),
         outlives_agent: live.is_some_and(|live| live.outlives_agent(parts)),
         attached_at: record.attached_at,
-        stats: live
-            .map_or_else(api::Stats::default, |live| stats(&live.device.stats(), fetched(&record.layers, cache))),
+        stats: live.map_or_else(api::Stats::default, |live| {
+            stats(&live.device.stats(), fetched(record.shown_layers(), cache))
+        }),
         blobs,
     }
 }
@@ -98,6 +104,7 @@ fn stats(stats: &penstock_device::Stats, bytes_fetched: u64) -> api::Stats {
         errors: stats.errors,
         in_flight: stats.in_flight,
         bytes_fetched,
+        waited_ms: u64::try_from(stats.waited.as_millis()).unwrap_or(u64::MAX),
     }
 }
 
@@ -122,6 +129,6 @@ fn presence(layers: &[LayerRecord], live: Option<&Live>, parts: &Parts) -> Vec<a
     blobs(layers).into_iter().map(presence).collect()
 }
 
-fn fetched(layers: &[LayerRecord], cache: &Cache) -> u64 {
+pub(super) fn fetched(layers: &[LayerRecord], cache: &Cache) -> u64 {
     blobs(layers).into_iter().filter_map(|layer| Some(cache.blob(&layer.digest)?.fetched_bytes)).sum()
 }

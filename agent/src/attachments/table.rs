@@ -4,14 +4,14 @@ use std::{path::PathBuf, sync::Arc};
 
 use penstock_api::PolicyChange;
 use penstock_device::{DeviceId, Wanted};
-use penstock_fetcher::{Platform, Reference};
+use penstock_fetcher::{Manifest, Platform, Reference};
 
 use super::{
     AttachError,
     live::Live,
     state::{Change, Illegal, State},
 };
-use crate::state::record::Record;
+use crate::state::record::{Owner, Part, Record};
 
 /// Most attachments of a node. Each has a thread or two and a dozen descriptors; containerd starts at most 250 pods of a few images.
 pub(super) const MOST: usize = 1024;
@@ -31,6 +31,7 @@ pub(super) struct Entry {
     pub(super) id: DeviceId,
     pub(super) reference: Reference,
     pub(super) mount: Option<PathBuf>,
+    pub(super) owner: Owner,
     pub(super) state: State,
     /// What is recorded, or will be; `None` until the reference is resolved.
     pub(super) record: Option<Record>,
@@ -46,6 +47,30 @@ pub(super) struct Request {
     /// Whether it is refused without an index.
     pub(super) require_verified: bool,
     pub(super) policy: PolicyChange,
+    /// What the snapshotter asks for; `None` for an image that is to be resolved and shown whole.
+    pub(super) part: Option<ImagePart>,
+}
+
+/// Layers of an image whose manifest is known.
+#[derive(Debug, Clone)]
+pub(super) struct ImagePart {
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) part: Part,
+}
+
+impl Request {
+    const fn owner(&self) -> Owner {
+        if self.part.is_some() { Owner::Snapshotter } else { Owner::Operator }
+    }
+
+    /// Whether `entry` is what is asked for, made before.
+    fn is_of(&self, entry: &Entry) -> bool {
+        let same = entry.reference == self.reference && entry.mount == self.mount && entry.owner == self.owner();
+        let part = self.part.as_ref().map(|asked| (asked.manifest.digest, asked.part));
+        same && part.is_none_or(|(manifest, part)| {
+            entry.record.as_ref().is_some_and(|record| record.manifest == manifest && record.part == Some(part))
+        })
+    }
 }
 
 /// What a claim found.
@@ -63,7 +88,7 @@ impl Table {
         if self.is_stopping {
             return Err(AttachError::Stopping);
         }
-        let same = |entry: &&mut Entry| entry.reference == request.reference && entry.mount == request.mount;
+        let same = |entry: &&mut Entry| request.is_of(entry);
         let failed = |entry: &&mut Entry| matches!(entry.state, State::Failed(_));
         if let Some(entry) = self.entries.iter_mut().filter(same).find(failed)
             && let Some(record) = entry.record.clone()
@@ -87,6 +112,7 @@ impl Table {
             id: id.clone(),
             reference: request.reference.clone(),
             mount: request.mount.clone(),
+            owner: request.owner(),
             state: State::Attaching,
             record: None,
         });
@@ -103,6 +129,17 @@ impl Table {
         match (&entry.state, &entry.record) {
             (State::Attached(live), Some(record)) => Ok((Arc::clone(live), record.clone())),
             (state, _) => Err(AttachError::WrongState { id: entry.id.clone(), state: state.name() }),
+        }
+    }
+
+    /// Refuses what an operator may not detach without force.
+    pub(super) fn may_detach(&self, id: &str) -> Result<(), AttachError> {
+        match self.entries.iter().find(|entry| entry.id.as_str() == id) {
+            Some(Entry { id, owner: Owner::Snapshotter, mount, .. }) => Err(AttachError::Snapshot {
+                id: id.clone(),
+                dir: mount.as_ref().map_or_else(String::new, |dir| dir.display().to_string()),
+            }),
+            _ => Ok(()),
         }
     }
 
@@ -156,6 +193,7 @@ mod tests {
             mount: mount.map(PathBuf::from),
             require_verified: false,
             policy: PolicyChange::default(),
+            part: None,
         }
     }
 
@@ -179,6 +217,17 @@ mod tests {
         table.is_stopping = true;
         assert!(matches!(table.begin_detach(id.as_str()), Err(AttachError::Stopping)));
         assert!(matches!(table.claim(&request("r.io/b", None)), Err(AttachError::Stopping)));
+    }
+
+    #[test]
+    fn what_containers_read_is_detached_by_force_only() {
+        let mut table = Table::default();
+        let Ok(Claim::New(own)) = table.claim(&request("r.io/a", None)) else { panic!("a first one") };
+        let Ok(Claim::New(theirs)) = table.claim(&request("r.io/a", Some("/s/1/fs"))) else { panic!("another") };
+        table.entries[1].owner = Owner::Snapshotter;
+        assert!(table.may_detach(own.as_str()).is_ok() && table.may_detach("none").is_ok(), "refused elsewhere");
+        let refused = table.may_detach(theirs.as_str()).unwrap_err();
+        assert!(refused.to_string().contains("/s/1/fs") && refused.to_string().contains("--force"), "{refused}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{
     AttachError, Attachments, Parts, blocking,
     live::{Live, Plan},
 };
-use crate::{events::Kind, keeper::KeepError, state::record::Record};
+use crate::{events::Kind, indexes::Ask, keeper::KeepError, state::record::Record};
 
 /// Who is to come after an agent that ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,8 @@ pub(crate) enum Ending {
 
 impl Attachments {
     /// Serves a recorded attachment: goes on with what is left of it, or begins anew.
-    pub(super) async fn revive(&self, record: &Record, plan: &Plan) -> Result<Live, AttachError> {
+    pub(super) async fn revive(&self, record: &Record, ask: Ask) -> Result<Live, AttachError> {
+        let plan = &Plan::new(record, ask);
         let Some(remains) = self.parts.remaining.take(record) else {
             return Live::make(&self.parts, plan, None).await;
         };

@@ -29,7 +29,7 @@ Exit codes:
   4  no such device or image
   5  in use, or taken by another
   6  not now: the same command may succeed later
-  7  cached bytes were damaged";
+  7  cached bytes were damaged, or snapshots are";
 
 const AGENT_HELP: &str = "\
 Every setting is also a key of the config file and a PENSTOCK_ variable.
@@ -76,6 +76,7 @@ Examples:
 
 const DETACH_HELP: &str = "\
 A device in use stays, unless --force is given: then its readers get I/O errors.
+So does one that the snapshotter shows to containers (OWNER in `penstock list`).
 What was fetched stays in the cache.
 
 Examples:
@@ -207,6 +208,12 @@ pub enum ClientCommand {
     /// Show whom the content of registries is asked for, mirrors included, and how they fare
     #[command(after_help = ENDPOINTS_HELP)]
     Endpoints(Show),
+    /// List containerd's snapshots: which are read on demand, how or why not, and what was read of them
+    #[command(after_help = super::snapshots::LIST_HELP)]
+    Snapshots(Show),
+    /// Look after containerd's snapshots
+    #[command(after_help = super::snapshots::SNAPSHOTTER_HELP)]
+    Snapshotter(super::snapshots::Snapshotter),
     /// Show what happened lately
     #[command(after_help = EVENTS_HELP)]
     Events(Events),

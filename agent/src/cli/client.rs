@@ -24,6 +24,8 @@ pub(super) async fn execute(command: ClientCommand) -> Result<(), Failure> {
         ClientCommand::Cache(args) => super::cache::run(args).await,
         ClientCommand::Credentials(args) => super::credentials::execute(*args).await,
         ClientCommand::Endpoints(args) => endpoints(&args.connection).await,
+        ClientCommand::Snapshots(args) => super::snapshots::list(&args.connection).await,
+        ClientCommand::Snapshotter(args) => super::snapshots::run(args).await,
         ClientCommand::Events(args) => events(args).await,
         ClientCommand::Version(args) => version(&args.connection).await,
         ClientCommand::Completions(args) => completions(&args),

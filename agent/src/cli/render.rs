@@ -7,8 +7,8 @@ pub(super) use endpoints::endpoints;
 use std::time::Duration;
 
 use penstock_api::{
-    CacheUsage, Detached, Device, DeviceState, Event, Events, IndexState, Lost, OnFailure, Policy, Severity, Timestamp,
-    Transport, Verification, Version,
+    CacheUsage, Detached, Device, DeviceState, Event, Events, IndexState, Layers, Lost, OnFailure, Owner, Policy,
+    Severity, Timestamp, Transport, Verification, Version,
 };
 use penstock_blob::Digest;
 use serde::Serialize;
@@ -46,12 +46,18 @@ pub(super) fn devices(devices: &[Device]) -> String {
     if devices.is_empty() {
         return none_attached();
     }
-    let mut table = Table::new(&["ID", "STATE", "REFERENCE", ">SIZE", ">PRESENT", "TRANSPORT", "DEVICE", "MOUNT"]);
+    let titles = ["ID", "STATE", "OWNER", "REFERENCE", ">SIZE", ">PRESENT", "TRANSPORT", "DEVICE", "MOUNT"];
+    let mut table = Table::new(&titles);
     for device in devices {
         table.row([
             device.id.clone(),
             state(device.state).to_owned(),
-            device.reference.clone(),
+            owner(device.owner).to_owned(),
+            if device.layers.is_all() {
+                device.reference.clone()
+            } else {
+                format!("{} ({})", device.reference, layers(device.layers))
+            },
             size(device.size_bytes),
             presence(device),
             transport(device.transport).to_owned(),
@@ -65,6 +71,29 @@ pub(super) fn devices(devices: &[Device]) -> String {
         text.push_str(&format!("{}\n", crate::output::escape(&format!("{id}: {reason}"))));
     }
     text
+}
+
+/// Who asked for a device.
+const fn owner(owner: Owner) -> &'static str {
+    match owner {
+        Owner::Operator => "operator",
+        Owner::Snapshotter => "snapshotter",
+    }
+}
+
+/// Which layers of its image a device shows, counted from 1.
+fn layers(layers: Layers) -> String {
+    match (layers.is_all(), layers.count) {
+        (true, _) => format!("all {}", layers.of),
+        (false, 1) => format!("layer {} of {}", layers.first + 1, layers.of),
+        (false, count) => format!("layers {}-{} of {}", layers.first + 1, layers.first + count, layers.of),
+    }
+}
+
+/// A time that readers waited.
+pub(super) fn waited(milliseconds: u64) -> String {
+    let seconds = Duration::from_millis(milliseconds).as_secs_f64();
+    format!("{seconds:.1} s")
 }
 
 /// What all devices have served, a line for each.
@@ -103,6 +132,8 @@ pub(super) fn device(device: &Device) -> String {
     facts.fact("digest", device.digest);
     facts.fact("platform", &device.platform);
     facts.fact("image", &device.image);
+    facts.fact("layers", layers(device.layers));
+    facts.fact("owner", owner(device.owner));
     facts.fact("size", sized(device.size_bytes));
     facts.fact("device", path(device.device_path.as_deref()));
     facts.fact("transport", format_args!("{}: {}", transport(device.transport), device.transport_reason));
@@ -118,6 +149,7 @@ pub(super) fn device(device: &Device) -> String {
     facts.fact("errors", stats.errors);
     facts.fact("served", sized(stats.bytes_served));
     facts.fact("fetched", sized(stats.bytes_fetched));
+    facts.fact("waited", waited(stats.waited_ms));
     let mut blobs = Table::new(&["BLOB", ">SIZE", ">PRESENT", ">SHARE", "VERIFIED BY"]);
     for blob in &device.blobs {
         let share = percent(blob.present_bytes, blob.size_bytes);

@@ -414,6 +414,27 @@ pub static KEYS: &[Key] = &[
         show: |config| Some(config.mount_flags.iter().map(Flag::name).collect::<Vec<_>>().join(",")),
     },
     Key {
+        name: "snapshotter.enable",
+        what: "true serves containerd: its snapshots, and the image service on images.socket",
+        is_path: false,
+        set: |config, text| value::yes_or_no(text).map(|enable| config.snapshotter_enable = enable),
+        show: |config| Some(config.snapshotter_enable.to_string()),
+    },
+    Key {
+        name: "snapshotter.root",
+        what: "directory of containerd's snapshots; containerd 1.6 counts their disk use only at the default",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.snapshotter_root = path),
+        show: |config| Some(config.snapshotter_root.display().to_string()),
+    },
+    Key {
+        name: "snapshotter.socket",
+        what: "unix socket on which containerd finds its snapshots, mode 0600",
+        is_path: true,
+        set: |config, text| value::socket_path(text).map(|path| config.snapshotter_socket = path),
+        show: |config| Some(config.snapshotter_socket.display().to_string()),
+    },
+    Key {
         name: "log.format",
         what: "log lines as human or json, on standard error",
         is_path: false,

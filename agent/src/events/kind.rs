@@ -100,6 +100,11 @@ kinds! {
     DeviceReadFailed = "device.read_failed", Warning, "a read of a device failed; said at most every 10 s for each device";
     DeviceBytesRejected = "device.bytes_rejected", Warning, "bytes from the cache failed a check of the image's format; they are fetched again";
 
+    // snapshot: layers that containers read on demand, and those that they do not.
+    SnapshotEager = "snapshot.eager", Note, "a layer that containerd pulls is not read on demand but unpacked; said once for each reason and image";
+    SnapshotMounted = "snapshot.mounted", Note, "a device shows layers of an image to containers";
+    SnapshotUnmounted = "snapshot.unmounted", Note, "layers are not shown to containers any more, because their snapshot was removed";
+
     // fetch, endpoint, hosts: registries and mirrors.
     FetchFailed = "fetch.failed", Warning, "reads from a registry began to fail, whoever was asked; said again after one has succeeded";
     FetchEventsLost = "fetch.events_lost", Warning, "the fetcher had more to say than was kept";

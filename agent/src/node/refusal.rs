@@ -23,7 +23,9 @@ impl From<AttachError> for NodeError {
             AttachError::State(StateError::NoRoom { .. }) | AttachError::TooMany { .. } => Self::NoRoom,
             AttachError::Head(DeviceReadError::Fetch(error)) => read(error),
             AttachError::Head(_) => Self::WrongBytes,
-            AttachError::MountTaken { .. } | AttachError::WrongState { .. } => Self::Conflict,
+            AttachError::MountTaken { .. } | AttachError::Snapshot { .. } | AttachError::WrongState { .. } => {
+                Self::Conflict
+            }
             AttachError::NoDevice { .. } => Self::NotFound,
             AttachError::Stopping => Self::Stopping,
             AttachError::State(_) | AttachError::Crashed { .. } => Self::Internal,

@@ -10,14 +10,14 @@ use std::{
 use penstock_api::{PolicyChange, Timestamp};
 use penstock_blob::{Blob, Digest};
 use penstock_device::{DeviceId, Wanted};
-use penstock_fetcher::{Platform, Reference};
+use penstock_fetcher::{Descriptor, Platform, Reference};
 use serde::{Deserialize, Serialize};
 
 use super::check;
 
-/// The version of the form written here. Version 1 (release 0.1.0) is read too: it knew neither `number` nor `policy`. A record of any other version
-/// is left alone, and listed as such.
-const VERSION: u32 = 2;
+/// The version of the form written here. Older ones are read too: version 1 (release 0.1.0) knew neither `number` nor `policy`, version 2 neither
+/// `owner` nor `part`. A record of any other version is left alone, and listed as such.
+const VERSION: u32 = 3;
 /// The oldest version that is read.
 const OLDEST: u32 = 1;
 
@@ -54,16 +54,64 @@ pub struct Record {
     pub policy: PolicyChange,
     /// When it was attached.
     pub attached_at: Timestamp,
+    /// Who asked for it.
+    #[serde(default, skip_serializing_if = "Owner::is_operator")]
+    pub owner: Owner,
     /// Where its file system is mounted, if it is.
     pub mount: Option<PathBuf>,
     /// What it was when it could last be opened.
     pub seen: Seen,
-    /// Its layers, bottom first.
+    /// The image's layers, bottom first.
     pub layers: Vec<LayerRecord>,
+    /// Which of them it shows; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
+}
+
+/// Who asked for an attachment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Owner {
+    /// A person or a program, by the admin API.
+    #[default]
+    Operator,
+    /// The snapshotter: it shows a layer, or a stack of them, to containers.
+    Snapshotter,
+}
+
+impl Owner {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+    fn is_operator(&self) -> bool {
+        *self == Self::Operator
+    }
+}
+
+/// Neighbouring layers of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// How many layers of the image are below the first.
+    pub first: usize,
+    /// How many they are, at least one.
+    pub count: usize,
+}
+
+impl Part {
+    /// All of `layers` layers.
+    #[must_use]
+    pub const fn all(layers: usize) -> Self {
+        Self { first: 0, count: layers }
+    }
+
+    /// These of `layers`, bottom first; `None` when there are not so many, or none is meant.
+    #[must_use]
+    pub fn of<T>(self, layers: &[T]) -> Option<&[T]> {
+        layers.get(self.first..self.first.checked_add(self.count)?).filter(|part| !part.is_empty())
+    }
 }
 
 /// Facts about an image that are shown also while it cannot be opened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Seen {
     /// What it is made of, in words.
@@ -88,6 +136,17 @@ pub struct LayerRecord {
     pub media_type: String,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
+}
+
+impl From<&Descriptor> for LayerRecord {
+    fn from(layer: &Descriptor) -> Self {
+        Self {
+            digest: layer.digest,
+            size_bytes: layer.size_bytes,
+            media_type: layer.media_type.clone(),
+            annotations: layer.annotations.clone(),
+        }
+    }
 }
 
 impl LayerRecord {
@@ -126,6 +185,14 @@ pub enum RecordError {
     /// It names another attachment than its file does.
     #[error("names attachment {0}, unlike its file")]
     Misnamed(DeviceId),
+    /// It shows layers that it does not list.
+    #[error("shows {} layers from the {}th on, and lists {layers}", part.count, part.first + 1)]
+    Part {
+        /// What it shows.
+        part: Part,
+        /// How many it lists.
+        layers: usize,
+    },
     /// The mount point is not absolute.
     #[error("has a mount point that is not an absolute path")]
     Mount,
@@ -147,16 +214,20 @@ pub struct New {
     pub platform: Platform,
     /// The transport asked for.
     pub transport: Wanted,
-    /// Its layers, bottom first.
+    /// The image's layers, bottom first.
     pub layers: Vec<LayerRecord>,
+    /// Which of them it shows; all when absent.
+    pub part: Option<Part>,
+    /// Who asked for it.
+    pub owner: Owner,
     /// What was asked for it about failures.
     pub policy: PolicyChange,
 }
 
 impl Record {
-    /// A record of an attachment made now.
+    /// A record of an attachment made now, of which nothing was seen yet.
     #[must_use]
-    pub fn new(new: New, mount: Option<PathBuf>, seen: Seen) -> Self {
+    pub fn new(new: New, mount: Option<PathBuf>) -> Self {
         Self {
             version: VERSION,
             id: new.id,
@@ -167,10 +238,24 @@ impl Record {
             number: None,
             policy: new.policy,
             attached_at: Timestamp::now(),
+            owner: new.owner,
             mount,
-            seen,
+            seen: Seen::default(),
             layers: new.layers,
+            part: new.part,
         }
+    }
+
+    /// Which of the image's layers it shows.
+    #[must_use]
+    pub fn shown(&self) -> Part {
+        self.part.unwrap_or(Part::all(self.layers.len()))
+    }
+
+    /// The layers that it shows, bottom first; none when it shows what it does not list.
+    #[must_use]
+    pub fn shown_layers(&self) -> &[LayerRecord] {
+        self.shown().of(&self.layers).unwrap_or_default()
     }
 
     /// The record as it is written.
@@ -212,6 +297,9 @@ impl Record {
     fn check(&self) -> Result<(), RecordError> {
         if !(1..=MAX_LAYERS).contains(&self.layers.len()) {
             return Err(RecordError::Layers(self.layers.len()));
+        }
+        if let Some(part) = self.part.filter(|part| part.of(&self.layers).is_none()) {
+            return Err(RecordError::Part { part, layers: self.layers.len() });
         }
         if self.mount.as_ref().is_some_and(|dir| !dir.is_absolute()) {
             return Err(RecordError::Mount);

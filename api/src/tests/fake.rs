@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, CredentialProvider,
     CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, Endpoint, Event, EventStream, Events,
-    EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Node, NodeError, NotDetached, OnFailure,
-    Policy, Presence, Problem, Readiness, RegistryHosts, Role, Severity, Stats, Timestamp, Transport, Verification,
-    Version, router,
+    EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Layers, Node, NodeError, NotDetached,
+    OnFailure, Owner, Policy, Presence, Problem, Readiness, RegistryHosts, Role, Severity, Snapshot, SnapshotDevice,
+    SnapshotKind, SnapshotsRepaired, Stats, Timestamp, Transport, Verification, Version, router,
 };
 use axum::{
     body::Body,
@@ -47,6 +47,8 @@ pub(super) fn device(id: &str) -> Device {
         digest: Digest::of(b"manifest"),
         platform: "linux/amd64".to_owned(),
         image: "OverlayBD, 1 layer".to_owned(),
+        owner: Owner::Operator,
+        layers: Layers { first: 0, count: 1, of: 1 },
         size_bytes: 1 << 30,
         transport: Transport::Ublk,
         transport_reason: "/dev/ublk-control can be used".to_owned(),
@@ -117,6 +119,51 @@ pub(super) fn credentials() -> Credentials {
             }],
         }],
     }
+}
+
+/// A layer that is read on demand, a container on it, and a layer that is not.
+fn snapshots() -> Vec<Snapshot> {
+    let lazy = Snapshot {
+        name: "penstock/7/sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef".to_owned(),
+        kind: SnapshotKind::Committed,
+        parent: None,
+        created_at: time(1_800_000_000),
+        directory: "/var/lib/containerd/io.containerd.snapshotter.v1.penstock/snapshots/7/fs".into(),
+        usage_bytes: Some(0),
+        lazy: true,
+        detail: Some("OverlayBD, 7 layers".to_owned()),
+        reference: Some("registry.example/team/app:1.4".to_owned()),
+        manifest: Some(Digest::of(b"manifest")),
+        layers: Some(7),
+        merged: Some(true),
+        device: Some(SnapshotDevice {
+            id: "app-1a2b3c".to_owned(),
+            bytes_read: 9_876_543,
+            bytes_fetched: 4_500_000,
+            waited_ms: 1234,
+        }),
+    };
+    let plain = Snapshot {
+        name: "k8s.io/2/sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".to_owned(),
+        usage_bytes: Some(1 << 20),
+        lazy: false,
+        detail: Some("an ordinary tar+gzip layer: unpacked in full".to_owned()),
+        reference: None,
+        manifest: None,
+        layers: None,
+        merged: None,
+        device: None,
+        ..lazy.clone()
+    };
+    let container = Snapshot {
+        name: "k8s.io/3/web".to_owned(),
+        kind: SnapshotKind::Active,
+        parent: Some(lazy.name.clone()),
+        usage_bytes: None,
+        detail: None,
+        ..plain.clone()
+    };
+    vec![plain, container, lazy]
 }
 
 impl Fake {
@@ -243,6 +290,14 @@ impl Node for Fake {
         let found = CacheVerified { blobs: 2, chunks: 18, bytes: 4_500_000, ..CacheVerified::default() };
         let damaged = CacheVerified { corrupt_chunks: 1, repaired_ranges: 1, ..found };
         self.answer(if repair { damaged } else { found })
+    }
+
+    fn snapshots(&self) -> Answer<'_, Vec<Snapshot>> {
+        self.answer(snapshots())
+    }
+
+    fn repair_snapshots(&self) -> Answer<'_, SnapshotsRepaired> {
+        self.answer(SnapshotsRepaired { snapshots: 2, orphans_removed: 1, ..SnapshotsRepaired::default() })
     }
 
     fn endpoints(&self) -> Answer<'_, Vec<RegistryHosts>> {

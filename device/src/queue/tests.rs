@@ -106,6 +106,7 @@ async fn a_miss_is_a_hit_that_waited() {
     assert_eq!(bench.answer(1, 4096), Ok(()));
     let stats = bench.counters.stats();
     assert_eq!((stats.hits, stats.misses, stats.asked_bytes, stats.in_flight), (0, 1, 8192, 0));
+    assert!(!stats.waited.is_zero());
 }
 
 #[tokio::test]

@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use penstock_api::{
     Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, CredentialProvider,
     CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, Endpoint, Event, EventStream, Events,
-    EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Node, NodeError, NotDetached, OnFailure,
-    Policy, Presence, Problem, Readiness, RegistryHosts, Role, Severity, Stats, Timestamp, Transport, Verification,
-    Version,
+    EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Layers, Node, NodeError, NotDetached,
+    OnFailure, Owner, Policy, Presence, Problem, Readiness, RegistryHosts, Role, Severity, Snapshot, SnapshotDevice,
+    SnapshotKind, SnapshotsRepaired, Stats, Timestamp, Transport, Verification, Version,
 };
 use penstock_blob::Digest;
 use tokio::{net::UnixListener, task::JoinSet};
@@ -52,6 +52,8 @@ pub(super) fn device() -> Device {
         digest: Digest::of(b"manifest"),
         platform: "linux/amd64".to_owned(),
         image: "OverlayBD, 2 layers".to_owned(),
+        owner: Owner::Operator,
+        layers: Layers { first: 0, count: 2, of: 2 },
         size_bytes: 64 << 30,
         transport: Transport::Ublk,
         transport_reason: "/dev/ublk-control can be used".to_owned(),
@@ -88,6 +90,8 @@ pub(super) fn failed_device() -> Device {
         id: "d12".to_owned(),
         state: DeviceState::Failed,
         state_reason: Some("the registry\x1b[31m does not answer".to_owned()),
+        owner: Owner::Snapshotter,
+        layers: Layers { first: 0, count: 1, of: 2 },
         reference: "alpine".to_owned(),
         transport: Transport::Fuse,
         device_path: None,
@@ -224,6 +228,51 @@ pub(super) fn version() -> Version {
     Version { version: "0.1.0".to_owned(), kernel: "Linux 6.12.0 x86_64".to_owned(), pid: 42, started_at: time() }
 }
 
+/// A layer that is read on demand, a container on it, and a layer that is not.
+pub(super) fn snapshots() -> Vec<Snapshot> {
+    let lazy = Snapshot {
+        name: "penstock/7/sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef".to_owned(),
+        kind: SnapshotKind::Committed,
+        parent: None,
+        created_at: time(),
+        directory: "/var/lib/containerd/io.containerd.snapshotter.v1.penstock/snapshots/7/fs".into(),
+        usage_bytes: Some(0),
+        lazy: true,
+        detail: Some("OverlayBD, 7 layers".to_owned()),
+        reference: Some("registry.example/team/app:1.4".to_owned()),
+        manifest: Some(Digest::of(b"manifest")),
+        layers: Some(7),
+        merged: Some(true),
+        device: Some(SnapshotDevice {
+            id: "app-1a2b3c".to_owned(),
+            bytes_read: 9_876_543,
+            bytes_fetched: 4_500_000,
+            waited_ms: 1234,
+        }),
+    };
+    let plain = Snapshot {
+        name: "k8s.io/2/sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".to_owned(),
+        usage_bytes: Some(1 << 20),
+        lazy: false,
+        detail: Some("an ordinary tar+gzip layer: unpacked in full".to_owned()),
+        reference: None,
+        manifest: None,
+        layers: None,
+        merged: None,
+        device: None,
+        ..lazy.clone()
+    };
+    let container = Snapshot {
+        name: "k8s.io/3/web".to_owned(),
+        kind: SnapshotKind::Active,
+        parent: Some(lazy.name.clone()),
+        usage_bytes: None,
+        detail: None,
+        ..plain.clone()
+    };
+    vec![plain, container, lazy]
+}
+
 impl Fake {
     fn answer<T: Send + 'static>(&self, value: T) -> Answer<'_, T> {
         let answer = self.failure.clone().map_or(Ok(value), Err);
@@ -307,6 +356,14 @@ impl Node for Fake {
         let found = CacheVerified { blobs: 2, chunks: 18, bytes: 4_500_000, ..CacheVerified::default() };
         let damaged = CacheVerified { corrupt_chunks: 1, repaired_ranges: 1, ..found };
         self.answer(if repair { damaged } else { found })
+    }
+
+    fn snapshots(&self) -> Answer<'_, Vec<Snapshot>> {
+        self.answer(snapshots())
+    }
+
+    fn repair_snapshots(&self) -> Answer<'_, SnapshotsRepaired> {
+        self.answer(SnapshotsRepaired { snapshots: 2, orphans_removed: 1, ..SnapshotsRepaired::default() })
     }
 
     fn endpoints(&self) -> Answer<'_, Vec<RegistryHosts>> {

@@ -2,7 +2,10 @@
 
 use penstock_api::{Detached, Event, NodeError, NotDetached, Problem};
 
-use super::{super::render, fake};
+use super::{
+    super::{render, snapshots},
+    fake,
+};
 use crate::client::Message;
 
 #[test]
@@ -54,6 +57,30 @@ fn registries_that_nobody_was_asked_for_are_named_without_an_empty_table() {
     assert!(!text.contains("LATENCY") && render::endpoints(&[]).contains("no registry has been asked"), "{text}");
     let both = render::endpoints(&[fake::endpoints(), silent].concat());
     assert!(both.contains("LATENCY") && both.contains("nobody has been asked"), "{both}");
+}
+
+#[test]
+fn a_list_of_snapshots() {
+    assert_eq!(snapshots::table(&fake::snapshots()), include_str!("golden/snapshots.txt"));
+    assert!(snapshots::table(&[]).contains("no snapshots"));
+}
+
+#[test]
+fn a_repair_of_snapshots() {
+    let lost = penstock_api::LostSnapshot {
+        number: 7,
+        name: Some("k8s.io/3/web".to_owned()),
+        why: "its directory is gone".to_owned(),
+        advice: "remove the container\x1b[31m".to_owned(),
+    };
+    let repaired = penstock_api::SnapshotsRepaired {
+        snapshots: 2,
+        rebuilt: Some("it panicked".to_owned()),
+        rewritten: vec!["k8s.io/2/x".to_owned()],
+        orphans_removed: 1,
+        lost: vec![lost],
+    };
+    assert_eq!(snapshots::report(&repaired), include_str!("golden/repair.txt"));
 }
 
 #[test]

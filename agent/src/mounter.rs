@@ -1,0 +1,221 @@
+//! What the snapshotter asks of whoever makes devices, answered by the table of attachments.
+//!
+//! An *offer* says whether a layer can be read on demand: its image is resolved once for all layers, and what a layer is follows from its annotations,
+//! its media type or its first bytes. A *mount* is an attachment of some layers of an image, recorded as all attachments are: it is made again at
+//! the agent's start without a registry, and lives as long as its snapshot.
+
+mod chain;
+mod images;
+mod kind;
+mod turns;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use penstock_api::NodeError;
+use penstock_fetcher::{Fetcher, Platform, Reference};
+use penstock_snapshotter::{Answer, Figures, Layer, MountError, Mounter, Offer, Shape, Stack};
+use tokio::time::timeout;
+
+use crate::{
+    attachments::{At, AttachError, Attachments},
+    events::{Events, Kind},
+    state::record::{MAX_LAYERS, Part},
+};
+use images::{Images, Known, Unknown};
+use turns::Turns;
+
+/// Longest time that an offer may take: containerd waits for it with the pull of the layer, and has nothing to lose by fetching it itself.
+const OFFER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Shows layers of images to containers.
+#[derive(Debug)]
+pub(crate) struct LayerMounter {
+    attachments: Arc<Attachments>,
+    images: Images,
+    deadline: Duration,
+    events: Events,
+    /// Whose directory is being changed.
+    turns: Turns<PathBuf>,
+}
+
+impl LayerMounter {
+    /// Over `attachments`; no request to a registry takes longer than `deadline`.
+    pub(crate) fn new(
+        attachments: Arc<Attachments>,
+        (fetcher, platform): (Arc<Fetcher>, Platform),
+        deadline: Duration,
+        events: Events,
+    ) -> Self {
+        let (images, deadline) = (Images::new(fetcher, platform), deadline.min(OFFER_DEADLINE));
+        Self { attachments, images, deadline, events, turns: Turns::default() }
+    }
+
+    async fn consider(&self, layer: &Layer) -> Result<Offer, Unknown> {
+        let known = match self.images.of(layer).await {
+            Err(Unknown { reason: why, is_transient: false }) => {
+                self.tell_eager(layer, &why);
+                return Ok(Offer::Eager { why });
+            }
+            other => other?,
+        };
+        let offer = self.decide(&known, layer).await?;
+        if let Offer::Eager { why } = &offer
+            && known.is_news(why)
+        {
+            self.tell_eager(layer, why);
+        }
+        Ok(offer)
+    }
+
+    async fn decide(&self, known: &Known, layer: &Layer) -> Result<Offer, Unknown> {
+        let layers = &known.manifest.layers;
+        if layers.len() > MAX_LAYERS {
+            let why = format!("the image has {} layers, more than {MAX_LAYERS}: unpacked in full", layers.len());
+            return Ok(Offer::Eager { why });
+        }
+        let kind = self.images.kind(known, layer.depth).await?;
+        let mut below = Vec::new();
+        if kind == kind::Kind::OverlayBd {
+            for nth in 0..layer.depth {
+                below.push(self.images.kind(known, nth).await?);
+            }
+        }
+        let (shape, how) = match kind::decide(&kind, &below) {
+            Ok(decided) => decided,
+            Err(why) => return Ok(Offer::Eager { why }),
+        };
+        let first = if shape == Shape::Merged { 0 } else { layer.depth };
+        let shown = layers.iter().take(layer.depth + 1).skip(first);
+        let stack = Stack {
+            reference: layer.reference.clone(),
+            manifest: known.manifest.digest,
+            layers: shown.map(|layer| layer.digest).collect(),
+            first,
+        };
+        Ok(Offer::Lazy { shape, stack, how })
+    }
+
+    fn tell_eager(&self, layer: &Layer, why: &str) {
+        let (digest, text) = (layer.digest.to_string(), format!("{}: {why}", layer.reference));
+        self.events.record(Kind::SnapshotEager, &text, &[("reference", &layer.reference), ("layer", &digest)]);
+    }
+
+    async fn show(&self, stack: &Stack, target: &Path) -> Result<String, MountError> {
+        let _turn = self.turns.take(target.to_path_buf()).await;
+        let part = Part { first: stack.first, count: stack.layers.len() };
+        let wanted = Some((stack.manifest, Some(part)));
+        let id = match self.attachments.at(target).await {
+            At::Attached(id, of) if of == wanted => {
+                self.attachments.check_mount(&id, target).await.map_err(not_shown)?;
+                return Ok(id.to_string());
+            }
+            At::Failed(id, of) if of == wanted => {
+                self.attachments.clear_stray(target, true).await.map_err(not_shown)?;
+                self.attachments.attach_again(&id).await.map_err(not_shown)?;
+                id
+            }
+            // Of a snapshot that had the same number before the metadata was lost.
+            At::Attached(id, _) | At::Failed(id, _) => {
+                self.attachments.detach_part(&id, false).await.map_err(not_shown)?;
+                self.attach(stack, part, target).await?
+            }
+            At::Nothing => self.attach(stack, part, target).await?,
+        };
+        let text = format!("{} is shown at {} by device {id}", stack.reference, target.display());
+        self.events.record(Kind::SnapshotMounted, &text, &[("device", id.as_str())]);
+        Ok(id.to_string())
+    }
+
+    async fn attach(&self, stack: &Stack, part: Part, target: &Path) -> Result<penstock_device::DeviceId, MountError> {
+        let wrong = |reason: String| MountError::Permanent { reason };
+        let reference: Reference = stack.reference.parse().map_err(|error: penstock_fetcher::ReferenceError| {
+            wrong(format!("{:?} is no reference: {error}", stack.reference))
+        })?;
+        let late = || Unknown { reason: late(&stack.reference, self.deadline), is_transient: true };
+        let asked = timeout(self.deadline, self.images.manifest(&reference, stack.manifest)).await;
+        let manifest = asked.unwrap_or_else(|_elapsed| Err(late())).map_err(unknown)?;
+        let listed = part.of(&manifest.layers).map(|layers| layers.iter().map(|layer| layer.digest));
+        if !listed.is_some_and(|listed| listed.eq(stack.layers.iter().copied())) {
+            return Err(wrong(format!("the manifest {} does not list the layers of this snapshot", stack.manifest)));
+        }
+        self.attachments.clear_stray(target, true).await.map_err(not_shown)?;
+        self.attachments.attach_part((reference, manifest), part, target).await.map_err(not_shown)
+    }
+
+    async fn hide(&self, target: &Path) -> Result<(), MountError> {
+        let _turn = self.turns.take(target.to_path_buf()).await;
+        match self.attachments.at(target).await {
+            At::Nothing => self.attachments.clear_stray(target, false).await.map_err(not_hidden),
+            At::Attached(id, _) | At::Failed(id, _) => {
+                self.attachments.detach_part(&id, false).await.map_err(not_hidden)?;
+                let text = format!("{} is not shown any more", target.display());
+                self.events.record(Kind::SnapshotUnmounted, &text, &[("device", id.as_str())]);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Mounter for LayerMounter {
+    fn offer<'a>(&'a self, layer: &'a Layer) -> Answer<'a, Offer, MountError> {
+        Box::pin(async move {
+            let considered = timeout(self.deadline, self.consider(layer)).await;
+            let late = || Unknown { reason: late(&layer.reference, self.deadline), is_transient: true };
+            considered.unwrap_or_else(|_elapsed| Err(late())).map_err(|error| {
+                self.tell_eager(layer, &error.reason);
+                unknown(error)
+            })
+        })
+    }
+
+    fn mount<'a>(&'a self, stack: &'a Stack, target: &'a Path) -> Answer<'a, String, MountError> {
+        Box::pin(self.show(stack, target))
+    }
+
+    fn unmount<'a>(&'a self, target: &'a Path) -> Answer<'a, (), MountError> {
+        Box::pin(self.hide(target))
+    }
+
+    fn figures(&self, target: &Path) -> Option<Figures> {
+        let done = self.attachments.done_at(target)?;
+        let (read_bytes, fetched_bytes) = (done.read_bytes, done.fetched_bytes);
+        Some(Figures { device: done.device, read_bytes, fetched_bytes, waited: done.waited })
+    }
+}
+
+fn late(reference: &str, deadline: Duration) -> String {
+    format!("the registry of {reference} gave no answer within {deadline:?}")
+}
+
+fn unknown(error: Unknown) -> MountError {
+    let Unknown { reason, is_transient } = error;
+    if is_transient { MountError::Transient { reason } } else { MountError::Permanent { reason } }
+}
+
+/// Why nothing was shown, as containerd is told.
+fn not_shown(error: AttachError) -> MountError {
+    let reason = error.to_string();
+    match NodeError::from(error) {
+        NodeError::Unavailable(_)
+        | NodeError::Deadline(_)
+        | NodeError::Stopping(_)
+        | NodeError::Denied(_)
+        | NodeError::NoRoom(_) => MountError::Transient { reason },
+        NodeError::Conflict(_) => MountError::Busy { reason },
+        _ => MountError::Permanent { reason },
+    }
+}
+
+/// Why something is still shown, as containerd is told.
+fn not_hidden(error: AttachError) -> MountError {
+    let reason = error.to_string();
+    match NodeError::from(error) {
+        NodeError::Conflict(_) => MountError::Busy { reason },
+        NodeError::Stopping(_) => MountError::Transient { reason },
+        _ => MountError::Permanent { reason },
+    }
+}

@@ -1,0 +1,262 @@
+//! Images that containerd unpacks or mounts: their manifests, and what their layers are. Resolved once for all layers of an image.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use penstock_blob::{Blob, BlobSource as _, ByteRange, Digest, ReadError};
+use penstock_fetcher::{Fetcher, Manifest, Platform, Reference, ResolveError};
+use penstock_snapshotter::Layer;
+use tokio::sync::OnceCell;
+
+use super::{
+    chain,
+    kind::{self, Kind},
+    turns::Turns,
+};
+
+/// Images known at once. A node pulls a few at a time; one that is forgotten is resolved again.
+const KNOWN: usize = 64;
+/// Failures remembered at once, and how long: the other layers of an image whose registry does not answer need not find out for themselves, and the
+/// next try of a pull is to find out anew.
+const FAILED: (usize, Duration) = (64, Duration::from_secs(5));
+/// Bytes looked at to see what a layer is.
+const HEAD_BYTES: u64 = 4096;
+/// Longest config read, in bytes: as manifests.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+/// Reasons told of one image; more would be the same in other words.
+const MOST_TOLD: usize = 8;
+
+/// Why nothing is known of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unknown {
+    pub(super) reason: String,
+    /// Whether another try may help.
+    pub(super) is_transient: bool,
+}
+
+/// One image as its registry described it.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// As containerd named it.
+    reference: Reference,
+    pub(super) manifest: Arc<Manifest>,
+    kinds: Vec<OnceCell<Kind>>,
+    chains: OnceCell<Vec<Digest>>,
+    told: Mutex<Vec<String>>,
+}
+
+impl Known {
+    fn new(reference: Reference, manifest: Manifest) -> Self {
+        let kinds = manifest.layers.iter().map(|_| OnceCell::new()).collect();
+        let (chains, told) = (OnceCell::new(), Mutex::default());
+        Self { reference, manifest: Arc::new(manifest), kinds, chains, told }
+    }
+
+    /// Whether this image has `layer` where containerd says.
+    pub(super) fn has(&self, layer: &Layer) -> bool {
+        self.manifest.layers.get(layer.depth).is_some_and(|known| known.digest == layer.digest)
+            && layer.manifest.is_none_or(|manifest| manifest == self.manifest.digest)
+    }
+
+    /// Whether `why` was not told of this image before; from now on it was.
+    pub(super) fn is_news(&self, why: &str) -> bool {
+        let mut told = self.told.lock();
+        let is_news = told.len() < MOST_TOLD && !told.iter().any(|known| known == why);
+        if is_news {
+            told.push(why.to_owned());
+        }
+        is_news
+    }
+}
+
+/// The images.
+#[derive(Debug)]
+pub(super) struct Images {
+    fetcher: Arc<Fetcher>,
+    platform: Platform,
+    /// The latest used last.
+    known: Mutex<VecDeque<Arc<Known>>>,
+    failed: Mutex<VecDeque<(String, Instant, Unknown)>>,
+    turns: Turns<String>,
+}
+
+/// A blob that the fetcher knows where to find while this lives.
+struct Lent<'a> {
+    fetcher: &'a Fetcher,
+    blob: Blob,
+    from: &'a Reference,
+}
+
+impl<'a> Lent<'a> {
+    fn new(fetcher: &'a Fetcher, blob: Blob, from: &'a Reference) -> Self {
+        fetcher.serve(blob, from);
+        Self { fetcher, blob, from }
+    }
+
+    async fn read(&self, range: ByteRange) -> Result<Bytes, ReadError> {
+        self.fetcher.read(self.blob, range).await
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.fetcher.forget(&self.blob.digest, self.from);
+    }
+}
+
+impl From<ResolveError> for Unknown {
+    fn from(error: ResolveError) -> Self {
+        Self { is_transient: error.is_transient(), reason: error.to_string() }
+    }
+}
+
+impl From<ReadError> for Unknown {
+    fn from(error: ReadError) -> Self {
+        Self { is_transient: error.is_transient(), reason: error.to_string() }
+    }
+}
+
+fn unusable(reason: String) -> Unknown {
+    Unknown { reason, is_transient: false }
+}
+
+impl Images {
+    pub(super) fn new(fetcher: Arc<Fetcher>, platform: Platform) -> Self {
+        Self { fetcher, platform, known: Mutex::default(), failed: Mutex::default(), turns: Turns::default() }
+    }
+
+    /// The image that `layer` is of. The registry is asked once for all layers.
+    ///
+    /// # Errors
+    /// [`Unknown`], also when the registry's image has another layer there, or another chain ID.
+    pub(super) async fn of(&self, layer: &Layer) -> Result<Arc<Known>, Unknown> {
+        let reference: Reference = layer.reference.parse().map_err(|error: penstock_fetcher::ReferenceError| {
+            unusable(format!("the image reference that containerd passed is not understood: {error}"))
+        })?;
+        if let Some(known) = self.find(&reference, layer).await? {
+            return Ok(known);
+        }
+        let key = layer.manifest.map_or_else(|| reference.to_string(), |digest| format!("{reference} {digest}"));
+        let _turn = self.turns.take(key.clone()).await;
+        if let Some(known) = self.find(&reference, layer).await? {
+            return Ok(known);
+        }
+        if let Some(failure) = self.failed_lately(&key) {
+            return Err(failure);
+        }
+        let known = match self.resolve(&reference, layer.manifest).await {
+            Ok(known) => known,
+            Err(failure) => {
+                self.remember_failure(key, failure.clone());
+                return Err(failure);
+            }
+        };
+        if !known.has(layer) {
+            let nth = layer.depth + 1;
+            return Err(unusable(format!(
+                "the image has another layer {nth} than {}: its tag was moved",
+                layer.digest
+            )));
+        }
+        if !self.is_chain(&known, layer).await? {
+            let nth = layer.depth + 1;
+            return Err(unusable(format!(
+                "the chain ID up to layer {nth} is not {}: the image's config says otherwise",
+                layer.chain
+            )));
+        }
+        Ok(known)
+    }
+
+    /// The manifest of an image that was offered, from the registry if it was forgotten.
+    pub(super) async fn manifest(&self, reference: &Reference, manifest: Digest) -> Result<Arc<Manifest>, Unknown> {
+        let known = self.known.lock().iter().find(|known| known.manifest.digest == manifest).cloned();
+        match known.filter(|known| known.reference == *reference) {
+            Some(known) => Ok(Arc::clone(&known.manifest)),
+            None => Ok(Arc::clone(&self.resolve(reference, Some(manifest)).await?.manifest)),
+        }
+    }
+
+    async fn find(&self, reference: &Reference, layer: &Layer) -> Result<Option<Arc<Known>>, Unknown> {
+        let fitting: Vec<Arc<Known>> = {
+            let known = self.known.lock();
+            known.iter().rev().filter(|known| known.reference == *reference && known.has(layer)).cloned().collect()
+        };
+        for known in fitting {
+            if self.is_chain(&known, layer).await? {
+                return Ok(Some(known));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn resolve(&self, reference: &Reference, manifest: Option<Digest>) -> Result<Arc<Known>, Unknown> {
+        let pinned = manifest.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest));
+        let manifest = self.fetcher.resolve(&pinned, &self.platform).await?;
+        let known = Arc::new(Known::new(reference.clone(), manifest));
+        let mut all = self.known.lock();
+        all.retain(|other| other.reference != known.reference || other.manifest.digest != known.manifest.digest);
+        if all.len() == KNOWN {
+            all.pop_front();
+        }
+        all.push_back(Arc::clone(&known));
+        Ok(known)
+    }
+
+    fn failed_lately(&self, key: &str) -> Option<Unknown> {
+        let mut failed = self.failed.lock();
+        failed.retain(|(_, at, _)| at.elapsed() < FAILED.1);
+        failed.iter().find(|(known, ..)| known == key).map(|(.., failure)| failure.clone())
+    }
+
+    fn remember_failure(&self, key: String, failure: Unknown) {
+        let mut failed = self.failed.lock();
+        if failed.len() == FAILED.0 {
+            failed.pop_front();
+        }
+        failed.push_back((key, Instant::now(), failure));
+    }
+
+    /// Whether containerd means the same layers by the chain ID: where it named the manifest, it has compared them itself.
+    async fn is_chain(&self, known: &Known, layer: &Layer) -> Result<bool, Unknown> {
+        if layer.manifest.is_some() {
+            return Ok(true);
+        }
+        let chains = known.chains.get_or_try_init(|| self.chains(&known.manifest)).await?;
+        Ok(chains.get(layer.depth) == Some(&layer.chain))
+    }
+
+    async fn chains(&self, manifest: &Manifest) -> Result<Vec<Digest>, Unknown> {
+        let blob = manifest.config.blob();
+        let range = blob.all().filter(|range| range.len() <= MAX_CONFIG_BYTES);
+        let range = range.ok_or_else(|| unusable(format!("the image's config has {} bytes", blob.size_bytes)))?;
+        let bytes = Lent::new(&self.fetcher, blob, &manifest.reference).read(range).await?;
+        if Digest::of(&bytes) != blob.digest {
+            return Err(unusable(format!("the registry's bytes for the config are not those of {}", blob.digest)));
+        }
+        chain::ids(&bytes, manifest.layers.len()).map_err(|reason| unusable(format!("the image's config {reason}")))
+    }
+
+    /// What the layer `nth` of an image is; its first bytes are fetched when the manifest does not say.
+    pub(super) async fn kind(&self, known: &Known, nth: usize) -> Result<Kind, Unknown> {
+        let missing = || unusable(format!("the image has no layer {}", nth + 1));
+        let (layer, cell) = known.manifest.layers.get(nth).zip(known.kinds.get(nth)).ok_or_else(missing)?;
+        let looked = cell.get_or_try_init(|| async {
+            if let Some(kind) = kind::described(layer) {
+                return Ok(kind);
+            }
+            let blob = layer.blob();
+            let head = match ByteRange::new(0, blob.size_bytes.min(HEAD_BYTES)) {
+                Ok(range) => Lent::new(&self.fetcher, blob, &known.manifest.reference).read(range).await?,
+                Err(_) => Bytes::new(),
+            };
+            Ok::<_, Unknown>(kind::seen(penstock_image::content(&head, blob.size_bytes)))
+        });
+        looked.await.cloned()
+    }
+}
