@@ -16,7 +16,10 @@ use std::{
 
 use rustix::process::Signal;
 
-pub use self::{config::Snapshotter, release::Release};
+pub use self::{
+    config::Snapshotter,
+    release::{Release, ctr_remote},
+};
 use crate::{agent::Ended, process::Process};
 
 /// It is up within a second; a machine under load takes more.
@@ -81,6 +84,12 @@ impl Place {
         self.dir.join("logs")
     }
 
+    /// Where it is told how to reach registries.
+    #[must_use]
+    pub fn hosts(&self) -> PathBuf {
+        self.dir.join("certs.d")
+    }
+
     /// The cgroup below which its containers are.
     #[must_use]
     pub fn cgroup(&self) -> String {
@@ -124,10 +133,7 @@ impl Place {
     /// When it cannot be started.
     #[must_use]
     pub fn ctr(&self, namespace: &str, arguments: &[&str]) -> Ended {
-        let mut ctr = self.ctr_command(namespace);
-        let out = ctr.args(arguments).output().expect("ctr starts");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ended { code: out.status.code(), stdout: text(&out.stdout), stderr: text(&out.stderr) }
+        ended(self.ctr_command(namespace).args(arguments))
     }
 
     /// `ctr` in `namespace`, to be started by the caller.
@@ -138,20 +144,55 @@ impl Place {
         ctr
     }
 
+    /// Runs `ctr run` of `image` in `namespace` as the container `name`, with more flags; `command` empty is the image's own.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn run(&self, namespace: &str, of: (&str, &str), flags: &[&str], command: &[&str]) -> Ended {
+        ended(&mut self.run_command(namespace, of, flags, command))
+    }
+
+    /// As [`Place::run`], to be started by the caller.
+    #[must_use]
+    pub fn run_command(
+        &self,
+        namespace: &str,
+        (image, name): (&str, &str),
+        flags: &[&str],
+        command: &[&str],
+    ) -> Command {
+        let mut ctr = self.ctr_command(namespace);
+        ctr.args(["run", "--snapshotter", self.snapshotter(), "--cgroup"]).arg(format!("{}/ctr", self.cgroup()));
+        ctr.arg("--runc-root").arg(self.dir.join("runc")).args(flags).args([image, name]).args(command);
+        ctr
+    }
+
     /// Starts it and waits until it serves.
     ///
     /// # Panics
     /// When it ends or does not serve in time.
     #[must_use]
     pub fn start(&self) -> Containerd {
+        Containerd { process: Some(self.spawn()), place: self.clone() }
+    }
+
+    fn spawn(&self) -> Process {
         let mut command = self.release.command("containerd");
         let process = Process::start("containerd", command.arg("-c").arg(self.dir.join("config.toml")));
         let up = process.wait_for(START, START, |lines| {
             lines.iter().any(|line| line.contains("containerd successfully booted")).then_some(())
         });
         assert!(up.is_some(), "containerd does not start");
-        Containerd { process: Some(process), place: self.clone() }
+        process
     }
+}
+
+/// Runs a command to its end.
+fn ended(command: &mut Command) -> Ended {
+    let out = command.output().expect("ctr starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ended { code: out.status.code(), stdout: text(&out.stdout), stderr: text(&out.stderr) }
 }
 
 /// A running containerd. Dropping it ends it and all that it started.
@@ -199,7 +240,7 @@ impl Containerd {
     /// When it does not end, or does not come up.
     pub fn restart(&mut self) {
         self.stop();
-        self.process = self.place.start().process.take();
+        self.process = Some(self.place.spawn());
     }
 
     /// Ends it and all processes that it started, at once, and takes away what a reboot takes away: mounts below its directory and

@@ -15,7 +15,7 @@ use self::v1::{
     PodSandboxMetadata, PullImageRequest, RunPodSandboxRequest, StopContainerRequest,
     image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
 };
-use crate::containerd::Place;
+use crate::containerd::Containerd;
 
 /// The generated messages and clients.
 #[expect(missing_docs, clippy::allow_attributes_without_reason, reason = "generated code")]
@@ -67,21 +67,22 @@ impl Said {
 }
 
 impl Cri {
-    /// Connects to the containerd at `place`, as kubelet with its defaults does.
+    /// Connects to `containerd`, as kubelet with its defaults does, and waits until it answers.
     ///
     /// # Panics
-    /// When nobody listens.
+    /// When it does not.
     #[must_use]
-    pub fn connect(place: &Place) -> Self {
-        Self::with_images(place, &place.socket())
+    pub fn connect(containerd: &Containerd) -> Self {
+        Self::with_images(containerd, &containerd.place().socket())
     }
 
-    /// Connects to the containerd at `place`, with another socket for images: kubelet's `imageServiceEndpoint`.
+    /// Connects to `containerd`, with another socket for images: kubelet's `imageServiceEndpoint`.
     ///
     /// # Panics
-    /// When nobody listens.
+    /// When it does not answer.
     #[must_use]
-    pub fn with_images(place: &Place, images: &Path) -> Self {
+    pub fn with_images(containerd: &Containerd, images: &Path) -> Self {
+        let place = containerd.place();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let channel = |socket: &Path| {
@@ -91,7 +92,10 @@ impl Cri {
         let pods = RuntimeServiceClient::new(channel(&place.socket()));
         let images = ImageServiceClient::new(channel(images));
         let logs = place.logs().display().to_string();
-        Self { pods, images, cgroup: place.cgroup(), logs, runtime }
+        let cri = Self { pods, images, cgroup: place.cgroup(), logs, runtime };
+        // containerd serves before its CRI plugin has found out what there is.
+        containerd.until(|| cri.wait(cri.images.clone().list_images(Empty {})).ok());
+        cri
     }
 
     fn wait<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
@@ -106,6 +110,19 @@ impl Cri {
         let auth = auth.map(|(name, password)| AuthConfig { username: name.to_owned(), password: password.to_owned() });
         let request = PullImageRequest { image: Some(spec(reference)), auth, sandbox_config: None };
         Ok(self.wait(self.images.clone().pull_image(request))?.image_ref)
+    }
+
+    /// Pulls images, all at once.
+    ///
+    /// # Panics
+    /// When one is not pulled.
+    pub fn pull_all(&self, references: &[&str]) {
+        let pull = async |reference: &str| {
+            let request = PullImageRequest { image: Some(spec(reference)), auth: None, sandbox_config: None };
+            self.images.clone().pull_image(request).await
+        };
+        let pulled = self.runtime.block_on(futures_util::future::join_all(references.iter().map(|one| pull(one))));
+        pulled.into_iter().for_each(|one| drop(one.expect("it is pulled")));
     }
 
     /// What the runtime knows of an image.
@@ -247,10 +264,21 @@ impl Cri {
     /// # Panics
     /// When the runtime fails.
     pub fn remove(&self, container: &str) {
-        let request = StopContainerRequest { container_id: container.to_owned(), timeout: 0 };
-        self.wait(self.pods.clone().stop_container(request)).expect("StopContainer");
-        let request = Container { container_id: container.to_owned() };
-        self.wait(self.pods.clone().remove_container(request)).expect("RemoveContainer");
+        self.remove_all(&[container.to_owned()]);
+    }
+
+    /// Kills and removes containers, all at once.
+    ///
+    /// # Panics
+    /// When the runtime fails.
+    pub fn remove_all(&self, containers: &[String]) {
+        let remove = async |container: &String| {
+            let mut pods = self.pods.clone();
+            pods.stop_container(StopContainerRequest { container_id: container.clone(), timeout: 0 }).await?;
+            pods.remove_container(Container { container_id: container.clone() }).await
+        };
+        let removed = self.runtime.block_on(futures_util::future::join_all(containers.iter().map(remove)));
+        removed.into_iter().for_each(|one| drop(one.expect("it is removed")));
     }
 
     /// The runtime's name and version.

@@ -16,6 +16,7 @@ pub mod http;
 pub mod loopback;
 pub mod matrix;
 pub mod nginx;
+pub mod node;
 pub mod power;
 pub mod process;
 pub mod push;

@@ -145,6 +145,16 @@ pub fn sums(printed: &str) -> String {
     lines.into_iter().map(|(path, sum)| format!("{sum}  {path}\n")).collect()
 }
 
+/// The paths in the tar archive at `path`, compressed or not.
+///
+/// # Panics
+/// When `tar` cannot read it.
+#[must_use]
+pub fn listed(path: &Path) -> Vec<String> {
+    let listed = layers::run(Command::new("tar").arg("-taf").arg(path));
+    String::from_utf8_lossy(&listed).lines().map(|line| line.trim_start_matches("./").to_owned()).collect()
+}
+
 /// The lowest layer: a system that runs, a file to be changed, one to be deleted, and data.
 fn base(dir: &Path, data_mib: usize) {
     let bin = dir.join("bin");
@@ -188,25 +198,49 @@ impl Step {
     }
 }
 
-/// Puts an image of these layers under `tag`, whose containers run `command` unless told otherwise; answers its reference.
-pub fn push(repository: &Repository, tag: &str, made: &[Made], command: &[&str]) -> String {
+/// An image's blobs, config last, and its manifest.
+fn image(made: &[Made], command: &[&str]) -> (Vec<Layer>, Vec<u8>) {
     let diff_ids: Vec<&str> = made.iter().map(|one| one.diff_id.as_str()).collect();
     let config = json!({
         "os": "linux", "architecture": "amd64",
         "config": {"Env": ["PATH=/bin"], "Cmd": command},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     });
-    let layers: Vec<Value> = made.iter().map(|one| descriptor(repository, &one.layer)).collect();
     let config = Layer::new(config.to_string().into_bytes(), "application/vnd.oci.image.config.v1+json");
-    let config = descriptor(repository, &config);
-    let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers});
-    repository.manifest(tag, MANIFEST, manifest.to_string().as_bytes());
+    let layers: Vec<Value> = made.iter().map(|one| descriptor(&one.layer)).collect();
+    let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor(&config), "layers": layers});
+    let blobs = made.iter().map(|one| one.layer.clone()).chain([config]).collect();
+    (blobs, manifest.to_string().into_bytes())
+}
+
+/// Puts an image of these layers under `tag`, whose containers run `command` unless told otherwise; answers its reference.
+pub fn push(repository: &Repository, tag: &str, made: &[Made], command: &[&str]) -> String {
+    let (blobs, manifest) = image(made, command);
+    for blob in blobs {
+        repository.blob(&blob.bytes);
+    }
+    repository.manifest(tag, MANIFEST, &manifest);
     repository.reference(tag)
 }
 
-/// Uploads a blob, and answers its descriptor.
-fn descriptor(repository: &Repository, layer: &Layer) -> Value {
-    let digest = repository.blob(&layer.bytes);
+/// Writes such an image as an OCI layout, under the name `tag`.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn layout(dir: &Path, tag: &str, made: &[Made], command: &[&str]) {
+    let (blobs, manifest) = image(made, command);
+    for bytes in blobs.iter().map(|blob| blob.bytes.as_slice()).chain([manifest.as_slice()]) {
+        let digest = Digest::of(bytes).to_string();
+        write(&dir.join("blobs/sha256").join(digest.trim_start_matches("sha256:")), bytes);
+    }
+    let mut entry = descriptor(&Layer::new(manifest, MANIFEST));
+    entry["annotations"] = json!({"org.opencontainers.image.ref.name": tag});
+    write(&dir.join("oci-layout"), br#"{"imageLayoutVersion": "1.0.0"}"#);
+    write(&dir.join("index.json"), json!({"schemaVersion": 2, "manifests": [entry]}).to_string().as_bytes());
+}
+
+fn descriptor(layer: &Layer) -> Value {
+    let digest = Digest::of(&layer.bytes).to_string();
     let mut json = json!({"mediaType": layer.media_type, "digest": digest, "size": layer.bytes.len()});
     if !layer.annotations.is_empty() {
         json["annotations"] = json!(layer.annotations);
@@ -233,5 +267,11 @@ impl Made {
     #[must_use]
     pub fn digest(&self) -> String {
         Digest::of(&self.layer.bytes).to_string()
+    }
+
+    /// The size of the layer's blob in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.layer.bytes.len() as u64
     }
 }

@@ -46,6 +46,14 @@ impl Workdir {
         path
     }
 
+    /// Undoes every mount below it and detaches every loop device over its files.
+    pub fn unmount(&self) {
+        unmount_below(self.path());
+        for device in self.loops() {
+            let _ = Command::new("losetup").arg("-d").arg(device).output();
+        }
+    }
+
     /// What is mounted below it, deepest first.
     #[must_use]
     pub fn mounts(&self) -> Vec<PathBuf> {
@@ -72,10 +80,7 @@ impl Default for Workdir {
 
 impl Drop for Workdir {
     fn drop(&mut self) {
-        unmount_below(self.path());
-        for device in self.loops() {
-            let _ = Command::new("losetup").arg("-d").arg(device).output();
-        }
+        self.unmount();
     }
 }
 

@@ -27,7 +27,7 @@ fn an_ordinary_image_runs_on_overlayfs(release: Release) {
     let reference = runnable::push(&registry.repository("ordinary"), "1", &image.layers(Kind::Ordinary), &ASLEEP);
     let place = Place::new(release, &work.dir("containerd"), (registry.host(), &sandbox), Snapshotter::Overlayfs);
     let containerd = place.start();
-    let cri = Cri::connect(&place);
+    let cri = Cri::connect(&containerd);
     cri.pull(&reference, None).expect("it is pulled");
     let pod = cri.run_pod("one");
     let container = cri.start(&pod, "c", &reference, &[]).expect("it starts");

@@ -82,6 +82,17 @@ fn fetch(suite: &str) -> Fetched {
     unpacked(&workspace::target().join("debian").join(format!("containerd-{suite}")), suite, "containerd")
 }
 
+/// `ctr-remote` of Debian 12's stargz-snapshotter, fetched: a client that pulls lazily from releases whose own `ctr` cannot.
+///
+/// # Errors
+/// Why it cannot be had.
+pub fn ctr_remote() -> Result<PathBuf, String> {
+    static FETCHED: OnceLock<Fetched> = OnceLock::new();
+    let dir = || workspace::target().join("debian/stargz-snapshotter-bookworm");
+    let bin = FETCHED.get_or_init(|| unpacked(&dir(), "bookworm", "stargz-snapshotter")).clone();
+    bin.map(|bin| bin.join("ctr-remote")).map_err(|reason| format!("no ctr-remote can be had through apt: {reason}"))
+}
+
 /// Unpacks a package of a suite into `dir`, unless that was done before, and answers its `usr/bin`.
 fn unpacked(dir: &Path, suite: &str, package: &str) -> Fetched {
     let script = workspace::root().join("tests/scripts/containerd.sh");
