@@ -7,7 +7,15 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use penstock_tests::{agent, require, skip::program, workdir::Workdir, workspace};
+use penstock_tests::{
+    agent,
+    containerd::Release,
+    require,
+    runnable::{self, Kind, Runnable},
+    skip::program,
+    workdir::Workdir,
+    workspace,
+};
 
 /// One VM at a time: each emulates two CPUs, and the machine may have no more.
 static ONE: Mutex<()> = Mutex::new(());
@@ -46,11 +54,11 @@ fn stripped(program: &Path, work: &Workdir) -> PathBuf {
 
 fn passes(scenario: &str) {
     let work = Workdir::new();
-    boot(scenario, &work, None);
+    boot(scenario, &work, None, &[]);
 }
 
-/// Boots a VM for one scenario, with a disk mounted on /state if there is one.
-fn boot(scenario: &str, work: &Workdir, disk: Option<&Path>) {
+/// Boots a VM for one scenario, with a disk mounted on /state if there is one, and with more arguments of run-vm.sh.
+fn boot(scenario: &str, work: &Workdir, disk: Option<&Path>, more: &[&str]) {
     let fixtures = workspace::root().join("tests/fixtures");
     let fixtures = fixtures.to_str().expect("UTF-8");
     // The guest looks for them where they are here; /tmp there is an empty file system that would hide a copy.
@@ -67,6 +75,7 @@ fn boot(scenario: &str, work: &Workdir, disk: Option<&Path>) {
         .arg(stripped(agent::binary(), work))
         .arg("-b")
         .arg(stripped(Path::new(env!("CARGO_BIN_EXE_guest")), work))
+        .args(more)
         .args(["-f", &format!("{fixtures}:/fixtures"), "--", &command])
         .output()
         .expect("run-vm.sh starts");
@@ -112,14 +121,26 @@ fn after_a_reboot_without_a_registry_what_was_cached_is_readable() {
     let disk = work.join("state.img");
     let made = Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&disk).arg("256M").status();
     assert!(made.is_ok_and(|status| status.success()), "mke2fs");
-    boot("before-a-reboot", &work, Some(&disk));
-    boot("after-a-reboot", &work, Some(&disk));
+    boot("before-a-reboot", &work, Some(&disk), &[]);
+    boot("after-a-reboot", &work, Some(&disk), &[]);
 }
 
 #[test]
 fn a_reader_through_ublk_sees_what_the_failure_matrix_says() {
     require!(cannot());
     passes("failure-matrix");
+}
+
+#[test]
+fn a_container_starts_from_a_ublk_device_before_its_image_was_fetched() {
+    require!(cannot(), runnable::cannot(), Release::Installed.cannot());
+    let (work, image) = (Workdir::new(), Runnable::new(1, 2));
+    let dir = work.dir("image");
+    runnable::layout(&dir, "1", &image.layers(Kind::OverlayBd), &["sh"]);
+    std::fs::write(dir.join("sums"), image.sums()).expect("a file");
+    let dir = format!("{}:/image", dir.display());
+    let programs = ["-b", "containerd", "-b", "containerd-shim-runc-v2", "-b", "runc", "-b", "ctr"];
+    boot("containers", &work, None, &[&programs[..], &["-f", &dir]].concat());
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //!
 //! `guest SCENARIO PENSTOCK`; `guest read DIR STOP` is what the scenarios run in a container of their own. A panic is a failure and gives a non-zero status. `tests/vm.rs` boots the VM and names the scenario.
 
+#[path = "guest/containers.rs"]
+mod containers;
 #[path = "guest/restart.rs"]
 mod restart;
 
@@ -253,7 +255,7 @@ fn main() {
         return restart::read(Path::new(root), Path::new(stop));
     }
     let [_, scenario, penstock] = &arguments[..] else { panic!("guest SCENARIO PENSTOCK") };
-    let scenarios: [(&str, Scenario); 8] = [
+    let scenarios: [(&str, Scenario); 9] = [
         ("whole", whole),
         ("two-at-once", two_at_once),
         ("others-do-not-stall", others_do_not_stall),
@@ -262,6 +264,7 @@ fn main() {
         ("before-a-reboot", restart::before_reboot),
         ("after-a-reboot", restart::after_reboot),
         ("failure-matrix", failure_matrix),
+        ("containers", containers::start),
     ];
     let (_, run) = scenarios.iter().find(|(name, _)| name == scenario).expect("a scenario");
     run(Path::new(penstock));
