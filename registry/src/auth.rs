@@ -91,6 +91,11 @@ impl Gate {
         self.tokens.lock().clear();
     }
 
+    /// Tokens given out that are remembered.
+    pub(crate) fn tokens(&self) -> Vec<String> {
+        self.tokens.lock().keys().cloned().collect()
+    }
+
     /// Refuses a request to `repository` (`None`: to `/v2/`) that may not be made. `host` is where tokens are had.
     pub(crate) fn check(
         &self,

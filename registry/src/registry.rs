@@ -235,6 +235,12 @@ impl Registry {
         self.shared.gate.forbid(forbids);
     }
 
+    /// Tokens given out that are neither forgotten nor pushed out by others.
+    #[must_use]
+    pub fn tokens(&self) -> Vec<String> {
+        self.shared.gate.tokens()
+    }
+
     /// Forgets all tokens given out.
     pub fn revoke_tokens(&self) {
         self.shared.gate.revoke();

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use crate::{
@@ -289,6 +289,12 @@ impl Agent {
     #[must_use]
     pub fn log(&self) -> Vec<String> {
         self.process.lines()
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.process.pid()
     }
 
     /// Its resident memory in bytes.
