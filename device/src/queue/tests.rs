@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::Write as _,
+    io::{Read as _, Seek as _, Write as _},
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
@@ -11,7 +11,7 @@ use penstock_blob::{
     Located, Pinned, ReadFuture,
     faults::{Flaky, Memory, Stuck},
 };
-use penstock_image::Layer;
+use penstock_image::{Layer, write};
 use prometheus_client::registry::Registry;
 use rustix::event::{PollFd, PollFlags, poll};
 use tokio::runtime::Handle;
@@ -38,9 +38,13 @@ struct Bench {
 impl Bench {
     /// A queue over `source`, which serves `memory`'s first blob.
     async fn new(memory: &Memory, source: Arc<dyn BlobSource>, bound: usize) -> Self {
+        Self::showing(memory.blob(0), Memory::new(vec![disk()]), source, bound).await
+    }
+
+    /// A queue over `source`, for an image of the layer `blob` that is opened from `opened`.
+    async fn showing(blob: Blob, opened: Arc<Memory>, source: Arc<dyn BlobSource>, bound: usize) -> Self {
         let maps = tempfile::tempdir().unwrap();
-        let layer = Layer { blob: memory.blob(0), media_type: String::new(), annotations: Default::default() };
-        let opened = Memory::new(vec![disk()]);
+        let layer = Layer { blob, media_type: String::new(), annotations: Default::default() };
         let image = Image::open(vec![layer], opened, maps.path()).await.unwrap();
         let counters = Metrics::new(&mut Registry::default()).device(&"t".parse().unwrap(), Transport::Fuse);
         let (inbox, offload) = (Inbox::new().unwrap(), Offload::start(&Handle::current(), bound));
@@ -106,7 +110,6 @@ async fn a_miss_is_a_hit_that_waited() {
     assert_eq!(bench.answer(1, 4096), Ok(()));
     let stats = bench.counters.stats();
     assert_eq!((stats.hits, stats.misses, stats.asked_bytes, stats.in_flight), (0, 1, 8192, 0));
-    assert!(!stats.waited.is_zero());
 }
 
 #[tokio::test]
@@ -335,4 +338,59 @@ async fn a_damaged_local_copy_is_rejected_and_fetched_again() {
     bench.until_answered(1).await;
     assert_eq!(bench.answer(1, 0), Ok(()));
     assert_eq!((rotten.rejects.load(Ordering::SeqCst), memory.reads()), (1, 1));
+}
+
+/// The disk as an OverlayBD layer, whose frames have checks.
+fn layer() -> Bytes {
+    let (mut plain, mut out) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    plain.write_all(&disk()).unwrap();
+    write::disk(&plain, out.try_clone().unwrap(), write::Options::default()).unwrap();
+    let mut bytes = Vec::new();
+    out.rewind().unwrap();
+    out.read_to_end(&mut bytes).unwrap();
+    bytes.into()
+}
+
+/// A source whose first reads have a wrong byte.
+#[derive(Debug)]
+struct Liars {
+    below: Arc<Memory>,
+    left: AtomicU32,
+}
+
+impl BlobSource for Liars {
+    fn locate(&self, _: &Blob, _: ByteRange) -> Option<Located> {
+        None
+    }
+    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+        let lies = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        Box::pin(async move {
+            let mut bytes = self.below.read(blob, range).await?.to_vec();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= u8::from(lies);
+            Ok(bytes.into())
+        })
+    }
+    fn reject(&self, blob: &Blob, range: ByteRange) {
+        self.below.reject(blob, range);
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_fail_their_check_are_asked_for_again_three_times_and_then_the_answer_is_eio() {
+    let most = u32::try_from(MAX_REJECTED).unwrap();
+    let memory = Memory::new(vec![layer()]);
+    for (lies, expected) in [(most - 1, Ok(())), (most, Err(Errno::IO))] {
+        let liars = Arc::new(Liars { below: memory.clone(), left: AtomicU32::new(lies) });
+        let opened = Memory::new(vec![layer()]);
+        let mut bench = Bench::showing(memory.blob(0), opened, liars, 4).await;
+        let rejects = memory.rejects();
+        bench.read(1, 512, 512);
+        bench.until_answered(1).await;
+        assert_eq!((bench.answer(1, 512), memory.rejects() - rejects), (expected, u64::from(lies)), "{lies} lies");
+        // Whoever reads next begins anew.
+        bench.read(2, 512, 512);
+        bench.until_answered(2).await;
+        assert_eq!(bench.answer(2, 512), Ok(()));
+    }
 }
