@@ -131,7 +131,7 @@ fn local() -> Vec<Row> {
         heal,
     };
     vec![
-        served("the disk of the cache is full", None, "kept again once there is room", fill_disk, empty_disk),
+        served(FULL, Some("cache.pressure"), "kept again once there is room", fill_disk, empty_disk),
         served(
             "bits flip in the cache's files",
             Some("cache.corrupt"),
@@ -183,11 +183,17 @@ fn ballast(stand: &Stand) -> PathBuf {
 }
 
 /// Writes until there is no room.
+/// The fault of a full disk.
+const FULL: &str = "the disk of the cache is full";
+
+/// Leaves no room, and waits until the agent has found the reserve of free space broken.
 fn fill_disk(stand: &mut Stand) {
+    let since = stand.newest_event();
     let mut file = File::create(ballast(stand)).expect("a file");
     let megabyte = vec![1; 1 << 20];
     while file.write_all(&megabyte).is_ok() {}
     while file.write_all(&megabyte[..4096]).is_ok() {}
+    stand.check_event(&since, "cache.pressure", FULL);
 }
 
 fn empty_disk(stand: &mut Stand) {
