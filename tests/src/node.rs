@@ -14,7 +14,6 @@ use crate::{
     runnable, skip,
     supervisor::Supervisor,
     workdir::Workdir,
-    workspace::text,
 };
 
 /// Why a node with this containerd cannot be had here.
@@ -137,7 +136,7 @@ impl Node {
         self.get("/v1/devices").as_array().expect("a list of devices").clone()
     }
 
-    /// Waits until a device has a read that waits, with whose device it is.
+    /// Waits until a device has a read that waits.
     ///
     /// # Panics
     /// When none waits in time.
@@ -174,7 +173,7 @@ impl Node {
         sent
     }
 
-    /// Whether every snapshot that the agent has was made of layers that are not fetched, by the image it shows.
+    /// The snapshots that the agent keeps for containerd.
     ///
     /// # Panics
     /// When the agent does not list them.
@@ -209,11 +208,5 @@ impl Node {
         assert!(supervisor.stop().success());
         assert_eq!(self.work.mounts(), Vec::<PathBuf>::new(), "nothing stays mounted");
         assert!(self.work.loops().is_empty(), "{:?}", self.work.loops());
-    }
-
-    /// The ids of its devices.
-    #[must_use]
-    pub fn device_ids(&self) -> Vec<String> {
-        self.devices().iter().map(|device| text(&device["id"]).to_owned()).collect()
     }
 }
