@@ -17,7 +17,6 @@ use penstock_blob::Digest;
 use penstock_cache::Cache;
 use penstock_fetcher::Fetcher;
 use penstock_index::Verified;
-use penstock_snapshotter::Mounter;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -279,7 +278,7 @@ fn mounter(
     config: &Config,
     (attachments, fetcher): (&Arc<Attachments>, &Arc<Fetcher>),
     events: &Events,
-) -> Arc<dyn Mounter> {
+) -> Arc<LayerMounter> {
     let registry = (Arc::clone(fetcher), config.platform.clone());
     Arc::new(LayerMounter::new(Arc::clone(attachments), registry, config.fetch_deadline, events.clone()))
 }

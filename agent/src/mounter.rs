@@ -10,6 +10,7 @@ mod kind;
 mod turns;
 
 use std::{
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -30,6 +31,9 @@ use turns::Turns;
 
 /// Longest time that an offer may take: containerd waits for it with the pull of the layer, and has nothing to lose by fetching it itself.
 const OFFER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Longest time that a call waits for a device that is being made or unmade on behalf of another.
+const SETTLING: Duration = Duration::from_secs(120);
 
 /// Shows layers of images to containers.
 #[derive(Debug)]
@@ -52,6 +56,23 @@ impl LayerMounter {
     ) -> Self {
         let (images, deadline) = (Images::new(fetcher, platform), deadline.min(OFFER_DEADLINE));
         Self { attachments, images, deadline, events, turns: Turns::default() }
+    }
+
+    /// Lets go the attachments whose directory is gone: that of a snapshot which was removed, or of a root that was deleted, while no agent ran.
+    pub(crate) async fn forget_missing(&self) {
+        for dir in self.attachments.failed_parts() {
+            let is_gone =
+                tokio::fs::symlink_metadata(&dir).await.is_err_and(|error| error.kind() == ErrorKind::NotFound);
+            if is_gone && let Err(error) = self.hide(&dir).await {
+                tracing::warn!(dir = %dir.display(), %error, "the attachment of a snapshot that is gone stays listed");
+            }
+        }
+    }
+
+    /// What there is at `target`, once that is settled.
+    async fn at(&self, target: &Path) -> Result<At, MountError> {
+        let late = |_| MountError::Transient { reason: format!("{} is still being made or unmade", target.display()) };
+        timeout(SETTLING, self.attachments.at(target)).await.map_err(late)
     }
 
     async fn consider(&self, layer: &Layer) -> Result<Offer, Unknown> {
@@ -108,7 +129,7 @@ impl LayerMounter {
         let _turn = self.turns.take(target.to_path_buf()).await;
         let part = Part { first: stack.first, count: stack.layers.len() };
         let wanted = Some((stack.manifest, Some(part)));
-        let id = match self.attachments.at(target).await {
+        let id = match self.at(target).await? {
             At::Attached(id, of) if of == wanted => {
                 self.attachments.check_mount(&id, target).await.map_err(not_shown)?;
                 return Ok(id.to_string());
@@ -148,7 +169,7 @@ impl LayerMounter {
 
     async fn hide(&self, target: &Path) -> Result<(), MountError> {
         let _turn = self.turns.take(target.to_path_buf()).await;
-        match self.attachments.at(target).await {
+        match self.at(target).await? {
             At::Nothing => self.attachments.clear_stray(target, false).await.map_err(not_hidden),
             At::Attached(id, _) | At::Failed(id, _) => {
                 self.attachments.detach_part(&id, false).await.map_err(not_hidden)?;

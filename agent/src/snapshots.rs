@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
+    mounter::LayerMounter,
     socket::{self, SocketError, SocketFile},
 };
 
@@ -60,7 +61,7 @@ impl Snapshots {
     /// [`SnapshotsError`]; then nothing is served.
     pub(crate) async fn start(
         config: &Config,
-        mounter: impl FnOnce() -> Arc<dyn Mounter>,
+        mounter: impl FnOnce() -> Arc<LayerMounter>,
         registry: &mut Registry,
     ) -> Result<Option<Self>, SnapshotsError> {
         if !config.snapshotter_enable {
@@ -68,8 +69,9 @@ impl Snapshots {
         }
         let (root, mounter) = (config.snapshotter_root.clone(), mounter());
         let mut metrics = std::mem::take(registry);
+        let shows = Arc::clone(&mounter);
         let opening = tokio::task::spawn_blocking(move || {
-            let opened = open(&root, mounter, metrics.sub_registry_with_prefix("snapshotter"));
+            let opened = open(&root, shows, metrics.sub_registry_with_prefix("snapshotter"));
             (opened, metrics)
         });
         let (opened, metrics) = opening.await.map_err(|error| SnapshotsError::Crashed(error.to_string()))?;
@@ -77,6 +79,7 @@ impl Snapshots {
         let snapshotter = opened?;
         let (listener, socket) = socket::listen(&config.snapshotter_socket, None)?;
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+        tasks.spawn(async move { mounter.forget_missing().await });
         let (served, stopped) = (Arc::clone(&snapshotter), stop.clone());
         tasks.spawn(async move {
             if let Err(error) = served.serve(listener, stopped.cancelled_owned()).await {

@@ -1,6 +1,10 @@
 //! Attachments that the snapshotter asks for: some layers of an image, mounted where containers look for them.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use penstock_api::PolicyChange;
 use penstock_blob::Digest;
@@ -18,7 +22,7 @@ use super::{
 use crate::{
     indexes::Ask,
     mount::{self, MountError, table},
-    state::record::{Part, Record},
+    state::record::{Owner, Part, Record},
 };
 
 /// What there is at a directory, once nobody is making or unmaking it.
@@ -130,6 +134,13 @@ impl Attachments {
             fetched_bytes: show::fetched(record.shown_layers(), &self.parts.cache),
             waited: stats.waited,
         })
+    }
+
+    /// Where attachments of the snapshotter should be that could not be made again.
+    pub(crate) fn failed_parts(&self) -> Vec<PathBuf> {
+        let table = self.table.lock();
+        let failed = |entry: &&Entry| entry.owner == Owner::Snapshotter && matches!(entry.state, State::Failed(_));
+        table.entries.iter().filter(failed).filter_map(|entry| entry.mount.clone()).collect()
     }
 
     /// Unmounts whatever stands at `dir`, which belongs to the snapshotter, without an attachment: what an agent that was killed had mounted

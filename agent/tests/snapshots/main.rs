@@ -15,6 +15,7 @@ use std::{
 };
 
 use containerd::{Containerd, Image, Mount};
+use futures_util::StreamExt as _;
 use penstock_agent::{Agent, Config, mount::table};
 use penstock_api::{self as api, DeviceState, NodeError, Owner};
 use penstock_blob::Digest;
@@ -186,6 +187,10 @@ async fn a_container_reads_a_lazy_image_across_restarts_without_the_registry_unt
     let done = top.device.as_ref().unwrap();
     assert_eq!(done.id, device.id);
     assert!(done.bytes_read > 0 && done.bytes_fetched > 0 && done.waited_ms > 0, "{done:?}");
+    // By force it goes; the next who asks for the mounts gets it again.
+    agent.node().detach(&device.id, true).await.unwrap();
+    assert_eq!(containerd.mounts("k8s.io/9/container").await.unwrap(), mounts);
+    check_files(&lower).await;
     agent.stop().await.unwrap();
     assert_eq!((bench.mounts(), bench.records()), (vec![], 1));
 
@@ -319,6 +324,24 @@ async fn a_registry_that_is_down_keeps_neither_the_agent_nor_a_pull_waiting() {
     let [snapshot] = &snapshots[..] else { panic!("one snapshot: {snapshots:?}") };
     let host = bench.registry.host().to_string();
     assert!(!snapshot.lazy && snapshot.detail.as_deref().is_some_and(|why| why.contains(&host)), "{snapshot:?}");
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attachment_whose_snapshot_was_deleted_meanwhile_is_let_go() {
+    require_mounts!();
+    let bench = Bench::new().await;
+    let (agent, containerd) = bench.agent().await;
+    let (names, _) = containerd.pull(&bench.image()).await;
+    containerd.prepare("k8s.io/9/c", &names[2], HashMap::new()).await.unwrap();
+    agent.stop().await.unwrap();
+    assert_eq!(bench.records(), 1);
+    fs::remove_dir_all(bench.dir.path().join("snapshotter")).unwrap();
+    let (agent, _) = bench.agent().await;
+    let mut events = agent.node().follow(0).unwrap();
+    let is_gone = |events: api::Events| events.events.iter().any(|event| event.kind == "snapshot.unmounted");
+    while !is_gone(events.next().await.expect("the agent runs")) {}
+    assert_eq!((bench.records(), agent.node().devices().await.unwrap().len()), (0, 0));
     agent.stop().await.unwrap();
 }
 
