@@ -2,7 +2,9 @@
 
 use std::time::SystemTime;
 
-use crate::{Credential, CredentialScope, Fetcher, HandOverError, HandedOverScope, Keeping, ProviderState, ScopeState};
+use crate::{
+    Credential, CredentialScope, Fetcher, HandOverError, HandedOverScope, Keeping, Lent, ProviderState, ScopeState,
+};
 
 /// Everything about credentials but the credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +38,33 @@ impl Fetcher {
         auth.begin_anew(&scope);
         handed_over.keep().await;
         Ok(())
+    }
+
+    /// As [`hand_over`](Self::hand_over), for something that may yet show that they are wrong: [`settle`](Self::settle) says whether they
+    /// stay. Dropped instead, they stay. Those in use already are not begun anew with.
+    ///
+    /// # Errors
+    /// [`HandOverError`].
+    pub async fn lend(&self, scope: CredentialScope, credential: Credential) -> Result<Lent, HandOverError> {
+        let auth = &self.core.auth;
+        let handed_over = auth.credentials.handed_over();
+        let lent = handed_over.take(scope, (credential, None), SystemTime::now())?;
+        if lent.is_change() {
+            auth.begin_anew(lent.scope());
+            handed_over.keep().await;
+        }
+        Ok(lent)
+    }
+
+    /// What was lent stays, or what was in use before is again, unless others were handed over since.
+    pub async fn settle(&self, lent: Lent, stays: bool) {
+        let auth = &self.core.auth;
+        let handed_over = auth.credentials.handed_over();
+        let scope = lent.scope().clone();
+        if handed_over.settle(lent, stays) {
+            auth.begin_anew(&scope);
+            handed_over.keep().await;
+        }
     }
 
     /// Forgets the credentials handed over for exactly this scope, and every token had for them. Whether there were any.

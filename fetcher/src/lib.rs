@@ -90,7 +90,7 @@ pub use config::{Config, ConfigError};
 pub use credentials::{
     Credential, Provider, ProviderState,
     docker::{DockerConfig, DockerConfigError},
-    handed::{HandOverError, HandedOverScope},
+    handed::{HandOverError, HandedOverScope, Lent},
     kept::Keeping,
     kubelet::{KubeletAnswer, KubeletAnswerError, KubeletConfig, KubeletConfigError},
     scope::{CredentialScope, CredentialScopeError},
@@ -106,7 +106,7 @@ pub use event::Event;
 pub use fetcher::{Fetched, Fetcher};
 pub use grant::CredentialReport;
 pub use hosts::{HostsFault, HostsFile};
-pub use manifest::{Descriptor, Document, ImageDocument, Manifest, ManifestError};
+pub use manifest::{Descriptor, Document, ImageDocument, Manifest, ManifestError, Served};
 pub use platform::{Platform, PlatformError};
 pub use push::{Content, PushError, Upload};
 pub use reference::{Reference, ReferenceError};

@@ -236,6 +236,27 @@ impl Document {
     }
 }
 
+/// A manifest or an index as its registry gave it; its bytes were verified against `digest`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    /// sha256 of the bytes.
+    pub digest: Digest,
+    /// The media type: the document's own word, else the registry's.
+    pub media_type: String,
+    /// The bytes.
+    pub bytes: bytes::Bytes,
+    /// Of an index, which of its entries was followed, and its digest.
+    pub followed: Option<(usize, Digest)>,
+}
+
+/// The media type of an index that [`Document::parse`] took.
+pub(crate) fn index_type(bytes: &[u8], content_type: Option<&str>) -> String {
+    let own = serde_json::from_slice::<RawDocument>(bytes).ok().and_then(|raw| raw.media_type);
+    let header = content_type.map(|text| text.split(';').next().unwrap_or_default().trim());
+    let header = header.filter(|text| ACCEPTED.contains(text)).map(str::to_owned);
+    own.or(header).unwrap_or_else(|| OCI_INDEX.to_owned())
+}
+
 /// The entry of an index that fits `wanted` best; the first of equals. Attestations are no images and are passed over.
 pub(crate) fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Option<&'a Descriptor> {
     let is_manifest = |entry: &&Descriptor| ACCEPTED.contains(&entry.media_type.as_str()) && !entry.is_attestation();

@@ -26,7 +26,9 @@ use crate::{
     failure::{Class, Failure},
     fetch::no_url,
     fetcher::Core,
-    manifest::{ACCEPTED, Document, ImageDocument, MAX_MANIFEST_BYTES, ManifestError, choose, offered},
+    manifest::{
+        ACCEPTED, Document, ImageDocument, MAX_MANIFEST_BYTES, ManifestError, Served, choose, index_type, offered,
+    },
     metrics::Purpose,
     namespace::{Host, Namespace},
     referrers::Referrers,
@@ -50,6 +52,12 @@ pub(crate) struct Verified {
     pub(crate) bytes: Bytes,
     digest: Digest,
     pub(crate) content_type: Option<String>,
+}
+
+impl Verified {
+    fn served(&self, media_type: String, followed: Option<(usize, Digest)>) -> Served {
+        Served { digest: self.digest, media_type, bytes: self.bytes.clone(), followed }
+    }
 }
 
 /// Why one try at a manifest failed.
@@ -85,6 +93,18 @@ impl Fetcher {
     /// # Errors
     /// [`ResolveError`].
     pub async fn resolve(&self, reference: &Reference, platform: &Platform) -> Result<Manifest, ResolveError> {
+        Ok(self.resolve_served(reference, platform).await?.0)
+    }
+
+    /// As [`resolve`](Self::resolve), with the documents that led there as they were served: indexes first, the manifest last.
+    ///
+    /// # Errors
+    /// [`ResolveError`].
+    pub async fn resolve_served(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<(Manifest, Vec<Served>), ResolveError> {
         let config = &self.core.config;
         let namespace = self.core.namespaces.of(reference);
         let last = Mutex::new(None);
@@ -103,19 +123,27 @@ impl Core {
         platform: &Platform,
         namespace: &Arc<Namespace>,
         last: &Mutex<Option<(String, String)>>,
-    ) -> Result<Manifest, ResolveError> {
+    ) -> Result<(Manifest, Vec<Served>), ResolveError> {
+        let mut served = Vec::new();
         let mut wanted = Wanted { reference: reference.clone(), size_bytes: None, referrers: None };
         for _ in 0..=MAX_DEPTH {
             let verified = self.manifest(&wanted, namespace, last).await?;
             let unusable = |error| ResolveError::Manifest { reference: reference.clone(), error };
-            match Document::parse(&verified.bytes, verified.content_type.as_deref()).map_err(unusable)? {
-                Document::Image(image) => return Ok(manifest(reference, &verified, *image)),
+            let content_type = verified.content_type.as_deref();
+            match Document::parse(&verified.bytes, content_type).map_err(unusable)? {
+                Document::Image(image) => {
+                    served.push(verified.served(image.media_type.clone(), None));
+                    return Ok((manifest(reference, &verified, *image), served));
+                }
                 Document::Index(entries) => {
                     let entry = choose(&entries, platform).ok_or_else(|| ResolveError::Platform {
                         reference: reference.clone(),
                         wanted: platform.clone(),
                         offered: offered(&entries),
                     })?;
+                    let place = entries.iter().position(|other| std::ptr::eq(other, entry)).unwrap_or(0);
+                    let media_type = index_type(&verified.bytes, content_type);
+                    served.push(verified.served(media_type, Some((place, entry.digest))));
                     wanted = Wanted {
                         reference: reference.with_digest(entry.digest),
                         size_bytes: Some(entry.size_bytes),

@@ -46,6 +46,27 @@ pub(super) struct Entry {
     pub(super) expires: Option<SystemTime>,
 }
 
+/// Credentials handed over for as long as something may still fail, and what was there before. `Debug` shows no secret.
+#[derive(Debug)]
+pub struct Lent {
+    scope: CredentialScope,
+    given: Entry,
+    before: Option<Entry>,
+}
+
+impl Lent {
+    /// What they are for.
+    #[must_use]
+    pub const fn scope(&self) -> &CredentialScope {
+        &self.scope
+    }
+
+    /// Whether others than before are in use since.
+    pub(crate) fn is_change(&self) -> bool {
+        self.before.as_ref() != Some(&self.given)
+    }
+}
+
 /// One scope that credentials were handed over for, without them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandedOverScope {
@@ -80,24 +101,38 @@ impl HandedOver {
         scope: CredentialScope,
         entry: (Credential, Option<SystemTime>),
         now: SystemTime,
-    ) -> Result<(), HandOverError> {
+    ) -> Result<Lent, HandOverError> {
         let (credential, expires) = entry;
         check(&credential).map_err(|reason| HandOverError::Unusable { scope: scope.clone(), reason })?;
         let entry = Entry { credential, expires };
         if entry.has_ended(now) {
             return Err(HandOverError::Ended { scope });
         }
-        {
-            let mut entries = self.entries.lock();
-            if entries.len() >= MAX_SCOPES && !entries.contains_key(&scope) {
-                entries.retain(|_, entry| !entry.has_ended(now));
-                if entries.len() >= MAX_SCOPES {
-                    return Err(HandOverError::Full);
-                }
+        let mut entries = self.entries.lock();
+        if entries.len() >= MAX_SCOPES && !entries.contains_key(&scope) {
+            entries.retain(|_, entry| !entry.has_ended(now));
+            if entries.len() >= MAX_SCOPES {
+                return Err(HandOverError::Full);
             }
-            entries.insert(scope, entry);
         }
-        Ok(())
+        let before = entries.insert(scope.clone(), entry.clone());
+        Ok(Lent { scope, given: entry, before })
+    }
+
+    /// What was lent stays (`stays`), also when somebody else who lent the same has put back what was before; or what was before is put
+    /// back, unless something else has been handed over since. Whether that changed anything.
+    pub(crate) fn settle(&self, lent: Lent, stays: bool) -> bool {
+        let is_change = lent.is_change();
+        let mut entries = self.entries.lock();
+        let held = entries.get(&lent.scope);
+        match (stays, lent.before) {
+            (true, _) if held.is_none() => drop(entries.insert(lent.scope, lent.given)),
+            (true, _) => return false,
+            (false, _) if !is_change || held != Some(&lent.given) => return false,
+            (false, Some(before)) => drop(entries.insert(lent.scope, before)),
+            (false, None) => drop(entries.remove(&lent.scope)),
+        }
+        true
     }
 
     /// Forgets what is held for exactly this scope; whether there was anything.
@@ -183,6 +218,32 @@ mod tests {
     }
 
     #[test]
+    fn what_was_lent_goes_back_unless_it_stays_or_others_came_since() {
+        let now = SystemTime::now();
+        let held = HandedOver::new(None, now);
+        let lend = |text: &str| held.take(scope("r.io/a"), (password(text), None), now).unwrap();
+        let shown = || found(&held, "r.io", "a", now);
+        assert!(held.settle(lend("wrong"), false));
+        assert_eq!(shown(), None);
+        assert!(!held.settle(lend("right"), true));
+        assert!(held.settle(lend("wrong"), false));
+        assert_eq!(shown(), Some(password("right")));
+        // The same again, and it fails for another reason.
+        assert!(!held.settle(lend("right"), false));
+        assert_eq!(shown(), Some(password("right")));
+        // Two at once, in both orders.
+        let (early, late) = (lend("wrong"), lend("newer"));
+        assert!(!held.settle(early, false));
+        assert!(!held.settle(late, true));
+        assert_eq!(shown(), Some(password("newer")));
+        assert!(held.withdraw(&scope("r.io/a")));
+        let (first, second) = (lend("same"), lend("same"));
+        assert!(held.settle(first, false));
+        assert!(held.settle(second, true));
+        assert_eq!(shown(), Some(password("same")));
+    }
+
+    #[test]
     fn what_cannot_be_used_or_is_too_much_is_refused() {
         let now = SystemTime::now();
         let held = HandedOver::new(None, now);
@@ -193,7 +254,7 @@ mod tests {
         for n in 0..MAX_SCOPES {
             held.take(scope(&format!("r.io/n{n}")), (password("p"), None), now).unwrap();
         }
-        assert_eq!(held.take(scope("s.io"), (password("p"), None), now), Err(HandOverError::Full));
+        assert_eq!(held.take(scope("s.io"), (password("p"), None), now).unwrap_err(), HandOverError::Full);
         held.take(scope("r.io/n0"), (password("q"), None), now).unwrap();
     }
 }
