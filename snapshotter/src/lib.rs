@@ -17,14 +17,19 @@
 //! `snapshotter` decides what calls do; `table` holds all records in memory; `keeper` is the one thread that writes them, to `db` (sled)
 //! and through `dirs`; `recover` puts both together at the start; `lowers` decides what is mounted; `service` speaks gRPC.
 //!
+//! Beside the service stand two other ways to and from containerd: [`images`] forwards its image service and hears the credentials of pulls,
+//! [`content`] writes images into its content store. Neither knows of the snapshots.
+//!
 //! Nothing here knows of registries, devices or formats: it decides names, parents and directories, and asks the [`Mounter`].
 
 mod claims;
+pub mod content;
 mod db;
 mod dirs;
 mod error;
 mod filter;
 mod idmap;
+pub mod images;
 mod keeper;
 mod labels;
 mod lowers;
