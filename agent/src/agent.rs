@@ -25,11 +25,13 @@ use crate::{
     attachments::{Attachments, Ending, Parts},
     config::{Config, OnStop},
     events::{self, Events, Kind},
+    images::{self, Images, ImagesError},
     indexes::{self, Indexes},
     keeper::{Keeper, pass::Notice},
     metrics::Metrics,
     mounter::LayerMounter,
     node::AgentNode,
+    pull::Pulls,
     remains::Remaining,
     serve::{self, Servers},
     snapshots::{Snapshots, SnapshotsError},
@@ -55,6 +57,9 @@ pub enum StartError {
     /// containerd cannot be served.
     #[error(transparent)]
     Snapshots(#[from] SnapshotsError),
+    /// The image service cannot be offered.
+    #[error(transparent)]
+    Images(#[from] ImagesError),
     /// A thread that looked at the system ended abnormally.
     #[error("the agent failed while starting: {0}")]
     Crashed(String),
@@ -87,6 +92,8 @@ pub struct Agent {
     servers: Servers,
     /// containerd's snapshots, when it is served.
     snapshots: Option<Snapshots>,
+    /// The image service, when containerd is served.
+    images: Option<Images>,
     /// Tasks that live as long as the agent.
     tasks: JoinSet<()>,
     on_stop: OnStop,
@@ -138,19 +145,22 @@ impl Agent {
             }
         };
 
+        let images = start_images(&config, (&fetcher, &attachments), &events, &mut registry).await;
+        let pulls = Pulls::new(&config, Arc::clone(&fetcher), Arc::clone(&cache) as _, events.clone());
         let ready = Arc::new(AtomicBool::new(true));
         let node = Arc::new(AgentNode::new(
             (Arc::clone(&attachments), snapshots.as_ref().map(|snapshots| Arc::clone(snapshots.snapshotter()))),
             Arc::clone(&fetcher),
             (Arc::clone(&cache), config.cache_dir()),
             (Arc::new(registry), metrics),
-            (events.clone(), Arc::clone(&ready)),
+            (events.clone(), Arc::clone(&ready), pulls),
         ));
-        let servers = match serve::start(&config, Arc::clone(&node), &api_metrics, &events) {
-            Ok(servers) => servers,
+        let serve = || serve::start(&config, Arc::clone(&node), &api_metrics, &events);
+        let (images, servers) = match images.and_then(|images| Ok((images, serve()?))) {
+            Ok(doors) => doors,
             Err(error) => {
                 give_up(snapshots.as_mut(), &attachments, (&cache, &fetcher)).await;
-                return Err(error.into());
+                return Err(error);
             }
         };
         note_start(&config, &events);
@@ -163,6 +173,7 @@ impl Agent {
             ready,
             servers,
             snapshots,
+            images,
             tasks,
             on_stop: config.on_stop,
             drain_deadline: config.drain_deadline,
@@ -199,6 +210,12 @@ impl Agent {
     #[must_use]
     pub fn snapshots(&self) -> Option<&Path> {
         self.snapshots.as_ref().map(Snapshots::socket)
+    }
+
+    /// The unix socket of the image service, if containerd is served.
+    #[must_use]
+    pub fn images(&self) -> Option<&Path> {
+        self.images.as_ref().map(Images::socket)
     }
 
     /// The TCP address of the admin API, if it has one.
@@ -249,6 +266,9 @@ impl Agent {
         let deadline = self.drain_deadline;
         let doing = parking_lot::Mutex::new("waiting for requests and devices");
         let drained = async {
+            if let Some(images) = &mut self.images {
+                images.stop().await;
+            }
             if let Some(snapshots) = &mut self.snapshots {
                 snapshots.stop().await;
             }
@@ -304,6 +324,17 @@ async fn open_state(
 
 /// The sources, the lowest first; each reads the one before. The one between is steered by what finds indexes.
 type Sources = (Arc<Fetcher>, Indexes, Arc<Cache>);
+
+/// The image service, when containerd is served.
+async fn start_images(
+    config: &Config,
+    (fetcher, attachments): (&Arc<Fetcher>, &Arc<Attachments>),
+    events: &Events,
+    registry: &mut Registry,
+) -> Result<Option<Images>, StartError> {
+    let parts = images::Parts { config, fetcher, attachments, events };
+    Ok(Images::start(parts, registry.sub_registry_with_prefix("images")).await?)
+}
 
 /// What devices read: the cache, which reads the fetcher.
 async fn open_sources(

@@ -8,6 +8,7 @@ mod cache;
 mod client;
 pub mod credentials;
 mod policy;
+mod pull;
 mod render;
 mod snapshots;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use args::{
     SuperviseArgs, Transport,
 };
 pub use policy::OnFailureArg;
+pub use pull::Pull;
 
 use crate::{
     client::{ClientError, RemoteError},
@@ -86,6 +88,14 @@ pub enum Failure {
         /// Why not.
         reason: String,
     },
+    /// containerd's socket cannot be named to the agent.
+    #[error("cannot use {socket:?} as containerd's socket: {reason}; name another with --containerd")]
+    Containerd {
+        /// As typed.
+        socket: std::path::PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// What was told about an agent on TCP cannot be used.
     #[error(transparent)]
     Remote(#[from] RemoteError),
@@ -131,7 +141,7 @@ impl Failure {
             Self::Client(ClientError::Problem(problem)) => problem.into(),
             Self::Client(error) if error.is_unreachable() => Exit::Unreachable,
             Self::Client(_) | Self::Output(_) => Exit::Failed,
-            Self::MountDir { .. } | Self::Remote(_) | Self::Input(_) => Exit::Usage,
+            Self::MountDir { .. } | Self::Containerd { .. } | Self::Remote(_) | Self::Input(_) => Exit::Usage,
             Self::NothingFreed => Exit::Conflict,
             Self::Damaged { .. } | Self::LostSnapshots { .. } => Exit::Damage,
             Self::Stopping => Exit::Later,

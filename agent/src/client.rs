@@ -4,6 +4,7 @@
 
 mod credentials;
 mod follow;
+mod pull;
 mod remote;
 mod snapshots;
 

@@ -43,6 +43,10 @@ pub const DEFAULT_SOCKET: &str = "/run/penstock/penstock.sock";
 pub const DEFAULT_SNAPSHOTTER_ROOT: &str = "/var/lib/containerd/io.containerd.snapshotter.v1.penstock";
 /// Where containerd finds them when nobody says otherwise.
 pub const DEFAULT_SNAPSHOTTER_SOCKET: &str = "/run/penstock/snapshotter.sock";
+/// Where the image service answers when nobody says otherwise.
+pub const DEFAULT_IMAGES_SOCKET: &str = "/run/penstock/images.sock";
+/// Where containerd answers when nobody says otherwise.
+pub const DEFAULT_CONTAINERD: &str = "/run/containerd/containerd.sock";
 /// Names the config file in the environment.
 const FILE_VARIABLE: &str = "PENSTOCK_CONFIG";
 /// Variables with our prefix that are no keys: they belong to the commands.
@@ -143,6 +147,10 @@ pub struct Config {
     pub snapshotter_root: PathBuf,
     /// Unix socket on which it finds them.
     pub snapshotter_socket: PathBuf,
+    /// Unix socket of the image service.
+    pub images_socket: PathBuf,
+    /// containerd's own socket.
+    pub images_containerd: PathBuf,
     /// How log lines are written.
     pub log_format: Format,
     /// Least severity logged.
@@ -199,6 +207,8 @@ impl Default for Config {
             snapshotter_enable: false,
             snapshotter_root: DEFAULT_SNAPSHOTTER_ROOT.into(),
             snapshotter_socket: DEFAULT_SNAPSHOTTER_SOCKET.into(),
+            images_socket: DEFAULT_IMAGES_SOCKET.into(),
+            images_containerd: DEFAULT_CONTAINERD.into(),
             log_format: Format::Human,
             log_level: tracing::Level::INFO,
         }
@@ -401,6 +411,7 @@ impl Config {
         Self {
             state_dir: dir.join("state"),
             socket: dir.join("penstock.sock"),
+            images_socket: dir.join("images.sock"),
             hosts_dirs: vec![dir.join("certs.d")],
             snapshotter_root: dir.join("snapshotter"),
             snapshotter_socket: dir.join("snapshotter.sock"),

@@ -14,6 +14,8 @@
 //! - `attachments`: the table of attachments, and what makes, restores and unmakes them.
 //! - `indexes`: what attached images are verified by. [`index`]: making that.
 //! - [`events`]: what happened lately. `node`: the admin API's calls. `serve`, [`socket`]: where it answers.
+//! - `images`: the image service between the kubelet and containerd, and the credentials that it hears.
+//! - `pull`: images put whole into containerd's content store.
 //! - [`Agent`]: all of these together. [`run`]: as a process.
 //! - [`containerd`]: telling containerd about our snapshotter. [`doctor`]: what of a node is as it should be.
 //! - [`demo`]: the agent shown on one machine. [`cli`], [`client`], [`output`]: the commands.
@@ -32,6 +34,7 @@ pub mod containerd;
 pub mod demo;
 pub mod doctor;
 pub mod events;
+mod images;
 pub mod index;
 mod indexes;
 mod keeper;
@@ -41,6 +44,7 @@ pub mod mount;
 mod mounter;
 mod node;
 pub mod output;
+mod pull;
 mod remains;
 pub mod run;
 mod serve;
@@ -51,6 +55,7 @@ pub mod supervise;
 
 pub use agent::{Agent, DrainError, StartError};
 pub use config::Config;
+pub use images::ImagesError;
 pub use keeper::Keeper;
 pub use serve::{FileError, Unsafe};
 pub use snapshots::SnapshotsError;

@@ -2,7 +2,7 @@
 
 mod credentials;
 mod endpoints;
-mod refusal;
+pub(crate) mod refusal;
 mod snapshots;
 
 use std::{
@@ -23,6 +23,7 @@ use crate::{
     attachments::Attachments,
     events::{Events, FOLLOWERS},
     metrics::Metrics,
+    pull::Pulls,
 };
 
 /// The agent as the admin API sees it.
@@ -36,6 +37,7 @@ pub(crate) struct AgentNode {
     cache_dir: PathBuf,
     metrics: (Arc<Registry>, Metrics),
     events: Events,
+    pulls: Pulls,
     ready: Arc<AtomicBool>,
 }
 
@@ -45,9 +47,9 @@ impl AgentNode {
         fetcher: Arc<Fetcher>,
         (cache, cache_dir): (Arc<Cache>, PathBuf),
         metrics: (Arc<Registry>, Metrics),
-        (events, ready): (Events, Arc<AtomicBool>),
+        (events, ready, pulls): (Events, Arc<AtomicBool>, Pulls),
     ) -> Self {
-        Self { attachments, snapshotter, fetcher, cache, cache_dir, metrics, events, ready }
+        Self { attachments, snapshotter, fetcher, cache, cache_dir, metrics, events, pulls, ready }
     }
 }
 
@@ -176,6 +178,10 @@ impl api::Node for AgentNode {
             Some(events) => Ok(Box::pin(events)),
             None => Err(NodeError::Busy(format!("{FOLLOWERS} others follow the events already; end one of them"))),
         }
+    }
+
+    fn pull(&self, request: api::Pull) -> Answer<'_, api::PullStream> {
+        Box::pin(self.pulls.pull(request))
     }
 
     fn version(&self) -> api::Version {

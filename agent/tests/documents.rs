@@ -15,6 +15,7 @@ use penstock_blob::Digest;
 use penstock_device::DeviceError;
 use penstock_fetcher::ResolveError;
 use penstock_image::{OpenError, What};
+use penstock_snapshotter::content::StoreError;
 
 fn document(name: &str) -> String {
     fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name)).expect(name)
@@ -121,6 +122,7 @@ fn refusals() -> Vec<String> {
         DeviceError::NoTransport { reason: "none".into() }.to_string(),
     ];
     all.extend(configured().iter().map(ToString::to_string));
+    all.extend(stores().iter().map(ToString::to_string));
     all.extend(mounts().iter().map(ToString::to_string));
     all.extend(lookups().iter().map(ToString::to_string));
     for what in [What::Gzip, What::Unknown] {
@@ -145,6 +147,18 @@ fn configured() -> Vec<Box<dyn std::error::Error>> {
         Box::new(Refusal::OldPlugins { path: path(), plugins: "cri".into() }),
         Box::new(Refusal::NewConfig { path: path(), version: 3, release }),
         Box::new(Refusal::NoRuntimeSnapshotters { release }),
+    ]
+}
+
+fn stores() -> Vec<StoreError> {
+    let blob = Digest::of(b"");
+    vec![
+        StoreError::Away { socket: "/run/c.sock".into(), reason: "No such file".to_owned() },
+        StoreError::Namespace { namespace: "a b".to_owned() },
+        StoreError::Busy { blob },
+        StoreError::WrongBytes { blob },
+        StoreError::Read(penstock_blob::ReadError::Stopping),
+        StoreError::Refused { what: "commit a blob", code: "INTERNAL", text: "disk".to_owned() },
     ]
 }
 

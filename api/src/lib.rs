@@ -12,7 +12,7 @@
 //! - `device`, `cache`, `credential`, `event`, `version`: what is sent and answered.
 //! - `problem`: errors as RFC 9457 problem details, and the one table from error to status.
 //! - `extract`: reading a request, each failure a problem.
-//! - `follow`: events as they happen.
+//! - `follow`: events as they happen. `pull`: what is said of a pull.
 //! - `routes`: the routes and their OpenAPI description, declared together so that they cannot drift.
 //!
 //! # Invariants
@@ -40,6 +40,7 @@ mod extract;
 mod follow;
 mod node;
 mod problem;
+mod pull;
 mod routes;
 mod snapshot;
 #[cfg(test)]
@@ -64,6 +65,9 @@ pub use follow::{END, KEEP_ALIVE, LOST, Lost, RESTARTED};
 pub use jiff::Timestamp;
 pub use node::{Answer, EventStream, Node, NodeError, Readiness};
 pub use problem::{PROBLEM_JSON, Problem, ProblemKind};
+pub use pull::{
+    PULL_DONE, PULL_FAILED, PULL_PROGRESS, Pull, PullMessage, PullProgress, PullStream, Pulled, PulledBlob,
+};
 pub use routes::{openapi, read_only_router, router};
 pub use snapshot::{LostSnapshot, SNAPSHOTS_LISTED, Snapshot, SnapshotDevice, SnapshotKind, SnapshotsRepaired};
 pub use version::Version;

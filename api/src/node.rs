@@ -6,7 +6,7 @@ use futures_util::Stream;
 
 use crate::{
     Attach, CacheFreed, CacheUsage, CacheVerified, Change, Credentials, Detached, Device, Events, EvictCache, HandOver,
-    RegistryHosts, Snapshot, SnapshotsRepaired, Version,
+    Pull, PullStream, RegistryHosts, Snapshot, SnapshotsRepaired, Version,
 };
 
 /// What a call on a [`Node`] answers, later.
@@ -81,6 +81,10 @@ pub trait Node: Send + Sync + 'static {
     /// The kept events with a sequence beyond `since`, and then those that happen, for as long as the stream is kept and the agent
     /// runs. [`NodeError::Busy`] when as many follow already as the agent allows. Never waits.
     fn follow(&self, since: u64) -> Result<EventStream, NodeError>;
+
+    /// Puts an image into containerd's content store. Answers once it is known what is to be written; [`NodeError::Busy`] when as many
+    /// are under way as the agent allows.
+    fn pull(&self, request: Pull) -> Answer<'_, PullStream>;
 
     /// Which agent this is. Never waits.
     fn version(&self) -> Version;

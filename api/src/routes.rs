@@ -24,6 +24,7 @@ use crate::{
 const OPENMETRICS: HeaderValue = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
 mod cache;
+mod pull;
 
 pub(crate) type Shared = Arc<dyn Node>;
 pub(crate) type Result<T, E = Problem> = std::result::Result<T, E>;
@@ -63,7 +64,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 }
 
 fn described() -> OpenApiRouter<Shared> {
-    OpenApiRouter::with_openapi(Description::openapi())
+    OpenApiRouter::with_openapi(Description::openapi().merge_from(pull::Messages::openapi()))
         .routes(routes!(healthz))
         .routes(routes!(readyz))
         .routes(routes!(metrics))
@@ -77,6 +78,7 @@ fn described() -> OpenApiRouter<Shared> {
         .routes(routes!(endpoints))
         .routes(routes!(snapshot::snapshots))
         .routes(routes!(snapshot::repair))
+        .routes(routes!(pull::pull))
         .routes(routes!(events))
         .routes(routes!(version))
 }

@@ -3,6 +3,7 @@
 mod fake;
 mod follow;
 mod openapi;
+mod pull;
 
 use std::sync::Arc;
 

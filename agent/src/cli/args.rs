@@ -205,6 +205,9 @@ pub enum ClientCommand {
     /// Show who has credentials for registries, hand some over, or forget them
     #[command(after_help = super::credentials::HELP)]
     Credentials(Box<super::credentials::Credentials>),
+    /// Put an image whole into containerd's content store, for export, push and commit
+    #[command(after_help = super::pull::HELP)]
+    Pull(Box<super::pull::Pull>),
     /// Show whom the content of registries is asked for, mirrors included, and how they fare
     #[command(after_help = ENDPOINTS_HELP)]
     Endpoints(Show),

@@ -23,6 +23,7 @@ pub(super) async fn execute(command: ClientCommand) -> Result<(), Failure> {
         ClientCommand::Stats(args) => stats(args).await,
         ClientCommand::Cache(args) => super::cache::run(args).await,
         ClientCommand::Credentials(args) => super::credentials::execute(*args).await,
+        ClientCommand::Pull(args) => super::pull::execute(*args).await,
         ClientCommand::Endpoints(args) => endpoints(&args.connection).await,
         ClientCommand::Snapshots(args) => super::snapshots::list(&args.connection).await,
         ClientCommand::Snapshotter(args) => super::snapshots::run(args).await,
@@ -70,6 +71,12 @@ pub(super) fn mount_dir(dir: &Path) -> Result<PathBuf, Failure> {
         return Err(fail("its path is not UTF-8".to_owned()));
     }
     Ok(absolute)
+}
+
+/// containerd's socket as the agent, which has another working directory, must be told it.
+pub(super) fn absolute_socket(socket: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(socket)
+        .map_err(|error| Failure::Containerd { socket: socket.to_owned(), reason: error.to_string() })
 }
 
 async fn set(args: Set) -> Result<(), Failure> {

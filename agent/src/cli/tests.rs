@@ -91,6 +91,8 @@ async fn every_command_that_asks_succeeds_against_the_api() {
         "penstock cache evict registry.example/app:1 --platform linux/arm64",
         "penstock cache clear --force",
         "penstock cache verify -o json",
+        "penstock pull app:1",
+        "penstock pull app:1 --namespace default --containerd c.sock --platform linux/arm64 --output json",
         "penstock endpoints",
         "penstock endpoints --output json",
         "penstock events --since 1",
@@ -125,6 +127,13 @@ async fn the_exit_code_tells_kinds_of_failure_apart() {
     let Err(gone) = run_without_agent("penstock list").await else { panic!("nobody was asked") };
     assert_eq!(gone.exit(), Exit::Unreachable);
     assert_eq!(Exit::Unreachable as u8, 3);
+}
+
+#[tokio::test]
+async fn a_pull_that_fails_on_its_way_ends_as_any_other_failure() {
+    let failing = Fake { failure: Some(NodeError::Unavailable("the registry is away".to_owned())) };
+    let failure = run_against(failing, "penstock pull app:1").await.unwrap_err();
+    assert_eq!((failure.exit(), failure.to_string().as_str()), (Exit::Later, "the registry is away"));
 }
 
 #[tokio::test]

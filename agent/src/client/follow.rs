@@ -26,16 +26,11 @@ pub enum Message {
 
 /// An event stream.
 #[derive(Debug)]
-pub struct Following {
-    client: Client,
-    answer: Open,
-    parser: Parser,
-    ready: VecDeque<Frame>,
-}
+pub struct Following(Frames);
 
 impl Following {
     pub(super) fn new(client: Client, answer: Open) -> Self {
-        Self { client, answer, parser: Parser::default(), ready: VecDeque::new() }
+        Self(Frames::new(client, answer))
     }
 
     /// What comes next; `None` once the agent has said that it ends the stream.
@@ -44,21 +39,44 @@ impl Following {
     /// [`ClientError`] when the connection breaks, or the agent is silent for too long.
     pub async fn next(&mut self) -> Result<Option<Message>, ClientError> {
         loop {
-            while let Some(frame) = self.ready.pop_front() {
-                match frame.name.as_str() {
-                    "" => return self.parsed(&frame.data).map(|event| Some(Message::Event(event))),
-                    LOST => return self.parsed(&frame.data).map(|Lost { lost }| Some(Message::Lost(lost))),
-                    RESTARTED => return Ok(Some(Message::Restarted)),
-                    END => return Ok(None),
-                    // A newer agent has more to say.
-                    _ => {}
-                }
+            let frame = self.0.next().await?;
+            match frame.name.as_str() {
+                "" => return self.0.parsed(&frame.data).map(|event| Some(Message::Event(event))),
+                LOST => return self.0.parsed(&frame.data).map(|Lost { lost }| Some(Message::Lost(lost))),
+                RESTARTED => return Ok(Some(Message::Restarted)),
+                END => return Ok(None),
+                // A newer agent has more to say.
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Any stream of an agent's messages.
+#[derive(Debug)]
+pub(super) struct Frames {
+    client: Client,
+    answer: Open,
+    parser: Parser,
+    ready: VecDeque<Frame>,
+}
+
+impl Frames {
+    pub(super) fn new(client: Client, answer: Open) -> Self {
+        Self { client, answer, parser: Parser::default(), ready: VecDeque::new() }
+    }
+
+    /// The next message.
+    pub(super) async fn next(&mut self) -> Result<Frame, ClientError> {
+        loop {
+            if let Some(frame) = self.ready.pop_front() {
+                return Ok(frame);
             }
             self.read().await?;
         }
     }
 
-    fn parsed<T: serde::de::DeserializeOwned>(&self, data: &str) -> Result<T, ClientError> {
+    pub(super) fn parsed<T: serde::de::DeserializeOwned>(&self, data: &str) -> Result<T, ClientError> {
         serde_json::from_str(data).map_err(|error| self.client.foreign(error.to_string()))
     }
 
@@ -75,9 +93,10 @@ impl Following {
 
 /// One message as it was sent.
 #[derive(Debug, PartialEq, Eq)]
-struct Frame {
-    name: String,
-    data: String,
+pub(super) struct Frame {
+    /// Empty for an unnamed one.
+    pub(super) name: String,
+    pub(super) data: String,
 }
 
 /// Messages out of bytes that come in pieces (WHATWG HTML, section 9.2.6).

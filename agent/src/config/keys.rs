@@ -435,6 +435,20 @@ pub static KEYS: &[Key] = &[
         show: |config| Some(config.snapshotter_socket.display().to_string()),
     },
     Key {
+        name: "images.socket",
+        what: "unix socket of the image service, mode 0600, for the kubelet's --image-service-endpoint",
+        is_path: true,
+        set: |config, text| value::socket_path(text).map(|path| config.images_socket = path),
+        show: |config| Some(config.images_socket.display().to_string()),
+    },
+    Key {
+        name: "images.containerd",
+        what: "containerd's own socket, which the image service is forwarded to",
+        is_path: true,
+        set: |config, text| value::socket_path(text).map(|path| config.images_containerd = path),
+        show: |config| Some(config.images_containerd.display().to_string()),
+    },
+    Key {
         name: "log.format",
         what: "log lines as human or json, on standard error",
         is_path: false,

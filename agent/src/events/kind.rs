@@ -130,6 +130,13 @@ kinds! {
     CacheScrubbed = "cache.scrubbed", Note, "everything cached has been read again in the background";
     CacheEventsLost = "cache.events_lost", Warning, "the cache had more to say than was kept";
 
+    // images: the image service between the kubelet and containerd.
+    ImagesAway = "images.away", Warning, "containerd's image service cannot be reached; calls are answered UNAVAILABLE";
+    ImagesBack = "images.back", Note, "containerd's image service answers again";
+    ImagesUnread = "images.unread", Warning, "a pull or a removal was forwarded without being understood: its credentials are not used for reads";
+    ImagesCredentials = "images.credentials", Warning, "credentials that a pull brought cannot be used to read its layers, or whose they are cannot be kept";
+    ImagesPulled = "images.pulled", Note, "an image was put whole into containerd's content store on request";
+
     // index: chunk-digest lists.
     IndexMissing = "index.missing", Warning, "an image was refused, because an index is required and it has none that can be used";
     IndexRefused = "index.refused", Warning, "an image's index is not of that image, is damaged, or contradicts another; it is not used";

@@ -7,6 +7,7 @@ use penstock_blob::ReadError;
 use penstock_device::DeviceError;
 use penstock_fetcher::ResolveError;
 use penstock_image::{DeviceReadError, LayerError, OpenError, TableError};
+use penstock_snapshotter::content::StoreError;
 
 use crate::{attachments::AttachError, mount::MountError, state::StateError};
 
@@ -32,6 +33,24 @@ impl From<AttachError> for NodeError {
         };
         kind(text)
     }
+}
+
+/// Of an image that was not resolved.
+pub(crate) fn unresolved(error: &ResolveError) -> NodeError {
+    resolve(error)(error.to_string())
+}
+
+/// Of an image that is not in containerd's content store.
+pub(crate) fn not_stored(error: &StoreError) -> NodeError {
+    let kind = match error {
+        StoreError::Away { .. } => NodeError::Conflict,
+        StoreError::Namespace { .. } => NodeError::Invalid,
+        StoreError::Busy { .. } => NodeError::Busy,
+        StoreError::WrongBytes { .. } => NodeError::WrongBytes,
+        StoreError::Read(error) => read(error),
+        StoreError::Refused { .. } => NodeError::Internal,
+    };
+    kind(error.to_string())
 }
 
 type Kind = fn(String) -> NodeError;

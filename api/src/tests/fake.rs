@@ -6,8 +6,9 @@ use crate::{
     Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, CredentialProvider,
     CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, Endpoint, Event, EventStream, Events,
     EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Layers, Node, NodeError, NotDetached,
-    OnFailure, Owner, Policy, Presence, Problem, Readiness, RegistryHosts, Role, Severity, Snapshot, SnapshotDevice,
-    SnapshotKind, SnapshotsRepaired, Stats, Timestamp, Transport, Verification, Version, router,
+    OnFailure, Owner, Policy, Presence, Problem, Pull, PullMessage, PullProgress, PullStream, Pulled, Readiness,
+    RegistryHosts, Role, Severity, Snapshot, SnapshotDevice, SnapshotKind, SnapshotsRepaired, Stats, Timestamp,
+    Transport, Verification, Version, router,
 };
 use axum::{
     body::Body,
@@ -343,6 +344,25 @@ impl Node for Fake {
         };
         // What is kept, and then one more for which some had to go.
         Ok(Box::pin(futures_util::stream::iter([batch(0, since + 1..=3), batch(5, 9..=9)])))
+    }
+
+    fn pull(&self, request: Pull) -> Answer<'_, PullStream> {
+        let progress = PullProgress { blobs_done: 1, blobs: 2, bytes_done: 10, bytes: 30 };
+        let last = match self.devices.is_empty() {
+            true => PullMessage::Failed(Problem::from(NodeError::Unavailable("the registry\nis away".to_owned()))),
+            false => PullMessage::Done(Pulled {
+                reference: request.reference,
+                digest: Digest::of(b"manifest"),
+                namespace: request.namespace,
+                new: true,
+                written_bytes: 30,
+                blobs: Vec::new(),
+            }),
+        };
+        let messages = [PullMessage::Progress(progress), last];
+        let stream: PullStream = Box::pin(futures_util::stream::iter(messages));
+        let answer = self.failure.clone().map_or(Ok(stream), Err);
+        Box::pin(async { answer })
     }
 
     fn version(&self) -> Version {

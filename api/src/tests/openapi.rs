@@ -41,6 +41,7 @@ fn every_route_and_its_problems_are_described() {
             "POST /v1/cache/evict",
             "POST /v1/cache/verify",
             "POST /v1/devices",
+            "POST /v1/pull",
             "PUT /v1/credentials",
         ]
     );

@@ -6,8 +6,9 @@ use penstock_api::{
     Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, CredentialProvider,
     CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, Endpoint, Event, EventStream, Events,
     EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Layers, Node, NodeError, NotDetached,
-    OnFailure, Owner, Policy, Presence, Problem, Readiness, RegistryHosts, Role, Severity, Snapshot, SnapshotDevice,
-    SnapshotKind, SnapshotsRepaired, Stats, Timestamp, Transport, Verification, Version,
+    OnFailure, Owner, Policy, Presence, Problem, Pull, PullMessage, PullProgress, PullStream, Pulled, PulledBlob,
+    Readiness, RegistryHosts, Role, Severity, Snapshot, SnapshotDevice, SnapshotKind, SnapshotsRepaired, Stats,
+    Timestamp, Transport, Verification, Version,
 };
 use penstock_blob::Digest;
 use tokio::{net::UnixListener, task::JoinSet};
@@ -376,6 +377,27 @@ impl Node for Fake {
 
     fn follow(&self, _: u64) -> Result<EventStream, NodeError> {
         self.failure.clone().map_or_else(|| Ok(Box::pin(futures_util::stream::iter([events()])) as _), Err)
+    }
+
+    fn pull(&self, request: Pull) -> Answer<'_, PullStream> {
+        let progress = PullProgress { blobs_done: 1, blobs: 2, bytes_done: 10, bytes: 30 };
+        let blob = |bytes: &[u8], written_bytes| PulledBlob {
+            digest: Digest::of(bytes),
+            media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
+            size_bytes: 20 << 20,
+            written_bytes,
+        };
+        let done = Pulled {
+            reference: request.reference,
+            digest: Digest::of(b"manifest"),
+            namespace: request.namespace,
+            new: false,
+            written_bytes: 20 << 20,
+            blobs: vec![blob(b"one", 0), blob(b"two", 20 << 20)],
+        };
+        let last = self.failure.clone().map_or(PullMessage::Done(done), |error| PullMessage::Failed(error.into()));
+        let stream: PullStream = Box::pin(futures_util::stream::iter([PullMessage::Progress(progress), last]));
+        Box::pin(std::future::ready(Ok(stream)))
     }
 
     fn version(&self) -> Version {
