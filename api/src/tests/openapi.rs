@@ -35,6 +35,7 @@ fn every_route_and_its_problems_are_described() {
             "GET /v1/devices/{id}",
             "GET /v1/endpoints",
             "GET /v1/events",
+            "GET /v1/snapshots",
             "GET /v1/version",
             "PATCH /v1/devices/{id}",
             "POST /v1/cache/clear",
@@ -42,6 +43,7 @@ fn every_route_and_its_problems_are_described() {
             "POST /v1/cache/verify",
             "POST /v1/devices",
             "POST /v1/pull",
+            "POST /v1/snapshots/repair",
             "PUT /v1/credentials",
         ]
     );
