@@ -216,7 +216,7 @@ fn planned(args: &Configure, paths: Paths, mut seen: Seen, chosen: &Chosen) -> R
     let wanted = Wanted {
         release: chosen.release,
         paths,
-        proxy: proxy(&snapshotter(&agent)),
+        proxy: proxy(&agent),
         class: args.runtime_class.clone(),
         platform: agent.platform.to_string(),
         force: args.force,
@@ -277,30 +277,14 @@ fn restart(answer: &Answer) -> Result<(), Failure> {
     }
 }
 
-/// Our snapshotter as the agent's config has it.
-#[derive(Debug, Clone)]
-pub(crate) struct Snapshotter {
-    pub(crate) is_enabled: bool,
-    pub(crate) socket: PathBuf,
-    /// The directory of its data.
-    pub(crate) root: PathBuf,
+/// The socket of the agent's image service; `None` when it has none.
+pub(crate) fn images(agent: &Config) -> Option<PathBuf> {
+    agent.shown("images.socket").map(PathBuf::from)
 }
 
-/// What the agent is told about its snapshotter.
-pub(crate) fn snapshotter(agent: &Config) -> Snapshotter {
-    let path = |key: &str, usual: &str| PathBuf::from(agent.shown(key).unwrap_or_else(|| usual.to_owned()));
-    Snapshotter {
-        is_enabled: agent.shown("snapshotter.enable").is_some_and(|value| value == "true" || value == "yes"),
-        socket: path("snapshotter.socket", "/run/penstock/snapshotter.sock"),
-        root: path("snapshotter.root", "/var/lib/containerd/io.containerd.snapshotter.v1.penstock"),
+fn proxy(agent: &Config) -> Proxy {
+    Proxy {
+        address: agent.snapshotter_socket.display().to_string(),
+        root: agent.snapshotter_root.display().to_string(),
     }
-}
-
-/// The socket of the agent's image service.
-pub(crate) fn images(agent: &Config) -> PathBuf {
-    agent.shown("images.socket").unwrap_or_else(|| "/run/penstock/images.sock".to_owned()).into()
-}
-
-fn proxy(snapshotter: &Snapshotter) -> Proxy {
-    Proxy { address: snapshotter.socket.display().to_string(), root: snapshotter.root.display().to_string() }
 }

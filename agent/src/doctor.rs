@@ -23,7 +23,7 @@ use clap::ValueHint;
 use crate::{
     cli::Exit,
     config::{Config, Flags},
-    containerd::CONFIG as CONTAINERD_CONFIG,
+    containerd::{CONFIG as CONTAINERD_CONFIG, images},
     output::{self, Output},
 };
 use check::{Check, Report};
@@ -89,7 +89,7 @@ async fn examine(args: &Args) -> Vec<Check> {
     checks.extend(agent::judge(&agent, env!("CARGO_PKG_VERSION")));
     let containerd = containerd::look(&config, &absolute(&args.containerd_config)).await;
     checks.extend(containerd::judge(&containerd));
-    checks.push(containerd::judge_kubelet(containerd::kubelet().as_ref(), &agent::image_socket(&config)));
+    checks.push(containerd::judge_kubelet(containerd::kubelet().as_ref(), images(&config).as_deref()));
     checks.push(registry::judge(registry::look(args.registry.as_deref()).await.as_ref()));
     checks
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command};
 
-use penstock_tests::{require, skip::program, workdir::Workdir, workspace};
+use penstock_tests::{agent, require, skip::program, workdir::Workdir, workspace};
 
 /// What only newer releases of systemd know; older ones say so and go on.
 const NEWER: &str = "FileDescriptorStorePreserve";
@@ -63,4 +63,14 @@ fn what_the_service_mounts_is_seen_by_containerd() {
     {
         assert!(unit.lines().any(|line| line == wanted), "{wanted}");
     }
+}
+
+#[test]
+fn the_agent_takes_the_packaged_config() {
+    let config = workspace::root().join("packaging/config.toml");
+    let out = Command::new(agent::binary()).args(["agent", "--print-config", "--config"]).arg(&config).output();
+    let out = out.expect("penstock starts");
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(said.contains("\nenable = \"true\" # ") && said.contains("packaging/config.toml, line "), "{said}");
 }

@@ -11,7 +11,7 @@ use super::check::Check;
 use crate::{
     client::Client,
     config::Config,
-    containerd::{SYSTEMD, images, snapshotter},
+    containerd::{SYSTEMD, images},
 };
 
 /// The unit of packaging/penstock.service.
@@ -42,11 +42,6 @@ pub(super) struct Unit {
     pub(super) store_max: u64,
 }
 
-/// The socket that the kubelet asks about images.
-pub(super) fn image_socket(config: &Config) -> PathBuf {
-    images(config)
-}
-
 pub(super) async fn look(config: &Config) -> Agent {
     let client = Client::new(config.socket.clone());
     let version = client.version().await;
@@ -58,14 +53,14 @@ pub(super) async fn look(config: &Config) -> Agent {
         let answers = UnixStream::connect(&path).map(drop).map_err(|error| error.to_string());
         (name, path, answers)
     };
-    let proxy = snapshotter(config);
+    let images = images(config).map(|path| socket("image socket", path));
     Agent {
         is_supervised: version.as_ref().is_ok_and(|version| is_supervised(version.pid)),
         release: version.map(|version| version.version).map_err(|error| error.to_string()),
         ready,
         unit: if Path::new(SYSTEMD).is_dir() { ask_systemd() } else { None },
-        serves_containerd: proxy.is_enabled,
-        sockets: vec![socket("snapshotter socket", proxy.socket), socket("image socket", image_socket(config))],
+        serves_containerd: config.snapshotter_enable,
+        sockets: [socket("snapshotter socket", config.snapshotter_socket.clone())].into_iter().chain(images).collect(),
     }
 }
 

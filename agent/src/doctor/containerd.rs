@@ -8,7 +8,7 @@ use std::{
 use super::check::Check;
 use crate::{
     config::Config,
-    containerd::{NAME, Plugin, Understood, ask_snapshotters, ask_version, snapshotter, understood},
+    containerd::{NAME, Plugin, Understood, ask_snapshotters, ask_version, understood},
 };
 
 /// What makes containerd know of us.
@@ -52,7 +52,7 @@ pub(super) async fn look(config: &Config, main: &Path) -> Containerd {
         plugins,
         unreadable: config.hosts_dirs.iter().filter_map(read).collect(),
         hosts_dirs: dirs.join(":"),
-        is_wanted: snapshotter(config).is_enabled,
+        is_wanted: config.snapshotter_enable,
     }
 }
 
@@ -181,8 +181,9 @@ fn argument(words: &[String], name: &str) -> Option<String> {
     })
 }
 
-pub(super) fn judge_kubelet(kubelet: Option<&Kubelet>, socket: &Path) -> Check {
+pub(super) fn judge_kubelet(kubelet: Option<&Kubelet>, socket: Option<&Path>) -> Check {
     let name = "kubelet";
+    let Some(socket) = socket else { return Check::skipped(name, "the agent has no image service that it could ask") };
     let ours = format!("unix://{}", socket.display());
     match kubelet.map(|kubelet| &kubelet.image_endpoint) {
         None => Check::skipped(name, "no kubelet runs here that can be seen"),

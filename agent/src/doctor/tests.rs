@@ -225,10 +225,12 @@ fn the_kubelets_endpoint_is_found_in_its_arguments_and_its_config() {
     );
     assert_eq!(endpoint("kubelet", "a: b\nimageServiceEndpoint: \"unix:///b\"\n"), Some("unix:///b".into()));
     assert_eq!(endpoint("kubelet --image-service-endpoint-x=1", "imageServiceEndpoint: \"\""), None);
-    let judged =
-        |kubelet: Option<&Kubelet>| containerd::judge_kubelet(kubelet, "/run/penstock/images.sock".as_ref()).state;
+    let judged = |kubelet: Option<&Kubelet>| {
+        containerd::judge_kubelet(kubelet, Some("/run/penstock/images.sock".as_ref())).state
+    };
     let asks = |endpoint: Option<&str>| judged(Some(&Kubelet { image_endpoint: endpoint.map(str::to_owned) }));
     assert_eq!((judged(None), asks(None)), (State::Skipped, State::Warning));
+    assert_eq!(containerd::judge_kubelet(Some(&Kubelet { image_endpoint: None }), None).state, State::Skipped);
     assert_eq!(asks(Some("unix:///run/containerd/containerd.sock")), State::Warning);
     assert_eq!(
         (asks(Some("unix:///run/penstock/images.sock")), asks(Some("/run/penstock/images.sock"))),
