@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use penstock_agent::output;
 use penstock_benches::{
-    evict,
+    containerd, evict,
     machine::Machine,
     pack::{Link, Packed},
     path,
@@ -57,6 +57,8 @@ enum What {
     Path,
     /// Getting at files: a full pull against an agent. Needs root.
     Start,
+    /// From the pull to the first output of a Python program: containerd with its own snapshotter against Penstock's. Needs root, containerd and runc.
+    Containerd,
     /// Which of the extents on a full disk go: hit ratios on made-up traces, the same on every machine. Nothing is read.
     Evict,
     /// Reads and starts (the default).
@@ -87,6 +89,9 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         latency_seconds: f64::from(args.latency_ms) / 1e3,
         bandwidth_bytes_per_second: args.bandwidth_mb * 1_000_000,
     };
+    if what == What::Containerd {
+        return containers(args, link).await;
+    }
     let place = match &args.dir {
         Some(dir) => tempfile::tempdir_in(dir),
         None => tempfile::tempdir(),
@@ -122,6 +127,29 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     print(args, &report)
 }
 
+async fn containers(args: &Args, link: Link) -> anyhow::Result<()> {
+    if let Some(obstacle) = containerd::obstacle() {
+        anyhow::bail!(obstacle);
+    }
+    let (machine, began_unix_seconds) = (Machine::this(), report::now());
+    output::note("Making the images and measuring starts of containers ...");
+    let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let measured = containerd::run(&dir, (args.size_mib << 20, link), args.n.unwrap_or(STARTS)).await?;
+    let report = containerd::Report { machine, began_unix_seconds, link, measured };
+    let file = report::save(&results(args), &report.file_name(), &report)?;
+    match args.output {
+        Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
+        Output::Table => output::print(&report.table())?,
+    }
+    output::note(format_args!("written to {}", file.display()));
+    Ok(())
+}
+
+/// Where results go.
+fn results(args: &Args) -> PathBuf {
+    args.results.clone().unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("results"))
+}
+
 fn evictions(args: &Args) -> anyhow::Result<()> {
     let rows = evict::run(EVICT_SEED);
     match args.output {
@@ -132,8 +160,7 @@ fn evictions(args: &Args) -> anyhow::Result<()> {
 }
 
 fn print(args: &Args, report: &Report) -> anyhow::Result<()> {
-    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
-    let dir = args.results.clone().unwrap_or_else(default);
+    let dir = results(args);
     let file = report.save(&dir).with_context(|| format!("{} cannot be written: use --results", dir.display()))?;
     match args.output {
         Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(report)?))?,

@@ -121,7 +121,7 @@ fn put(registry: &Registry, repository: &str, layers: Vec<Layer>, artifact_type:
 }
 
 /// An ext4 file system of the tree, without a journal, as image builders make it.
-async fn make_disk(tree: &Tree, disk: &Path) -> anyhow::Result<()> {
+pub(crate) async fn make_disk(tree: &Tree, disk: &Path) -> anyhow::Result<()> {
     let entries = tree.files.len() + tree.links.len() + tree.dirs;
     // Files end in half-filled blocks of 4 KiB; inodes have 256 bytes each.
     let disk_kib = ((tree.bytes + (entries as u64) * 6144) / 1024 * 9 / 8 + (16 << 10)).next_multiple_of(1024);
@@ -132,7 +132,7 @@ async fn make_disk(tree: &Tree, disk: &Path) -> anyhow::Result<()> {
     run(command, "e2fsprogs").await
 }
 
-async fn write_layer(disk: &Path, layer: &Path) -> anyhow::Result<write::Written> {
+pub(crate) async fn write_layer(disk: &Path, layer: &Path) -> anyhow::Result<write::Written> {
     let (disk, layer) = (disk.to_owned(), layer.to_owned());
     let written = tokio::task::spawn_blocking(move || {
         let disk = File::open(disk)?;

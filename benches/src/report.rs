@@ -41,32 +41,21 @@ impl Report {
     /// # Errors
     /// What writing says.
     pub fn save(&self, dir: &Path) -> io::Result<PathBuf> {
-        fs::create_dir_all(dir)?;
         let commit = self.machine.commit.trim_end_matches('+');
-        let path = dir.join(format!("{}-{commit}.json", self.began_unix_seconds));
-        fs::write(&path, serde_json::to_vec_pretty(self)?)?;
-        Ok(path)
+        save(dir, &format!("{}-{commit}.json", self.began_unix_seconds), self)
     }
 
     /// The report as text.
     #[must_use]
     pub fn tables(&self) -> String {
-        let Machine { commit, cpu, cpus, memory_bytes, kernel, load_before, optimised } = &self.machine;
         let mut text = format!(
-            "commit {commit}, {cpus} x {cpu}, {} of memory, {kernel}, load {load_before:.1} before\n\
-             link: {:.0} ms to each answer, {:.0} MB/s shared by all connections\n\
-             image: {} entries of {}; OverlayBD layer {}, tar.gz layers {}\n",
-            size(*memory_bytes),
-            self.link.latency_seconds * 1e3,
-            self.link.bandwidth_bytes_per_second as f64 / 1e6,
+            "{}image: {} entries of {}; OverlayBD layer {}, tar.gz layers {}\n",
+            circumstances(&self.machine, self.link),
             self.image.entries,
             size(self.image.content_bytes),
             size(self.image.lazy_bytes),
             size(self.image.ordinary_bytes),
         );
-        if !optimised {
-            text.push_str("NOT OPTIMISED: these numbers mean nothing; run with --profile ci or --release\n");
-        }
         for table in [self.path_table(), self.start_table()].into_iter().flatten() {
             // Writing to a string cannot fail.
             let _ = write!(text, "\n{table}");
@@ -143,6 +132,31 @@ impl Report {
         }
         (!self.start.is_empty()).then_some(table)
     }
+}
+
+/// Writes a report as JSON into `dir`; answers the file.
+///
+/// # Errors
+/// What writing says.
+pub fn save(dir: &Path, name: &str, report: &impl Serialize) -> io::Result<PathBuf> {
+    fs::create_dir_all(dir)?;
+    let path = dir.join(name);
+    fs::write(&path, serde_json::to_vec_pretty(report)?)?;
+    Ok(path)
+}
+
+/// The machine and the link as text, a line each.
+pub(crate) fn circumstances(machine: &Machine, link: Link) -> String {
+    let Machine { commit, cpu, cpus, memory_bytes, kernel, load_before, optimised } = machine;
+    let warning =
+        if *optimised { "" } else { "NOT OPTIMISED: these numbers mean nothing; run with --profile ci or --release\n" };
+    format!(
+        "{warning}commit {commit}, {cpus} x {cpu}, {} of memory, {kernel}, load {load_before:.1} before\n\
+         link: {:.0} ms to each answer, {:.0} MB/s shared by all connections\n",
+        size(*memory_bytes),
+        link.latency_seconds * 1e3,
+        link.bandwidth_bytes_per_second as f64 / 1e6,
+    )
 }
 
 /// Seconds since 1970 (UTC).

@@ -36,8 +36,23 @@ impl Tree {
     /// # Errors
     /// What writing a copy says.
     pub fn copy(root: &Path, target_bytes: u64) -> io::Result<Self> {
+        Self::copy_after(root, &[], target_bytes)
+    }
+
+    /// As [`Tree::copy`], with these files, links and whole directories of this machine first, whatever their size.
+    ///
+    /// # Errors
+    /// As [`Tree::copy`].
+    pub fn copy_after(root: &Path, first: &[PathBuf], target_bytes: u64) -> io::Result<Self> {
         fs::create_dir_all(root)?;
         let mut tree = Self { root: root.to_owned(), files: Vec::new(), links: Vec::new(), dirs: 0, bytes: 0 };
+        for path in first {
+            if path.is_dir() && !path.is_symlink() {
+                tree.walk(path, 0, u64::MAX)?;
+            } else {
+                tree.take(path)?;
+            }
+        }
         for dir in ROOTS {
             // Where /usr/bin is a link to a directory elsewhere, that one is the root.
             if let Ok(dir) = fs::canonicalize(dir) {
@@ -69,6 +84,9 @@ impl Tree {
     fn take(&mut self, path: &Path) -> io::Result<()> {
         let Ok(relative) = path.strip_prefix("/") else { return Ok(()) };
         let copy = self.root.join(relative);
+        if copy.symlink_metadata().is_ok() {
+            return Ok(());
+        }
         if let Some(dir) = copy.parent() {
             fs::create_dir_all(dir)?;
         }
