@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    attachments::{Attachments, Ending, Parts},
+    attachments::{self, Attachments, Ending, Parts},
     config::{Config, OnStop},
     events::{self, Events, Kind},
     images::{self, Images, ImagesError},
@@ -127,7 +127,7 @@ impl Agent {
         let api_metrics = serve::Metrics::new(registry.sub_registry_with_prefix("api"));
         let (fetcher, indexes, cache) = open_sources(&config, (&state, &events), &mut registry).await?;
         let device_metrics = penstock_device::Metrics::new(registry.sub_registry_with_prefix("device"));
-        let tasks = watch((&cache, &indexes), &fetcher, &events).await;
+        let mut tasks = watch((&cache, &indexes), &fetcher, &events).await;
 
         let sources = (Arc::clone(&fetcher), indexes, Arc::clone(&cache));
         let left = (Arc::clone(&keeper), Arc::new(remaining));
@@ -135,6 +135,7 @@ impl Agent {
         let attachments = Attachments::new(parts);
         let grace = config.snapshotter_enable.then_some(RESTORE_GRACE);
         attachments.restore(readable_records(&state, &events)?, grace).await;
+        tasks.spawn(attachments::collect_daily(Arc::clone(&attachments)));
 
         let mounter = || mounter(&config, (&attachments, &fetcher), &events);
         let mut snapshots = match Snapshots::start(&config, mounter, &mut registry).await {

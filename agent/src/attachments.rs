@@ -23,12 +23,13 @@ use penstock_blob::BlobSource;
 use penstock_cache::Cache;
 use penstock_device::{DeviceId, Wanted};
 use penstock_fetcher::{Fetcher, Platform, Reference};
-use penstock_image::{Image, Layer};
+use penstock_image::Image;
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use error::AttachError;
 use live::{Live, Plan};
+pub(crate) use maps::collect_daily;
 pub(crate) use part::At;
 use state::{Change, Illegal, State};
 use table::{Claim, Entry, Request, Table};
@@ -88,14 +89,7 @@ impl Parts {
     }
 
     async fn open(&self, reference: &Reference, layers: &[LayerRecord]) -> Result<Arc<Image>, AttachError> {
-        let layers = layers
-            .iter()
-            .map(|layer| Layer {
-                blob: layer.blob(),
-                media_type: layer.media_type.clone(),
-                annotations: layer.annotations.clone(),
-            })
-            .collect();
+        let layers = layers.iter().map(LayerRecord::layer).collect();
         let maps = self.state.maps();
         let opening = Image::open(layers, Arc::clone(&self.source), &maps);
         let failed = |error| AttachError::Open { reference: reference.to_string(), error };
@@ -197,6 +191,7 @@ impl Attachments {
             Ok(Err(error)) => tracing::error!(%error, "restoring attachments ended abnormally"),
             Err(_elapsed) => tracing::warn!(?grace, "attachments are still being made again; the agent goes on"),
         }
+        self.collect_maps().await;
     }
 
     async fn restore_all(&self, records: Vec<Record>) {

@@ -4,11 +4,12 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail their test")]
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Read as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::StreamExt as _;
@@ -196,6 +197,31 @@ async fn a_drained_agent_leaves_nothing_in_the_kernel_and_its_successor_needs_no
     assert_eq!((restored.digest, restored.attached_at), (device.digest, device.attached_at));
     check_files(&dir, 40).await;
     assert_eq!(restored.mount_point, device.mount_point);
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn maps_that_nothing_used_for_long_are_collected_but_none_of_an_attachment() {
+    require_mounts!();
+    let bench = Bench::new().await;
+    let agent = bench.agent().await;
+    let dir = bench.mount_point("mnt");
+    agent.node().attach(request(&bench.image(), Some(&dir))).await.unwrap();
+    agent.stop().await.unwrap();
+
+    let maps = bench.config().state_dir.join("maps");
+    let names = || -> BTreeSet<_> { fs::read_dir(&maps).unwrap().map(|entry| entry.unwrap().file_name()).collect() };
+    let used = names();
+    assert!(!used.is_empty());
+    fs::write(maps.join("0123.v1.map"), b"of an image that is attached no more").unwrap();
+    for name in names() {
+        fs::File::open(maps.join(name)).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    }
+    // It cannot be attached now, and will be.
+    fs::remove_dir(&dir).unwrap();
+    let agent = bench.agent().await;
+    assert_eq!(agent.node().devices().await.unwrap()[0].state, DeviceState::Failed);
+    assert_eq!(names(), used);
     agent.stop().await.unwrap();
 }
 

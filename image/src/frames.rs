@@ -106,8 +106,9 @@ fn identity(blob: &Digest) -> Digest {
     pages::identity("frames", [*blob])
 }
 
-fn path(maps_dir: &Path, blob: &Digest) -> PathBuf {
-    maps_dir.join(format!("{}.v{}.frames", blob.to_hex(), pages::VERSION))
+/// Where the table of `blob` is, made or not.
+pub(crate) fn path(maps_dir: &Path, blob: &Digest) -> PathBuf {
+    pages::path(maps_dir, blob, pages::FRAMES)
 }
 
 impl Frames {

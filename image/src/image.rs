@@ -125,6 +125,15 @@ enum Contents {
     Raw { file_system: FileSystem, body: Body },
 }
 
+/// Where [`Image::open`] keeps what it makes of these layers (bottom first): files that are there once it was opened, unless it is a raw disk.
+#[must_use]
+pub fn tables(layers: &[Layer], maps_dir: &Path) -> Vec<PathBuf> {
+    let disks = layers.iter().filter(|layer| !recognise::is_acceleration(&layer.annotations));
+    let blobs: Vec<Blob> = disks.map(|layer| layer.blob).collect();
+    let frames = blobs.iter().map(|blob| crate::frames::path(maps_dir, &blob.digest));
+    frames.chain([crate::map::path_of(maps_dir, &blobs)]).collect()
+}
+
 impl Image {
     /// Opens the image made of these layers (bottom first). Its maps are taken from `maps_dir`, or built there, which
     /// reads the head, the jump table and the index of each layer through `source`; with maps in place an OverlayBD

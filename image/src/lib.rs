@@ -56,9 +56,9 @@ mod units;
 pub mod write;
 pub mod zfile;
 
-pub use image::{Image, Kind, Layer, MAX_LAYERS, OpenError};
+pub use image::{Image, Kind, Layer, MAX_LAYERS, OpenError, tables};
 pub use layer::LayerError;
-pub use pages::{TableError, sweep};
+pub use pages::{TableError, collect, sweep};
 pub use plan::{PlacedStep, Plan, PlanError, Step};
 pub use read::{DeviceReadError, Held, read};
 pub use recognise::{

@@ -71,8 +71,13 @@ fn identity(layers: &[Blob]) -> Digest {
     pages::identity("map", layers.iter().map(|blob| blob.digest))
 }
 
+/// Where the map of this stack of blobs is, made or not.
+pub(crate) fn path_of(maps_dir: &Path, layers: &[Blob]) -> PathBuf {
+    path(maps_dir, &identity(layers))
+}
+
 fn path(maps_dir: &Path, identity: &Digest) -> PathBuf {
-    maps_dir.join(format!("{}.v{}.map", identity.to_hex(), pages::VERSION))
+    pages::path(maps_dir, identity, pages::MAP)
 }
 
 /// An opened map.

@@ -5,10 +5,12 @@
 //! docs/decisions/0004-paged-maps.md. Byte-exact format: docs/formats/map.md.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::{self, Write as _},
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use penstock_blob::{Digest, Hasher};
@@ -30,6 +32,10 @@ const MAGIC: &[u8; 8] = b"PNSTKTBL";
 const WRITE_PAGES: usize = 64;
 /// How temporary files begin, for [`sweep`].
 const TEMPORARY: &str = ".building-";
+/// How the names of maps end.
+pub(crate) const MAP: &str = "map";
+/// How the names of tables of frames end.
+pub(crate) const FRAMES: &str = "frames";
 
 /// A page in memory.
 pub(crate) type Page = [u8; PAGE_BYTES];
@@ -181,6 +187,9 @@ impl Table {
             Err(TableError::Damaged { .. }) => return Ok(None),
             Err(error) => return Err(error),
         }
+        if let Err(error) = table.file.set_modified(SystemTime::now()) {
+            tracing::debug!(%error, path = %path.display(), "a map that is used cannot be marked so; it may be collected early");
+        }
         Ok(Some((table, page)))
     }
 
@@ -302,6 +311,31 @@ pub fn sweep(dir: &Path) -> io::Result<usize> {
         }
     }
     Ok(removed)
+}
+
+/// Removes the tables in `dir` that were last opened before `before`, and of which `kept` is not; answers how many bytes of disk that freed.
+/// One that is open stays readable for who has it open. What is not a table is left alone.
+///
+/// # Errors
+/// What listing, looking at or removing files says; what was removed until then stays removed.
+pub fn collect(dir: &Path, kept: &HashSet<PathBuf>, before: SystemTime) -> io::Result<u64> {
+    let mut freed = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let path = entry.path();
+        let is_table = path.extension().is_some_and(|extension| extension == MAP || extension == FRAMES);
+        let metadata = entry.metadata()?;
+        if is_table && metadata.is_file() && metadata.modified()? < before && !kept.contains(&path) {
+            fs::remove_file(&path)?;
+            freed += metadata.blocks() * 512;
+        }
+    }
+    Ok(freed)
+}
+
+/// Where the table of this kind with this name is.
+pub(crate) fn path(dir: &Path, name: &Digest, kind: &str) -> PathBuf {
+    dir.join(format!("{}.v{VERSION}.{kind}", name.to_hex()))
 }
 
 /// Writes `bytes` at `at` of a page being made.

@@ -1,11 +1,16 @@
 //! What opening reads, keeps and refuses.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    collections::HashSet,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use penstock_blob::{Blob, BlobSource, Digest};
 use penstock_image::{
-    BLOB_DIGEST, FileSystem, Image, Kind, Layer, LayerError, OpenError, PlanError, Scratch, TableError, What,
+    BLOB_DIGEST, FileSystem, Image, Kind, Layer, LayerError, OpenError, PlanError, Scratch, TableError, What, collect,
     lsmt::{Entry, LsmtError},
     pages::PAGE_BYTES,
     read, sweep,
@@ -280,6 +285,32 @@ async fn half_written_tables_are_swept_away() {
     let kept = std::fs::read_dir(maps.path()).unwrap().count();
     assert_eq!(sweep(maps.path()).unwrap(), 1);
     assert_eq!(std::fs::read_dir(maps.path()).unwrap().count(), kept - 1);
+}
+
+#[tokio::test]
+async fn tables_that_nobody_opened_for_long_are_collected_unless_they_are_to_be_kept() {
+    let maps = tempfile::tempdir().unwrap();
+    let (memory, layers) = source(vec![blob(LZ4[2])]);
+    Image::open(layers.clone(), memory.clone(), maps.path()).await.unwrap();
+    std::fs::write(maps.path().join("notes"), b"not a table").unwrap();
+    let tables = penstock_image::tables(&layers, maps.path());
+    let (past, now) = (SystemTime::UNIX_EPOCH + Duration::from_secs(1), SystemTime::now());
+    let age = || {
+        for path in std::fs::read_dir(maps.path()).unwrap().map(|entry| entry.unwrap().path()) {
+            std::fs::File::open(path).unwrap().set_modified(past).unwrap();
+        }
+    };
+    age();
+    Image::open(layers.clone(), memory.clone(), maps.path()).await.unwrap();
+    let before = now - Duration::from_secs(60);
+    assert_eq!(collect(maps.path(), &HashSet::new(), before).unwrap(), 0, "they were opened");
+    age();
+    assert_eq!(collect(maps.path(), &tables.iter().cloned().collect(), before).unwrap(), 0, "they are kept");
+    assert!(tables.iter().all(|path| path.exists()), "{tables:?}");
+    assert!(collect(maps.path(), &HashSet::new(), before).unwrap() > 0);
+    let left: Vec<_> = std::fs::read_dir(maps.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["notes"]);
+    Image::open(layers, memory, maps.path()).await.expect("they are made again");
 }
 
 #[tokio::test]

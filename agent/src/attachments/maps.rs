@@ -1,0 +1,47 @@
+//! Maps of images that nobody attached for long are collected: the next attach makes them again.
+
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use penstock_image::Layer;
+
+use super::{Attachments, blocking};
+use crate::state::record::LayerRecord;
+
+/// How long a map stays after it was last opened: an image that is started once a month is still attached without reading its indexes again.
+const UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How often is looked for those that are older.
+const LOOK: Duration = Duration::from_secs(24 * 3600);
+
+impl Attachments {
+    /// Removes the maps that were not opened for long, but none of an attachment, failed ones included: it must be made again without a registry.
+    pub(super) async fn collect_maps(&self) {
+        let Some(before) = SystemTime::now().checked_sub(UNUSED) else { return };
+        let dir = self.parts.state.maps();
+        let kept: HashSet<PathBuf> = {
+            let table = self.table.lock();
+            let records = table.entries.iter().filter_map(|entry| entry.record.as_ref());
+            let layers = |layers: &[LayerRecord]| -> Vec<Layer> { layers.iter().map(LayerRecord::layer).collect() };
+            records.flat_map(|record| penstock_image::tables(&layers(record.shown_layers()), &dir)).collect()
+        };
+        match blocking("collecting maps", move || penstock_image::collect(&dir, &kept, before)).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(freed_bytes)) => tracing::info!(freed_bytes, "maps that were not used for long are collected"),
+            Ok(Err(error)) => tracing::warn!(%error, "old maps cannot be collected"),
+            Err(error) => tracing::error!(%error, "collecting maps ended abnormally"),
+        }
+    }
+}
+
+/// Collects once a day, for as long as it is polled.
+pub(crate) async fn collect_daily(attachments: Arc<Attachments>) {
+    let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + LOOK, LOOK);
+    loop {
+        looks.tick().await;
+        attachments.collect_maps().await;
+    }
+}
