@@ -133,9 +133,7 @@ impl Agent {
         let left = (Arc::clone(&keeper), Arc::new(remaining));
         let parts = parts(&config, sources, (&state, &events), left, (device_metrics, stop.child_token()));
         let attachments = Attachments::new(parts);
-        let grace = config.snapshotter_enable.then_some(RESTORE_GRACE);
-        attachments.restore(readable_records(&state, &events)?, grace).await;
-        tasks.spawn(attachments::collect_daily(Arc::clone(&attachments)));
+        restore(&config, &attachments, readable_records(&state, &events)?, &mut tasks).await;
 
         let mounter = || mounter(&config, (&attachments, &fetcher), &events);
         let mut snapshots = match Snapshots::start(&config, mounter, &mut registry).await {
@@ -293,6 +291,13 @@ impl Agent {
 /// How long the start waits for attachments to be made again when containerd is to be served: a registry that does not answer must not keep it
 /// from starting containers. What is still under way then goes on, and who needs it waits for it.
 const RESTORE_GRACE: Duration = Duration::from_secs(10);
+
+/// Makes what is recorded again, and collects from now on what nothing needs.
+async fn restore(config: &Config, attachments: &Arc<Attachments>, records: Vec<Record>, tasks: &mut JoinSet<()>) {
+    let grace = config.snapshotter_enable.then_some(RESTORE_GRACE);
+    attachments.restore(records, grace).await;
+    tasks.spawn(attachments::collect_daily(Arc::clone(attachments)));
+}
 
 /// What shows layers to containerd.
 fn mounter(

@@ -5,6 +5,7 @@
 
 mod error;
 mod live;
+mod maps;
 mod part;
 mod policy;
 mod proof;
@@ -23,7 +24,7 @@ use penstock_blob::BlobSource;
 use penstock_cache::Cache;
 use penstock_device::{DeviceId, Wanted};
 use penstock_fetcher::{Fetcher, Platform, Reference};
-use penstock_image::Image;
+use penstock_image::{Image, Layer};
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -89,7 +90,7 @@ impl Parts {
     }
 
     async fn open(&self, reference: &Reference, layers: &[LayerRecord]) -> Result<Arc<Image>, AttachError> {
-        let layers = layers.iter().map(LayerRecord::layer).collect();
+        let layers = to_open(layers);
         let maps = self.state.maps();
         let opening = Image::open(layers, Arc::clone(&self.source), &maps);
         let failed = |error| AttachError::Open { reference: reference.to_string(), error };
@@ -450,6 +451,16 @@ impl Attachments {
             Err(error) => Err(AttachError::Crashed { doing, reason: error.to_string() }),
         }
     }
+}
+
+/// The layers of a record, as an image is opened from them.
+fn to_open(layers: &[LayerRecord]) -> Vec<Layer> {
+    let layer = |layer: &LayerRecord| Layer {
+        blob: layer.blob(),
+        media_type: layer.media_type.clone(),
+        annotations: layer.annotations.clone(),
+    };
+    layers.iter().map(layer).collect()
 }
 
 /// Runs what waits for the kernel or the disk where that is allowed.

@@ -1,6 +1,11 @@
 //! Opening an image and planning its reads.
 
-use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use penstock_blob::{Blob, BlobSource, ByteRange, Digest};

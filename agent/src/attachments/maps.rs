@@ -7,10 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use penstock_image::Layer;
-
-use super::{Attachments, blocking};
-use crate::state::record::LayerRecord;
+use super::{Attachments, blocking, to_open};
 
 /// How long a map stays after it was last opened: an image that is started once a month is still attached without reading its indexes again.
 const UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -25,8 +22,7 @@ impl Attachments {
         let kept: HashSet<PathBuf> = {
             let table = self.table.lock();
             let records = table.entries.iter().filter_map(|entry| entry.record.as_ref());
-            let layers = |layers: &[LayerRecord]| -> Vec<Layer> { layers.iter().map(LayerRecord::layer).collect() };
-            records.flat_map(|record| penstock_image::tables(&layers(record.shown_layers()), &dir)).collect()
+            records.flat_map(|record| penstock_image::tables(&to_open(record.shown_layers()), &dir)).collect()
         };
         match blocking("collecting maps", move || penstock_image::collect(&dir, &kept, before)).await {
             Ok(Ok(0)) => {}

@@ -155,11 +155,6 @@ impl LayerRecord {
     pub const fn blob(&self) -> Blob {
         Blob { digest: self.digest, size_bytes: self.size_bytes }
     }
-
-    /// The layer, to be opened.
-    pub(crate) fn layer(&self) -> Layer {
-        Layer { blob: self.blob(), media_type: self.media_type.clone(), annotations: self.annotations.clone() }
-    }
 }
 
 /// Why a file is not a record that this agent can use.
