@@ -22,6 +22,8 @@ use crate::{
 
 /// How often a device that was just unmounted is tried to be stopped, and how long apart: a second in all.
 const BUSY_TRIES: u32 = 20;
+/// How often an unmount is tried before who is in its way is named as a user, as long apart: half a second in all.
+const UNMOUNT_TRIES: u32 = 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// What is to be served.
@@ -196,8 +198,7 @@ impl Live {
     pub(super) async fn unmake(&self, parts: &Parts, how: Unmount) -> Result<(), AttachError> {
         let mounted = self.mounted.lock().clone();
         if let Some(mounted) = &mounted {
-            let going = Arc::clone(mounted);
-            blocking("unmounting", move || going.unmount(how)).await??;
+            unmount_once_idle(mounted, how).await?;
             *self.mounted.lock() = None;
         }
         let stopped = match how {
@@ -244,6 +245,21 @@ impl Live {
             verified_by: proof::of_device(&self.image, &self.proof, &parts.indexes.verified),
             size_bytes: self.image.size_bytes(),
             file_system: self.mounted.lock().as_ref().map(|mounted| mounted.file_system().to_string()),
+        }
+    }
+}
+
+/// Unmounts. A program that was just started by one of those that read here, this process too, keeps what they had open until it runs, and
+/// nothing tells when: so this asks again a few times before it takes it for a user.
+async fn unmount_once_idle(mounted: &Arc<Mounted>, how: Unmount) -> Result<(), AttachError> {
+    let mut pauses = tokio::time::interval(BUSY_PAUSE);
+    let mut tries = 1..=UNMOUNT_TRIES;
+    loop {
+        pauses.tick().await;
+        let going = Arc::clone(mounted);
+        match blocking("unmounting", move || going.unmount(how)).await? {
+            Err(MountError::Busy { .. }) if tries.next().is_some() => {}
+            outcome => return Ok(outcome?),
         }
     }
 }
