@@ -49,19 +49,19 @@ pub(super) fn read(path: &Path) -> Result<Option<Remembered>, String> {
     Ok(Some(if rest.is_empty() { Remembered::None } else { Remembered::Index(rest.to_vec()) }))
 }
 
-/// Writes it so that it survives a power cut once this returns.
+/// Writes it so that it survives a power cut once this returns. Several may write for one image at once: the last one's stays.
 pub(super) fn write(path: &Path, remembered: &Remembered) -> io::Result<()> {
     let rest = match remembered {
         Remembered::None => &[],
         Remembered::Index(manifest) => manifest.as_slice(),
     };
-    let unfinished = path.with_extension(format!("index{UNFINISHED}"));
-    let mut file = File::create(&unfinished)?;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().suffix(UNFINISHED).tempfile_in(dir)?;
     writeln!(file, "{}", Digest::of(rest))?;
     file.write_all(rest)?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    File::open(dir)?.sync_all()
 }
 
 /// Removes all files of indexes but `kept`.
