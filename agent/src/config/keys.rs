@@ -131,10 +131,10 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         name: "api.plain_token",
-        what: "yes or no: take tokens beyond loopback without TLS, because something else encrypts",
+        what: "true takes tokens beyond loopback without TLS, because something else encrypts",
         is_path: false,
-        set: |config, text| value::yes(text).map(|yes| config.api_plain_token = yes),
-        show: |config| Some(value::show_yes(config.api_plain_token).to_owned()),
+        set: |config, text| value::truth(text).map(|plain| config.api_plain_token = plain),
+        show: |config| Some(config.api_plain_token.to_string()),
     },
     Key {
         name: "cache.dir",
@@ -353,7 +353,7 @@ pub static KEYS: &[Key] = &[
         name: "verify.require",
         what: "true refuses every image that has no index (see penstock index); false verifies by an index where there is one",
         is_path: false,
-        set: |config, text| value::yes_or_no(text).map(|require| config.verify_require = require),
+        set: |config, text| value::truth(text).map(|require| config.verify_require = require),
         show: |config| Some(config.verify_require.to_string()),
     },
     Key {
@@ -417,7 +417,7 @@ pub static KEYS: &[Key] = &[
         name: "snapshotter.enable",
         what: "true serves containerd: its snapshots, and the image service on images.socket",
         is_path: false,
-        set: |config, text| value::yes_or_no(text).map(|enable| config.snapshotter_enable = enable),
+        set: |config, text| value::truth(text).map(|enable| config.snapshotter_enable = enable),
         show: |config| Some(config.snapshotter_enable.to_string()),
     },
     Key {

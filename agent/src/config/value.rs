@@ -120,7 +120,7 @@ pub(super) fn count_in(text: &str, least: u32, most: u32) -> Result<u32, String>
 }
 
 /// `true` or `false`.
-pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {
+pub(super) fn truth(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
 }
 
@@ -149,20 +149,6 @@ pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
 /// An address and port.
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("{text:?} is not an address and port, such as 127.0.0.1:9180"))
-}
-
-/// `yes` or `no`.
-pub(super) fn yes(text: &str) -> Result<bool, String> {
-    match text {
-        "yes" => Ok(true),
-        "no" => Ok(false),
-        _ => Err(format!("{text:?} is neither yes nor no")),
-    }
-}
-
-/// The word that [`yes`] reads.
-pub(super) const fn show_yes(yes: bool) -> &'static str {
-    if yes { "yes" } else { "no" }
 }
 
 /// Words separated by commas; spaces around them and empty ones do not count.
@@ -224,9 +210,9 @@ mod tests {
         assert!(address("127.0.0.1:9180").is_ok() && address("[::]:0").is_ok());
         assert!(address("localhost").unwrap_err().contains("127.0.0.1:9180"));
         for choice in [true, false] {
-            assert_eq!(yes(show_yes(choice)), Ok(choice));
+            assert_eq!(truth(&choice.to_string()), Ok(choice));
         }
-        assert!(yes("true").is_err());
+        assert!(truth("yes").is_err());
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub(crate) fn policy(config: &Config) -> Result<Option<Policy>, Unsafe> {
     }
     if token_file.is_some() && tls.is_none() && !address.ip().is_loopback() && !config.api_plain_token {
         let reason = format!(
-            "tokens would cross the network readable on their way to {address}; set api.tls_cert and api.tls_key, or api.plain_token = \"yes\" where something else encrypts"
+            "tokens would cross the network readable on their way to {address}; set api.tls_cert and api.tls_key, or api.plain_token = true where something else encrypts"
         );
         return refuse("listen", reason);
     }
