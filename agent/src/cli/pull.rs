@@ -30,8 +30,8 @@ const BAR_CELLS: u64 = 24;
 /// `penstock pull`.
 #[derive(Debug, Args)]
 pub struct Pull {
-    /// The image, as for docker pull: [registry/]repository[:tag][@digest]
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    /// The image.
+    #[arg(help = "The image, as for docker pull: [registry/]repository[:tag][@digest]", value_parser = NonEmptyStringValueParser::new())]
     pub reference: String,
     /// containerd's namespace: k8s.io is the kubelet's, default is ctr's
     #[arg(long, value_name = "NAME", default_value = "k8s.io", value_parser = NonEmptyStringValueParser::new())]
