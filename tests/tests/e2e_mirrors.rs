@@ -1,5 +1,5 @@
-//! Two real registries, one a mirror of the other by hosts.toml, both behind nginx with TLS of a private authority and a password, that
-//! stop, hang, come back and change places while a device is read.
+//! Two real registries, one a mirror of the other by hosts.toml, both behind nginx with TLS of a private authority and a password or tokens,
+//! that stop, hang, come back and change places while a device is read.
 
 use std::{
     fs::{self, File},
@@ -16,7 +16,8 @@ use penstock_tests::{
     push::Layer,
     require,
     skip::{fuse, program, root},
-    tls::Authority,
+    tls::{Authority, Certificate},
+    token_server::TokenServer,
     workdir::Workdir,
     workspace::text,
 };
@@ -32,20 +33,54 @@ fn cannot() -> Option<String> {
     root().or_else(fuse).or_else(|| ["docker-registry", "nginx", "openssl"].into_iter().find_map(program))
 }
 
-/// A registry with the fixtures, and an address before it that stays.
+/// What a registry wants to see of who reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asks {
+    Password,
+    Tokens,
+}
+
+/// Who gives tokens for the password, under an address with TLS.
+struct Issuer {
+    signer: Certificate,
+    front: Nginx,
+    _server: TokenServer,
+}
+
+impl Issuer {
+    fn new(work: &Workdir, authority: &Authority) -> Self {
+        let signer = authority.issue("signer");
+        let server = TokenServer::start(signer.clone(), work.join("text"), USER.0, USER.1);
+        let front = Front { tls: Some(authority.issue("realm")), user: None, tokens: Some(server.host().to_owned()) };
+        let front = Nginx::start(work.join("realm"), server.host(), &front);
+        Self { signer, front, _server: server }
+    }
+}
+
+/// A registry with an image, and an address before it that stays.
 struct Site {
     registry: DockerRegistry,
     front: Nginx,
+    /// The one that was filled, where the one that is read wants tokens.
+    _filled: Option<DockerRegistry>,
 }
 
 impl Site {
-    fn new(work: &Workdir, name: &str, authority: &Authority, layer: &Layer) -> Self {
-        let registry = DockerRegistry::start();
-        registry.repository("made/disk").image("1", std::slice::from_ref(layer));
-        let user = Some((USER.0.to_owned(), USER.1.to_owned()));
+    /// One that wants tokens of `issuer`, or else the password.
+    fn new(work: &Workdir, name: &str, authority: &Authority, layer: &Layer, issuer: Option<&Issuer>) -> Self {
+        let filled = DockerRegistry::start();
+        filled.repository("made/disk").image("1", std::slice::from_ref(layer));
+        let closed = issuer.map(|issuer| {
+            filled.with_tokens(&format!("https://{}/token", issuer.front.host()), &issuer.signer.certificate)
+        });
+        let (registry, filled) = match closed {
+            Some(closed) => (closed, Some(filled)),
+            None => (filled, None),
+        };
+        let user = issuer.is_none().then(|| (USER.0.to_owned(), USER.1.to_owned()));
         let front = Front { tls: Some(authority.issue(name)), user, tokens: None };
         let front = Nginx::start(work.join(name), registry.host(), &front);
-        Self { registry, front }
+        Self { registry, front, _filled: filled }
     }
 
     /// Starts the registry that was stopped again, behind the same address.
@@ -68,23 +103,36 @@ struct Pair {
     agent: Agent,
     /// What the disk holds.
     truth: Vec<u8>,
+    _issuer: Option<Issuer>,
     _work: Workdir,
 }
 
 impl Pair {
-    fn new() -> Self {
+    fn new(asks: Asks) -> Self {
         let work = Workdir::new();
         let truth = disk();
         let layer = overlaybd(&truth, &work);
         let authority = Authority::new(work.join("tls"));
-        let [origin, mirror] = ["origin", "mirror"].map(|name| Site::new(&work, name, &authority, &layer));
+        let issuer = (asks == Asks::Tokens).then(|| Issuer::new(&work, &authority));
+        let [origin, mirror] =
+            ["origin", "mirror"].map(|name| Site::new(&work, name, &authority, &layer, issuer.as_ref()));
         let dirs = hosts_dir(&work, (&origin, &mirror), &authority.bundle());
         let auth = STANDARD.encode(format!("{}:{}", USER.0, USER.1));
         let auths = json!({"auths": {origin.front.host(): {"auth": auth}, mirror.front.host(): {"auth": auth}}});
         fs::write(work.dir(".docker").join("config.json"), auths.to_string()).expect("a file");
-        let flags = ["--cache-chunk-size", "64KiB", "--fetch-hosts-dirs", dirs.to_str().expect("UTF-8")];
-        let agent = Place::new(work.path()).with(&flags).start();
-        Self { origin, mirror, agent, truth, _work: work }
+        let (dirs, bundle) = (dirs.to_str().expect("UTF-8"), authority.bundle());
+        let flags = ["--cache-chunk-size", "64KiB", "--fetch-hosts-dirs", dirs];
+        let place = Place::new(work.path()).with(&flags);
+        // What hosts.toml says of origin and mirror does not hold for the realm.
+        let place = match &issuer {
+            Some(issuer) => {
+                let tls = format!("--fetch-tls={}", issuer.front.host());
+                place.with(&[&tls, "--fetch-ca-bundle", bundle.to_str().expect("UTF-8")])
+            }
+            None => place,
+        };
+        let agent = place.start();
+        Self { origin, mirror, agent, truth, _issuer: issuer, _work: work }
     }
 
     fn attach(&self, arguments: &[&str]) -> (String, PathBuf) {
@@ -185,7 +233,16 @@ const STATES: [State; 9] = [
 #[test]
 fn a_device_is_read_in_full_while_origin_and_mirror_fail_in_turn() {
     require!(cannot());
-    let mut pair = Pair::new();
+    read_in_full(Pair::new(Asks::Password));
+}
+
+#[test]
+fn a_device_is_read_in_full_while_origin_and_mirror_that_want_tokens_fail_in_turn() {
+    require!(cannot());
+    read_in_full(Pair::new(Asks::Tokens));
+}
+
+fn read_in_full(mut pair: Pair) {
     let (id, path) = pair.attach(&[]);
     let file = File::open(&path).expect("the device");
     let mut piece = vec![0; PIECE_BYTES];
@@ -213,7 +270,7 @@ fn a_device_is_read_in_full_while_origin_and_mirror_fail_in_turn() {
 #[test]
 fn with_both_away_readers_wait_and_go_on_when_one_is_back() {
     require!(cannot());
-    let mut pair = Pair::new();
+    let mut pair = Pair::new(Asks::Password);
     let (_, path) = pair.attach(&["--on-failure", "wait=10m"]);
     pair.origin.front.stop();
     pair.mirror.front.stop();
