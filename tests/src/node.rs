@@ -37,6 +37,8 @@ pub struct Node {
     parts: Option<Parts>,
     agent: agent::Place,
     place: containerd::Place,
+    /// Where its agent answers the kubelet's image calls.
+    images: PathBuf,
     /// Its registry.
     pub registry: DockerRegistry,
     /// Everything it writes.
@@ -51,15 +53,16 @@ impl Node {
         let sandbox = runnable::sandbox(&registry.repository("pause"));
         let dir = work.dir("containerd");
         let root = dir.join("root/io.containerd.snapshotter.v1.penstock");
-        let socket = work.join("snapshotter.sock");
+        let (socket, images) = (work.join("snapshotter.sock"), work.join("images.sock"));
+        let snapshotter = Snapshotter::Penstock { socket: socket.clone(), root: root.clone() };
+        let place = containerd::Place::new(release, &dir, (registry.host(), &sandbox), snapshotter);
         let path = |path: &PathBuf| path.to_str().expect("UTF-8").to_owned();
         let agent = agent::Place::new(work.path())
             .with(&["--device-transport", "fuse", "--cache-chunk-size", "64KiB", "--snapshotter-enable", "true"])
             .with(&["--snapshotter-root", &path(&root), "--snapshotter-socket", &path(&socket)])
+            .with(&["--images-socket", &path(&images), "--images-containerd", &path(&place.socket())])
             .with(flags);
-        let snapshotter = Snapshotter::Penstock { socket, root };
-        let place = containerd::Place::new(release, &dir, (registry.host(), &sandbox), snapshotter);
-        let mut node = Self { parts: None, agent, place, registry, work };
+        let mut node = Self { parts: None, agent, place, images, registry, work };
         node.power_on();
         node
     }
@@ -67,7 +70,8 @@ impl Node {
     fn power_on(&mut self) {
         let supervisor = Supervisor::start(&self.agent, binary());
         let containerd = self.place.start();
-        self.parts = Some(Parts { cri: Cri::connect(&containerd), containerd, supervisor });
+        let cri = Cri::with_images(&containerd, &self.images);
+        self.parts = Some(Parts { cri, containerd, supervisor });
     }
 
     fn parts(&self) -> &Parts {
@@ -103,7 +107,7 @@ impl Node {
         let parts = self.parts.as_mut().expect("the node is on");
         parts.containerd.restart();
         // As kubelet does: it connects anew.
-        parts.cri = Cri::connect(&parts.containerd);
+        parts.cri = Cri::with_images(&parts.containerd, &self.images);
     }
 
     /// What a power cut and the start after it do: no process, mount or device stays, nor what `/run` holds; then all starts again.
