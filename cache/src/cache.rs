@@ -272,10 +272,10 @@ impl Cache {
         &self.store.metrics
     }
 
-    /// Whether anything still holds the directory's lock: for tests that crash.
+    /// What tells whether anything still holds the directory's lock, and the lock's file: for tests that crash.
     #[cfg(test)]
-    pub(crate) fn lock_is_held(&self) -> std::sync::Weak<crate::layout::DirLock> {
-        Arc::downgrade(&self.store._lock)
+    pub(crate) fn lock_is_held(&self) -> (std::sync::Weak<crate::layout::DirLock>, std::path::PathBuf) {
+        (Arc::downgrade(&self.store._lock), self.store.config.dir.join("lock"))
     }
 
     /// Forgets the cached chunks of `range` and says how many there were.

@@ -20,6 +20,7 @@ use penstock_blob::{
     faults::{Flaky, Memory},
 };
 use prometheus_client::registry::Registry;
+use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 
 use crate::{
@@ -147,11 +148,13 @@ impl Bench {
     }
 }
 
-/// Drops a cache as a kill would, and waits until its threads let the directory go.
+/// Drops a cache as a kill would, and waits until its threads let the directory go: they, and what another test of this process forked
+/// meanwhile, which holds a copy of the lock until it executes its program.
 pub(crate) async fn crash(cache: Arc<Cache>) {
-    let lock = cache.lock_is_held();
+    let (lock, path) = cache.lock_is_held();
     drop(cache);
-    while lock.strong_count() > 0 {
+    let is_free = || flock(File::open(&path).unwrap(), FlockOperation::NonBlockingLockExclusive).is_ok();
+    while lock.strong_count() > 0 || !is_free() {
         tokio::task::yield_now().await;
     }
 }

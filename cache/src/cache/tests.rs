@@ -32,7 +32,7 @@ async fn every_promise_of_a_source_is_kept() {
     let cache = bench.open().await;
     bench.read_all(&cache).await;
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     conformance::check(bench.open().await, &bench.blobs).await;
 }
 
@@ -175,7 +175,7 @@ async fn a_whole_blob_is_verified_and_stays_so_over_a_restart() {
     let usage = cache.blob(&blob.digest).unwrap();
     assert_eq!((usage.whole, usage.present_bytes, usage.chunks), (Whole::Verified, blob.size_bytes, 6));
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     let cache = bench.open_on(refusing()).await;
     assert_eq!(cache.blob(&blob.digest).unwrap().whole, Whole::Verified);
     cache.reject(&blob, range(0, 1));
@@ -274,7 +274,7 @@ async fn a_lowered_cap_holds_from_the_open_on() {
     let cache = bench.open().await;
     bench.read_all(&cache).await;
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     bench.config.cap_bytes = 2 << 20;
     let cache = bench.open().await;
     assert!(cache.usage().used_bytes <= 2 << 20);
@@ -317,7 +317,7 @@ async fn one_cache_per_directory_and_the_second_is_told_who_has_it() {
     assert!(matches!(error, OpenError::InUse { pid: Some(pid), .. } if pid == std::process::id()), "{error}");
     assert!(error.to_string().contains("stop that agent"));
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     bench.open().await.close().await;
 }
 

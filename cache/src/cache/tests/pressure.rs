@@ -63,7 +63,7 @@ async fn what_was_cached_before_a_restart_survives_a_scan_after_it() {
     let cache = bench.open().await;
     scan(&bench, &cache, 0).await;
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     let cache = bench.open().await;
     scan(&bench, &cache, 1).await;
     let (kept, chunks) = share(&bench, &cache, 0);

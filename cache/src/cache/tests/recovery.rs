@@ -11,7 +11,7 @@ async fn everything_is_there_after_close_and_open_and_checked_before_it_is_locat
     bench.read_all(&cache).await;
     cache.close().await;
     let used = cache.usage().used_bytes;
-    drop(cache);
+    crash(cache).await;
     let cache = bench.open_on(refusing()).await;
     let usage = cache.usage();
     assert_eq!((usage.present_chunks, usage.durable_chunks), (bench.chunks(), bench.chunks()));
@@ -29,7 +29,7 @@ async fn a_chunk_found_on_disk_is_not_located_before_it_was_read() {
     let blob = bench.blobs[0].0;
     cache.read(blob, range(0, 1)).await.unwrap();
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     let cache = bench.open_on(refusing()).await;
     assert!(cache.locate(&blob, range(0, 1)).is_none());
     cache.read(blob, range(7, 8)).await.unwrap();
@@ -89,7 +89,7 @@ async fn a_deleted_index_is_rebuilt_from_slot_headers_and_said_once() {
     let cache = bench.open().await;
     bench.read_all(&cache).await;
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     fs::remove_dir_all(bench.path().join("index")).unwrap();
     let cache = bench.open_on(refusing()).await;
     let told = cache.events().recv().await.unwrap();
@@ -97,7 +97,7 @@ async fn a_deleted_index_is_rebuilt_from_slot_headers_and_said_once() {
     assert!(cache.usage().index.to_string().starts_with("index rebuilt: "));
     bench.read_all(&cache).await;
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     let cache = bench.open_on(refusing()).await;
     assert_eq!(cache.usage().index, IndexState::Good, "said once");
 }
@@ -108,13 +108,13 @@ async fn an_index_that_went_back_in_time_is_noticed_and_completed() {
     let cache = bench.open().await;
     bench.read_one_range(&cache).await;
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     let old = bench.dir.path().join("old");
     copy_dir(&bench.path().join("index"), &old);
     let cache = bench.open().await;
     bench.read_all(&cache).await;
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     fs::remove_dir_all(bench.path().join("index")).unwrap();
     copy_dir(&old, &bench.path().join("index"));
     let cache = bench.open_on(refusing()).await;
@@ -130,7 +130,7 @@ async fn damaged_data_is_fetched_again_and_counted() {
         let cache = bench.open().await;
         bench.read_all(&cache).await;
         cache.close().await;
-        drop(cache);
+        crash(cache).await;
         damage(&bench.file("data"), how);
         let before = bench.memory.bytes_read();
         let cache = bench.open().await;
@@ -150,7 +150,7 @@ async fn lost_slot_headers_are_written_anew_from_the_index() {
     let cache = bench.open().await;
     bench.read_all(&cache).await;
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     let headers = fs::read(bench.file("slots")).unwrap();
     fs::remove_file(bench.file("slots")).unwrap();
     let cache = bench.open_on(refusing()).await;
@@ -166,7 +166,7 @@ async fn a_blob_without_a_sound_description_is_dropped_and_its_space_freed() {
         let cache = bench.open().await;
         bench.read_all(&cache).await;
         cache.close().await;
-        drop(cache);
+        crash(cache).await;
         let meta = bench.file("meta");
         damage(&meta, how);
         let cache = bench.open().await;
@@ -183,7 +183,7 @@ async fn bytes_without_a_bit_are_freed_at_open() {
     let cache = bench.open().await;
     bench.read_one_range(&cache).await;
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     let data = fs::File::options().write(true).open(bench.file("data")).unwrap();
     data.write_all_at(&bytes(8 * CHUNK, 99), 40 * CHUNK).unwrap();
     data.sync_all().unwrap();
@@ -200,7 +200,7 @@ async fn strays_in_the_directory_are_no_blobs() {
     let cache = bench.open().await;
     bench.read_all(&cache).await;
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     let blobs = bench.path().join("blobs");
     for stray in ["7.data", "8.meta.tmp", "x.slots", "99999999999.data", "noise"] {
         fs::write(blobs.join(stray), b"stray").unwrap();

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use tokio::sync::broadcast;
+
 use super::*;
 use crate::{
-    Scrubbed,
+    Cache, Scrubbed,
     testing::{FakeIndex, Mood, kind},
 };
 
@@ -48,7 +50,7 @@ async fn verify_without_a_source_drops_what_is_wrong_and_says_what_was_not_repai
     let cache = bench.open().await;
     bench.read_all(&cache).await;
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     let cache = bench.open_on(refusing()).await;
     flip(&bench, 2 * CHUNK);
     let found = cache.verify(true).await;
@@ -78,16 +80,21 @@ async fn the_background_reads_everything_again_and_tells_of_damage_once() {
     cache.close().await;
 }
 
+/// Reads all blobs, and waits until nothing is read any more to verify them either.
+async fn read_and_verified(bench: &Bench, cache: &Cache, events: &mut broadcast::Receiver<Event>) {
+    bench.read_all(cache).await;
+    for _ in &bench.blobs {
+        assert_eq!(kind(&events.recv().await.unwrap()), "verified");
+    }
+    cache.settle().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn clearing_keeps_what_is_attached_unless_forced_and_what_is_being_read_always() {
     let bench = Bench::new(&[4 << 20, 4 << 20, 4 << 20]);
     let cache = bench.open_with(Arc::new(crate::disk::Kernel), FakeIndex::new(Mood::Good).opener()).await;
     let mut events = cache.events();
-    bench.read_all(&cache).await;
-    for _ in 0..3 {
-        assert_eq!(kind(&events.recv().await.unwrap()), "verified");
-    }
-    cache.settle().await;
+    read_and_verified(&bench, &cache, &mut events).await;
     let [free, attached, read] = [0, 1, 2].map(|i| bench.blobs[i].0);
     cache.retain(&attached.digest);
     let pin = cache.locate(&read, range(0, 1)).unwrap();
@@ -103,7 +110,7 @@ async fn clearing_keeps_what_is_attached_unless_forced_and_what_is_being_read_al
     let cleared = cache.clear(None, true).await;
     assert_eq!(cleared.kept, []);
     assert_eq!(cache.usage().present_chunks, 0);
-    bench.read_all(&cache).await;
+    read_and_verified(&bench, &cache, &mut events).await;
     let unknown = Digest::of(b"unknown");
     let cleared = cache.clear(Some(&[unknown, free.digest]), false).await;
     assert_eq!((cleared.freed.len(), cleared.kept.len()), (1, 1));

@@ -457,7 +457,7 @@ async fn whatever_a_power_cut_leaves_of_a_run_no_indexed_chunk_is_wrong_or_lost(
     run.read(&cache, 2, 0, 0).await;
     cache.settle().await;
     cache.close().await;
-    drop(cache);
+    crash(cache).await;
     let cache = run.open(run.bench.memory.clone()).await;
     let blob = run.bench.blobs[2].0.digest;
     assert!(cache.remove(&blob).await.is_ok(), "it is there, and never was whole: nobody hashes it");
