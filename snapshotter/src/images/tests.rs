@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderValue};
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use tokio::{net::UnixListener, sync::Notify, task::JoinSet};
+use tokio::{net::UnixListener, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -37,23 +37,26 @@ enum Told {
 #[derive(Debug, Default, Clone)]
 struct Recorder {
     told: Arc<Mutex<Vec<Told>>>,
-    changed: Arc<Notify>,
+    /// How often it was told something.
+    changed: watch::Sender<u32>,
 }
 
 impl Recorder {
     fn tell(&self, what: Told) {
         self.told.lock().push(what);
-        self.changed.notify_one();
+        self.changed.send_modify(|told| *told += 1);
     }
 
     /// Waits until something was told, and answers all of it.
     async fn until(&self, enough: impl Fn(&[Told]) -> bool) -> Vec<Told> {
+        // Several may wait; and what is told between the look and the wait counts as a change.
+        let mut changed = self.changed.subscribe();
         loop {
             let told = self.told.lock().clone();
             if enough(&told) {
                 return told;
             }
-            self.changed.notified().await;
+            changed.changed().await.unwrap();
         }
     }
 }
