@@ -309,19 +309,39 @@ fn mounter(
     Arc::new(LayerMounter::new(Arc::clone(attachments), registry, config.fetch_deadline, events.clone()))
 }
 
+/// How often the state directory is asked for before whoever has it is taken for another agent, and how long apart: half a second in all.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Takes the state directory. A program that an agent started keeps its locks until it runs, also when that agent has ended meanwhile, and
+/// nothing tells when: so this asks again a few times.
+async fn lock_state(config: &Config) -> Result<StateDir, StartError> {
+    let mut pauses = tokio::time::interval(LOCK_PAUSE);
+    let mut tries = 1..=LOCK_TRIES;
+    loop {
+        pauses.tick().await;
+        let root = config.state_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || StateDir::open(&root)).await;
+        match opened.map_err(|error| StartError::Crashed(error.to_string()))? {
+            Err(StateError::InUse { .. }) if tries.next().is_some() => {}
+            outcome => return Ok(outcome?),
+        }
+    }
+}
+
 /// Takes the state directory, looks for what an earlier agent left in the kernel, and clears what nobody can go on with.
 async fn open_state(
     config: &Config,
     keeper: &Arc<Keeper>,
     events: &Events,
 ) -> Result<(Arc<StateDir>, Remaining), StartError> {
-    let (root, keeper) = (config.state_dir.clone(), Arc::clone(keeper));
-    let opened = tokio::task::spawn_blocking(move || {
-        let state = StateDir::open(&root)?;
+    let state = lock_state(config).await?;
+    let keeper = Arc::clone(keeper);
+    let looked = tokio::task::spawn_blocking(move || {
         let (remaining, done) = Remaining::find(&state, owner(&state), keeper);
-        Ok::<_, StateError>((state, remaining, done))
+        (state, remaining, done)
     });
-    let (state, remaining, done) = opened.await.map_err(|error| StartError::Crashed(error.to_string()))??;
+    let (state, remaining, done) = looked.await.map_err(|error| StartError::Crashed(error.to_string()))?;
     for text in done {
         events.record(Kind::StateLeftover, &text, &[]);
     }
