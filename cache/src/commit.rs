@@ -169,7 +169,8 @@ impl Committer {
             // Who asked may have gone.
             let _ = flush.send(());
         }
-        if short {
+        // What was to make room may stay for as long as the disk fails: who waits for it is served without storing.
+        if short || !good {
             self.store.room().refuse();
         }
         good
