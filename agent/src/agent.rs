@@ -1,6 +1,7 @@
 //! An agent in this process: its parts, started in one order and stopped in the reverse.
 //!
-//! state directory and lock -> metrics -> fetcher -> verifying source -> cache -> attachments restored -> snapshots for containerd -> socket -> ready.
+//! state directory and lock -> metrics -> fetcher -> verifying source -> cache -> attachments restored -> snapshots and image service for
+//! containerd -> socket -> ready.
 
 use std::{
     net::SocketAddr,

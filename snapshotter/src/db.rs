@@ -16,8 +16,8 @@ const CACHE_BYTES: usize = 4 << 20;
 /// A frame of sled's metadata log larger than this (bytes) is damage: that of a million snapshots stays below it. Checked before sled sees it,
 /// because sled would try to allocate what the damaged length says and abort the process.
 const MAX_FRAME_BYTES: u64 = 64 << 20;
-/// The key of the number of the last commit; other keys are snapshots' numbers, 8 bytes big-endian.
-const GENERATION_KEY: &[u8] = b"generation";
+/// The key of the last commit's [`Mark`]; other keys are snapshots' numbers, 8 bytes big-endian.
+const MARK_KEY: &[u8] = b"last commit";
 
 /// Why the metadata cannot be used. The reason becomes part of a sentence for operators.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -30,15 +30,34 @@ impl DbError {
     }
 }
 
+/// What each commit says of all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// Its number.
+    pub(crate) generation: u64,
+    /// How many records there are after it. What has no record is deleted from disk: sled must not be able to lose one unnoticed.
+    pub(crate) records: u64,
+}
+
+impl Mark {
+    fn encode(self) -> Vec<u8> {
+        [self.generation.to_be_bytes(), self.records.to_be_bytes()].concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (generation, records) = bytes.split_first_chunk()?;
+        let records = records.try_into().ok()?;
+        Some(Self { generation: u64::from_be_bytes(*generation), records: u64::from_be_bytes(records) })
+    }
+}
+
 /// Everything that was found at open.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
-    /// The number of the last commit. None in a new database; and in one that sled found empty because it was damaged.
-    pub(crate) generation: Option<u64>,
+    /// Of the last commit. None in a new database; and in one that sled found empty because it was damaged.
+    pub(crate) mark: Option<Mark>,
     /// Written records by snapshots' numbers.
     pub(crate) records: Vec<(u64, Vec<u8>)>,
-    /// Keys or values that cannot be ours.
-    pub(crate) strange: u64,
 }
 
 /// Durable records of snapshots.
@@ -62,20 +81,20 @@ impl Db {
         for pair in self.0.iter() {
             let (key, value) = pair.map_err(|e| DbError::new("a record could not be read", &e))?;
             let number = <[u8; 8]>::try_from(&*key).map(u64::from_be_bytes);
-            let generation = <[u8; 8]>::try_from(&*value).map(u64::from_be_bytes);
-            match (number, generation) {
+            match (number, Mark::decode(&value)) {
                 (Ok(number), _) => loaded.records.push((number, value.to_vec())),
-                (Err(_), Ok(generation)) if &*key == GENERATION_KEY => loaded.generation = Some(generation),
-                _ => loaded.strange += 1,
+                (Err(_), Some(mark)) if &*key == MARK_KEY => loaded.mark = Some(mark),
+                // Damage: what it was is missing now, which the mark shows.
+                _ => {}
             }
         }
         Ok(loaded)
     }
 
-    /// Writes and deletes all of it or nothing, as commit `generation`, and returns when it is durable.
-    pub(crate) fn commit(&self, generation: u64, writes: Vec<(u64, Option<Vec<u8>>)>) -> Result<(), DbError> {
+    /// Writes and deletes all of it or nothing, as the commit of `mark`, and returns when it is durable.
+    pub(crate) fn commit(&self, mark: Mark, writes: Vec<(u64, Option<Vec<u8>>)>) -> Result<(), DbError> {
         let mut batch = sled::Batch::default();
-        batch.insert(GENERATION_KEY, generation.to_be_bytes().to_vec());
+        batch.insert(MARK_KEY, mark.encode());
         for (number, value) in writes {
             let key = number.to_be_bytes().to_vec();
             match value {

@@ -5,6 +5,7 @@
 
 use std::{
     any::Any,
+    collections::HashSet,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel},
@@ -15,7 +16,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
-    db::{Db, DbError, Loaded},
+    db::{Db, DbError, Loaded, Mark},
     dirs::Dirs,
     error::SnapshotError,
     record::{Record, Written},
@@ -65,9 +66,10 @@ impl Keeper {
                     Ok(opened) => opened,
                     Err(error) => return opened.send(Err(error)).err().and(None),
                 };
-                let generation = loaded.generation.unwrap_or(0).max(least);
+                let generation = loaded.mark.map_or(0, |mark| mark.generation).max(least);
+                let numbers = loaded.records.iter().map(|(number, _)| *number).collect();
                 opened.send(Ok(loaded)).ok()?;
-                Writer { db, dirs, generation, broken: None }.serve(&incoming)
+                Writer { db, dirs, generation, numbers, broken: None }.serve(&incoming)
             };
             let closed = catch_unwind(AssertUnwindSafe(life)).unwrap_or_else(|panic| {
                 // Nobody listens any more when the panic came after the open: who asks finds the channel closed.
@@ -136,6 +138,8 @@ struct Writer {
     db: Db,
     dirs: Dirs,
     generation: u64,
+    /// Of which snapshots the database has records.
+    numbers: HashSet<u64>,
     broken: Option<DbError>,
 }
 
@@ -184,7 +188,15 @@ impl Writer {
         if writes.is_empty() {
             return;
         }
-        let outcome = self.db.commit(generation, writes);
+        // Not undone when it fails: nothing is written any more then.
+        for (number, written) in &writes {
+            if written.is_some() {
+                self.numbers.insert(*number)
+            } else {
+                self.numbers.remove(number)
+            };
+        }
+        let outcome = self.db.commit(Mark { generation, records: self.numbers.len() as u64 }, writes);
         match &outcome {
             Ok(()) => self.generation = generation,
             Err(error) => {

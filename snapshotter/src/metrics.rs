@@ -14,7 +14,10 @@ use prometheus_client::{
 };
 use tonic::Code;
 
-use crate::record::{Kind, Record};
+use crate::{
+    record::{Kind, Record},
+    service::code_name,
+};
 
 /// One method of containerd's service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -99,7 +102,7 @@ impl Metrics {
     }
 
     pub(crate) fn answered(&self, method: Method, code: Code, seconds: f64) {
-        self.requests.get_or_create(&Answered { method, code: name(code) }).inc();
+        self.requests.get_or_create(&Answered { method, code: code_name(code) }).inc();
         self.seconds.get_or_create(&Of { method }).observe(seconds);
     }
 
@@ -119,27 +122,4 @@ const fn sort(record: &Record) -> Sort {
         Kind::Committed => "committed",
     };
     Sort { kind, lazy: if record.is_lazy() { "true" } else { "false" } }
-}
-
-/// As gRPC writes status codes.
-const fn name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }

@@ -5,13 +5,13 @@
 //! * A record beside a snapshot that is one commit newer than the database was being written when the power went: it is taken, because
 //!   somebody may have been told.
 //! * One that is older than the database and that the database does not know was removed: its directory is an orphan.
-//! * When any is newer than that, the database lost commits; when there is no database, or a record in it is damaged, it lost all. Then the
-//!   records beside the snapshots are the truth, and the database is written anew.
+//! * When any is newer than that, the database lost commits; when there is no database, or it holds a damaged record or not as many as its last
+//!   commit says, it cannot be believed. Then the records beside the snapshots are the truth, and the database is written anew.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::{
-    db::Loaded,
+    db::{Loaded, Mark},
     dirs::Found,
     record::{Kind, Record, Written},
 };
@@ -62,8 +62,8 @@ pub(crate) struct Recovered {
 
 /// Decides it.
 pub(crate) fn recover(loaded: Loaded, found: Vec<Found>) -> Recovered {
-    let known = loaded.generation;
-    let total = loaded.records.len();
+    let (mark, total) = (loaded.mark, loaded.records.len());
+    let known = mark.map(|mark| mark.generation);
     let mut stored: BTreeMap<u64, Written> = BTreeMap::new();
     for (number, bytes) in loaded.records {
         if let Some(written) = Written::decode(&bytes).ok().filter(|written| written.record.number == number) {
@@ -83,7 +83,7 @@ pub(crate) fn recover(loaded: Loaded, found: Vec<Found>) -> Recovered {
         }
     }
     let newest = beside.values().map(|written| written.generation).max();
-    recovered.report.rebuilt = distrust(known, newest, (total, damaged));
+    recovered.report.rebuilt = distrust(mark, newest, (total, damaged));
     let trusted = recovered.report.rebuilt.is_none();
     let numbers: BTreeSet<u64> = stored.keys().chain(beside.keys()).copied().collect();
     for number in numbers {
@@ -124,12 +124,15 @@ fn report(recovered: &mut Recovered, directories: &HashSet<u64>, unreadable: Vec
 }
 
 /// Why the database is not to be believed.
-fn distrust(known: Option<u64>, newest: Option<u64>, (total, damaged): (usize, usize)) -> Option<String> {
-    match (known, newest) {
+fn distrust(mark: Option<Mark>, newest: Option<u64>, (total, damaged): (usize, usize)) -> Option<String> {
+    match (mark, newest) {
         (None, Some(_)) => Some("it was lost".into()),
         (None, None) if total > 0 => Some("it had lost the number of its last commit".into()),
-        (Some(known), Some(newest)) if newest > known + 1 => {
-            Some(format!("it was {} commits older than the snapshots", newest - known))
+        (Some(mark), Some(newest)) if newest > mark.generation.saturating_add(1) => {
+            Some(format!("it was {} commits older than the snapshots", newest - mark.generation))
+        }
+        (Some(mark), _) if mark.records != total as u64 => {
+            Some(format!("it held {total} records instead of {}", mark.records))
         }
         _ if damaged > 0 => Some(format!("{damaged} of its records were damaged")),
         _ => None,

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use penstock_blob::{Digest, ReadError};
 use tonic::{Code, Status};
 
+use crate::service::code_name;
+
 /// Why containerd does not have it. Each text says what to do next; what was written so far is kept for another try.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -71,30 +73,7 @@ impl StoreError {
         let text = status.message().to_owned();
         match status.code() {
             Code::Unavailable => Self::Away { socket: socket.to_path_buf(), reason: text },
-            code => Self::Refused { what, code: name(code), text },
+            code => Self::Refused { what, code: code_name(code), text },
         }
-    }
-}
-
-/// gRPC's name of a code, as its documents write it.
-const fn name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }

@@ -22,7 +22,7 @@ async fn a_record_that_cannot_be_written_fails_alone_and_what_was_answered_is_th
     let dir = tempfile::tempdir().expect("a directory");
     let dirs = Dirs::create(dir.path()).expect("made");
     let (first, loaded) = keeper(&dirs);
-    assert_eq!((loaded.generation, loaded.records.len()), (None, 0));
+    assert_eq!((loaded.mark, loaded.records.len()), (None, 0));
     let meta = std::fs::metadata(dir.path()).expect("it exists");
     let owner = Owner { mode: 0o755, uid: meta.uid(), gid: meta.gid() };
     for number in [1, 3] {
@@ -41,11 +41,13 @@ async fn a_record_that_cannot_be_written_fails_alone_and_what_was_answered_is_th
     assert!(error.is_transient() && error.to_string().contains("restart the agent"), "{error}");
     let (second, loaded) = keeper(&dirs);
     assert_eq!(numbers(&loaded), [1]);
-    let generation = loaded.generation.expect("it was written");
+    let mark = loaded.mark.expect("it was written");
+    assert_eq!(mark.records, loaded.records.len() as u64);
+    let generation = mark.generation;
     let beside = dirs.read_record(1).expect("it can be read").expect("it exists").expect("it is whole");
     assert!((1..=generation).contains(&beside.generation));
     assert_eq!(loaded.records[0].1, beside.encode().expect("text"), "the same in both places");
     second.settle(vec![put(1), Change::Delete(7)]).expect("written");
     assert!(second.close());
-    assert!(keeper(&dirs).1.generation > Some(generation));
+    assert!(keeper(&dirs).1.mark.is_some_and(|mark| mark.generation > generation));
 }

@@ -11,7 +11,8 @@ fn record(number: u64, name: &str) -> Record {
 fn stored(generation: Option<u64>, records: &[(u64, Record)]) -> Loaded {
     let encoded =
         |(at, record): &(u64, Record)| (record.number, Written::new(*at, record.clone()).encode().expect("text"));
-    Loaded { generation, records: records.iter().map(encoded).collect(), strange: 0 }
+    let mark = generation.map(|generation| Mark { generation, records: records.len() as u64 });
+    Loaded { mark, records: records.iter().map(encoded).collect() }
 }
 
 fn beside(records: &[(u64, Record)]) -> Vec<Found> {
@@ -47,6 +48,17 @@ fn what_was_being_written_is_taken_and_may_be_asked_for_again() {
     assert_eq!(names(&recovered.rewrite), ["committed", "new"]);
     assert_eq!(recovered.unanswered, ["new"]);
     assert_eq!(recovered.report.rebuilt, None);
+}
+
+#[test]
+fn a_record_that_the_metadata_lost_alone_is_not_taken_for_removed() {
+    let all = [(4, record(1, "a")), (5, record(2, "b"))];
+    let mut loaded = stored(Some(5), &all);
+    loaded.records.remove(0);
+    let recovered = recover(loaded, beside(&all));
+    assert_eq!(names(&recovered.records), ["a", "b"]);
+    assert_eq!(names(&recovered.rewrite), ["a", "b"]);
+    assert_eq!(recovered.report.rebuilt.as_deref(), Some("it held 1 records instead of 2"));
 }
 
 #[test]

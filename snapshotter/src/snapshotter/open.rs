@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     claims::Names,
-    db::{DbError, Loaded},
+    db::DbError,
     dirs::{Dirs, Found},
     error::OpenError,
     keeper::{Change, Keeper},
@@ -92,7 +92,7 @@ fn metadata(root: &Path, dirs: &Dirs, found: Vec<Found>) -> Result<(Keeper, Reco
             (keeper, loaded, Some(error.0))
         }
     };
-    let mut recovered = recover(Loaded { generation: loaded.generation, ..loaded }, found);
+    let mut recovered = recover(loaded, found);
     recovered.report.rebuilt = reason.or(recovered.report.rebuilt);
     let puts = recovered.rewrite.drain(..).map(|record| Change::Put(Box::new(record)));
     let changes: Vec<Change> = puts.chain(recovered.forget.drain(..).map(Change::Delete)).collect();
