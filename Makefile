@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 # Seconds for each fuzz target: enough to find what a change broke; an hour or a night finds more (make fuzz FUZZ_SECONDS=3600).
-FUZZ_SECONDS ?= 10
+FUZZ_SECONDS ?= 60
 # Seconds of the soak.
 SOAK_SECONDS ?= 60
 # Arguments for `penstock demo` or the benches, such as ARGS=--exit.
@@ -19,7 +19,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  ARGS=... goes to the demo or the benches: make demo ARGS=--exit"
-	@echo "  FUZZ_SECONDS=10 is the time of each fuzz target, SOAK_SECONDS=60 that of the soak"
+	@echo "  FUZZ_SECONDS=60 is the time of each fuzz target, SOAK_SECONDS=60 that of the soak"
 
 build: setup ## the penstock binary, optimised: target/release/penstock
 	$(CARGO) build --locked --release -p penstock-agent
