@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, ReadError, ReadFuture};
 
 use crate::{
     body::Body,
@@ -303,6 +303,39 @@ impl Image {
         }
         Ok(planner.finish())
     }
+}
+
+impl Image {
+    /// Which bytes of blobs hold `range` of the decoded file of a layer, as OverlayBD's [traces](crate::trace) name them; nothing of what
+    /// lies behind the end of the file, or of a layer that the image does not have.
+    ///
+    /// # Errors
+    /// [`PlanError::Map`].
+    pub fn needs(&self, layer: usize, range: ByteRange) -> Result<Vec<(Blob, ByteRange)>, PlanError> {
+        let mut planner = Planner::new(&Nowhere);
+        if let Contents::Stack { bodies, .. } = &self.content
+            && let Some(body) = bodies.get(layer)
+        {
+            body.plan(&mut planner, range.start(), range.len())?;
+        }
+        Ok(planner.finish().missing().collect())
+    }
+}
+
+/// A source that has nothing: what a plan over it misses is all that it needs.
+#[derive(Debug)]
+struct Nowhere;
+
+impl BlobSource for Nowhere {
+    fn locate(&self, _blob: &Blob, _range: ByteRange) -> Option<Located> {
+        None
+    }
+
+    fn read(&self, _blob: Blob, _range: ByteRange) -> ReadFuture<'_> {
+        Box::pin(std::future::ready(Err(ReadError::Stopping)))
+    }
+
+    fn reject(&self, _blob: &Blob, _range: ByteRange) {}
 }
 
 fn plan_stack(map: &Map, bodies: &[Body], range: ByteRange, planner: &mut Planner<'_>) -> Result<(), TableError> {

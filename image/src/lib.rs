@@ -25,6 +25,7 @@
 //! | `layer`, `body` | opening a layer; reading and planning its bytes |
 //! | `image` | opening an image, planning |
 //! | `plan`, `scratch`, `read` | plans, executing them, and the loop around both |
+//! | [`recording`], [`trace`] | what an image reads while starting: Penstock's format, and OverlayBD's |
 //! | [`write`](mod@write) | the canonical writer |
 //!
 //! # Concurrency
@@ -33,7 +34,7 @@
 //! processes building the same table write the same bytes. File work while opening runs on the blocking pool; page
 //! reads while planning run on the caller's thread.
 //!
-//! Formats: docs/formats/overlaybd.md, docs/formats/map.md.
+//! Formats: docs/formats/overlaybd.md, docs/formats/map.md, docs/formats/recording.md.
 //!
 //! [`BlobSource`]: penstock_blob::BlobSource
 
@@ -50,8 +51,10 @@ pub mod pages;
 mod plan;
 mod read;
 mod recognise;
+pub mod recording;
 mod scratch;
 pub mod tar;
+pub mod trace;
 mod units;
 pub mod write;
 pub mod zfile;
