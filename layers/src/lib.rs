@@ -16,11 +16,14 @@
 //! | module | does |
 //! |---|---|
 //! | [`entry`] | one path of a layer, and the checked types it is made of |
+//! | [`tar`] | the entries of a tar archive that is fed in pieces |
 //!
 //! # Concurrency
 //!
 //! None here: readers are values that are fed by their owner.
 
 pub mod entry;
+pub mod tar;
 
 pub use entry::{Content, DeviceNumber, Entry, EntryError, EntryPath, Kind, LinkTarget, Piece, Time, Xattrs};
+pub use tar::{TarError, TarReader};
