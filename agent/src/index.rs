@@ -12,7 +12,7 @@ use std::{
 
 use clap::{ValueHint, builder::NonEmptyStringValueParser};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use penstock_blob::{Blob, BlobSource as _, ByteRange, ChunkSize, ChunkSizeError, Digest};
+use penstock_blob::{Blob, BlobSource as _, ByteRange, ChunkSize, ChunkSizeError, Digest, Purpose};
 use penstock_fetcher::{
     Attached, Content, Fetcher, Manifest, Platform, PlatformError, PushError, Reference, ReferenceError, ResolveError,
     Upload,
@@ -207,7 +207,7 @@ async fn is_a_disk(fetcher: &Fetcher, manifest: &Manifest) -> Result<(), IndexEr
     if annotated {
         return Ok(());
     }
-    match penstock_image::content(&fetcher.read(blob, head).await?, blob.size_bytes) {
+    match penstock_image::content(&fetcher.read(blob, head, Purpose::Demand).await?, blob.size_bytes) {
         penstock_image::Content::Other(what) => Err(IndexError::NotADisk { blob: blob.digest, what }),
         penstock_image::Content::OverlayBd | penstock_image::Content::Disk(_) => Ok(()),
     }

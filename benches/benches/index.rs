@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use penstock_benches::synthetic;
-use penstock_blob::{BlobSource, ByteRange, ChunkSize, faults::Memory};
+use penstock_blob::{BlobSource, ByteRange, ChunkSize, Purpose, faults::Memory};
 use penstock_index::{Config, GRID, Outcome, Verified, compute};
 use prometheus_client::registry::Registry;
 
@@ -33,7 +33,7 @@ fn fill(criterion: &mut Criterion) {
             let mut random = fastrand::Rng::with_seed(1);
             let mut range = || ByteRange::at(random.u64(..BLOB as u64 / len) * len, len).expect("a range");
             group.bench_function(BenchmarkId::new(name, format!("{} KiB", len >> 10)), |bencher| {
-                bencher.iter(|| runtime.block_on(source.read(blob, range())).expect("bytes"));
+                bencher.iter(|| runtime.block_on(source.read(blob, range(), Purpose::Demand)).expect("bytes"));
             });
         }
     }

@@ -5,7 +5,7 @@ use std::{sync::Arc, task::Poll};
 
 use bytes::Bytes;
 
-use crate::{Blob, BlobSource, ByteRange, Digest, ReadError};
+use crate::{Blob, BlobSource, ByteRange, Digest, Purpose, ReadError};
 
 /// How many reads run at once in the concurrency checks.
 const CONCURRENT_READS: usize = 32;
@@ -24,7 +24,9 @@ pub async fn check(source: Arc<dyn BlobSource>, blobs: &[(Blob, Bytes)]) {
     let (blob, bytes) = blobs.iter().max_by_key(|(blob, _)| blob.size_bytes).expect("at least one blob");
     assert!(blob.size_bytes >= 2, "the suite needs a blob of at least two bytes");
     many_at_once(&source, blob, bytes).await;
-    survives_dropped_readers(&source, blob, bytes).await;
+    for dropped in [Purpose::Demand, Purpose::Ahead] {
+        survives_dropped_readers(&source, blob, bytes, dropped).await;
+    }
     survives_a_reject(&source, blob, bytes).await;
     refuses_an_unknown_blob(&*source).await;
 }
@@ -50,8 +52,8 @@ fn truth(bytes: &Bytes, range: ByteRange) -> Bytes {
 /// `read` answers exactly the bytes, before and after; `locate` answers the same bytes or nothing.
 async fn exact(source: &dyn BlobSource, blob: &Blob, bytes: &Bytes, range: ByteRange) {
     let want = truth(bytes, range);
-    for _ in 0..2 {
-        let read = source.read(*blob, range).await;
+    for purpose in [Purpose::Ahead, Purpose::Demand] {
+        let read = source.read(*blob, range, purpose).await;
         let read =
             read.unwrap_or_else(|e| panic!("read of {range} of a blob of {} bytes failed: {e}", blob.size_bytes));
         assert_eq!(read.len() as u64, range.len(), "a short or long answer for {range}");
@@ -71,8 +73,10 @@ async fn refuses_what_lies_outside(source: &dyn BlobSource, blob: &Blob) {
     let size = blob.size_bytes;
     for (start, end) in [(0, size + 1), (size, size + 1), (size + 5, size + 6), (u64::MAX - 1, u64::MAX)] {
         let range = ByteRange::new(start, end).expect("not empty");
-        let answer = source.read(*blob, range).await;
-        assert!(matches!(answer, Err(ReadError::OutOfBounds { .. })), "{range} of {size} bytes gave {answer:?}");
+        for purpose in [Purpose::Demand, Purpose::Ahead] {
+            let answer = source.read(*blob, range, purpose).await;
+            assert!(matches!(answer, Err(ReadError::OutOfBounds { .. })), "{range} of {size} bytes gave {answer:?}");
+        }
         assert!(source.locate(blob, range).is_none(), "located {range} of a blob of {size} bytes");
     }
 }
@@ -81,7 +85,7 @@ async fn refuses_an_unknown_blob(source: &dyn BlobSource) {
     let blob = Blob { digest: Digest::of(b"a blob that nobody has"), size_bytes: 10 };
     let range = ByteRange::new(0, 10).expect("not empty");
     assert!(source.locate(&blob, range).is_none(), "located a blob that nobody has");
-    let answer = source.read(blob, range).await;
+    let answer = source.read(blob, range, Purpose::Demand).await;
     assert!(answer.is_err(), "read a blob that nobody has");
 }
 
@@ -91,7 +95,8 @@ async fn many_at_once(source: &Arc<dyn BlobSource>, blob: &Blob, bytes: &Bytes) 
     let mut tasks = tokio::task::JoinSet::new();
     for i in 0..CONCURRENT_READS {
         let (source, blob, range) = (source.clone(), *blob, ranges[i % ranges.len()]);
-        tasks.spawn(async move { (range, source.read(blob, range).await) });
+        let purpose = if i % 2 == 0 { Purpose::Demand } else { Purpose::Ahead };
+        tasks.spawn(async move { (range, source.read(blob, range, purpose).await) });
     }
     while let Some(done) = tasks.join_next().await {
         let (range, read) = done.expect("a reader panicked");
@@ -103,10 +108,10 @@ async fn many_at_once(source: &Arc<dyn BlobSource>, blob: &Blob, bytes: &Bytes) 
 }
 
 /// A reader that goes away takes nobody else's answer with it.
-async fn survives_dropped_readers(source: &Arc<dyn BlobSource>, blob: &Blob, bytes: &Bytes) {
+async fn survives_dropped_readers(source: &Arc<dyn BlobSource>, blob: &Blob, bytes: &Bytes, dropped: Purpose) {
     let range = blob.all().expect("not empty");
-    let mut dropped = source.read(*blob, range);
-    let mut kept = source.read(*blob, range);
+    let mut dropped = source.read(*blob, range, dropped);
+    let mut kept = source.read(*blob, range, Purpose::Demand);
     let early = std::future::poll_fn(|cx| {
         let _ = dropped.as_mut().poll(cx);
         Poll::Ready(match kept.as_mut().poll(cx) {

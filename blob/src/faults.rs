@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::{Blob, BlobSource, ByteRange, Digest, Located, ReadError, ReadFuture};
+use crate::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadError, ReadFuture};
 
 /// Blobs held in memory: the bottom of a stack in tests. Counts what is asked of it.
 pub struct Memory {
@@ -98,7 +98,7 @@ impl BlobSource for Memory {
         resident.then(|| self.slice(blob, range).ok().map(Located::in_memory)).flatten()
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, _: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
             let bytes = self.slice(&blob, range)?;
             self.reads.fetch_add(1, Ordering::Relaxed);
@@ -147,14 +147,14 @@ impl Flaky {
 impl BlobSource for Flaky {
     pass_on!();
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
             let take = |left: u32| left.checked_sub(1);
             if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
                 let reason = "injected failure".into();
                 return Err(ReadError::Unavailable { blob: blob.digest, endpoint: "flaky".into(), reason });
             }
-            self.below.read(blob, range).await
+            self.below.read(blob, range, purpose).await
         })
     }
 }
@@ -176,10 +176,10 @@ impl Slow {
 impl BlobSource for Slow {
     pass_on!();
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
             tokio::time::sleep(self.delay).await;
-            self.below.read(blob, range).await
+            self.below.read(blob, range, purpose).await
         })
     }
 }
@@ -206,9 +206,9 @@ impl Corrupt {
 impl BlobSource for Corrupt {
     pass_on!();
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
-            let bytes = self.below.read(blob, range).await?;
+            let bytes = self.below.read(blob, range, purpose).await?;
             if !self.on.load(Ordering::Relaxed) {
                 return Ok(bytes);
             }
@@ -288,7 +288,7 @@ impl Stuck {
 impl BlobSource for Stuck {
     pass_on!();
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
             if self.holds(&blob, range) {
                 let mut open = self.open.subscribe();
@@ -296,7 +296,7 @@ impl BlobSource for Stuck {
                 let _ = open.wait_for(|&open| open).await;
                 drop(waiting);
             }
-            self.below.read(blob, range).await
+            self.below.read(blob, range, purpose).await
         })
     }
 }

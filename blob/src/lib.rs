@@ -13,6 +13,7 @@
 //! 3. What `locate` answered stays readable and unchanged while the [`Located`] lives.
 //! 4. A range outside the blob is refused with [`ReadError::OutOfBounds`], by both alike (`locate` answers `None`).
 //! 5. Dropping the future of a `read` cancels the caller's interest, never another caller's read.
+//! 6. A read with [`Purpose::Demand`] never waits for one with [`Purpose::Ahead`], except for one that already brings its bytes.
 //!
 //! No I/O and no runtime live here. With the feature `test-util` the crate also holds the fault-injecting sources and the
 //! conformance suite that every source must pass.
@@ -34,4 +35,4 @@ pub use digest::{Digest, DigestError, Hasher};
 pub use error::ReadError;
 pub use located::{Located, Pinned};
 pub use range::{ByteRange, RangeError};
-pub use source::{Blob, BlobSource, ReadFuture};
+pub use source::{Blob, BlobSource, Purpose, ReadFuture};

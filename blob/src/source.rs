@@ -34,6 +34,16 @@ impl Blob {
     }
 }
 
+/// What a read is for. Budgets and queues of a source go by it; the bytes are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Somebody waits for the bytes: it goes before everything that is read ahead.
+    Demand,
+    /// Nobody waits yet: it takes what demand leaves over. A later read of the same bytes with [`Purpose::Demand`] makes it one:
+    /// the two share what is under way, and it is hurried along.
+    Ahead,
+}
+
 /// What [`BlobSource::read`] returns: boxed, because it is the miss path, where a network is waited for.
 pub type ReadFuture<'a> = Pin<Box<dyn Future<Output = Result<Bytes, ReadError>> + Send + 'a>>;
 
@@ -42,8 +52,9 @@ pub trait BlobSource: fmt::Debug + Send + Sync + 'static {
     /// Where the bytes of `range` already are, all of them, or `None`. Never blocks.
     fn locate(&self, blob: &Blob, range: ByteRange) -> Option<Located>;
 
-    /// The bytes of `range`, from wherever they can be had, within the source's deadline.
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_>;
+    /// The bytes of `range`, from wherever they can be had, within the source's deadline. A source that reads from another one passes
+    /// `purpose` on.
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_>;
 
     /// The reader found that bytes it was given fail a check of the format that holds them. A source that keeps bytes drops
     /// its copy, so that the next read asks the one below; others pass it on. Never blocks.
@@ -55,8 +66,8 @@ impl<S: BlobSource + ?Sized> BlobSource for Arc<S> {
         (**self).locate(blob, range)
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
-        (**self).read(blob, range)
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
+        (**self).read(blob, range, purpose)
     }
 
     fn reject(&self, blob: &Blob, range: ByteRange) {

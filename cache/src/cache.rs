@@ -6,7 +6,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadFuture};
 use prometheus_client::registry::Registry;
 use tokio::{runtime::Handle, sync::broadcast, task::JoinSet};
 
@@ -292,8 +292,8 @@ impl BlobSource for Cache {
         self.store.locate(blob, range)
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
-        Box::pin(async move { read::read(&self.store, blob, range).await })
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
+        Box::pin(async move { read::read(&self.store, blob, range, purpose).await })
     }
 
     /// Drops the chunks that hold `range`. When none is here the bytes came straight from below, which is told.

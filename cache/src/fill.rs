@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use penstock_blob::{ByteRange, ReadError};
+use penstock_blob::{ByteRange, Purpose, ReadError};
 use tokio::sync::watch;
 
 use crate::{
@@ -30,6 +30,8 @@ pub(crate) enum Outcome {
     Bytes(Bytes),
     /// No bytes. The next reader starts another fill.
     Failed(ReadError),
+    /// No bytes for a read ahead. A reader who came just then looks again: nobody asked for him yet.
+    Forgone(ReadError),
     /// What was on disk changed or was wrong, and is dropped: look again.
     Again,
 }
@@ -50,6 +52,8 @@ pub(crate) struct Fill {
     pub(crate) last: u32,
     /// The run's bytes in the blob.
     pub(crate) range: ByteRange,
+    /// Whether somebody waits for it; a fill that was begun ahead is hurried along then.
+    wanted: watch::Sender<bool>,
     /// A reader found its bytes wrong: they are not stored, and nobody joins it any more. Changed under the entry's lock.
     rejected: AtomicBool,
     outcome: watch::Receiver<Option<Outcome>>,
@@ -63,6 +67,19 @@ impl Fill {
 
     pub(crate) fn is_rejected(&self, _proof: &State) -> bool {
         self.rejected.load(Ordering::Relaxed)
+    }
+
+    /// Somebody joins it.
+    pub(crate) fn joined(&self, purpose: Purpose) {
+        if purpose == Purpose::Demand {
+            self.wanted.send_if_modified(|wanted| !std::mem::replace(wanted, true));
+        }
+    }
+
+    /// Ends when somebody waits for it.
+    async fn wanted(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.wanted.subscribe().wait_for(|&wanted| wanted).await;
     }
 
     /// Waits for the end.
@@ -89,10 +106,16 @@ pub(crate) struct Lead {
 
 impl Lead {
     /// A fill of chunks `first..=last`, not yet in the entry's table.
-    pub(crate) fn new(store: &Arc<Store>, entry: &Arc<Entry>, (first, last): (u32, u32), range: ByteRange) -> Self {
+    pub(crate) fn new(
+        store: &Arc<Store>,
+        entry: &Arc<Entry>,
+        (first, last): (u32, u32),
+        (range, purpose): (ByteRange, Purpose),
+    ) -> Self {
         let (tell, outcome) = watch::channel(None);
         store.fills.send_modify(|n| *n += 1);
-        let fill = Arc::new(Fill { first, last, range, rejected: AtomicBool::new(false), outcome });
+        let wanted = watch::Sender::new(purpose == Purpose::Demand);
+        let fill = Arc::new(Fill { first, last, range, wanted, rejected: AtomicBool::new(false), outcome });
         Self { store: store.clone(), entry: entry.clone(), fill, tell }
     }
 
@@ -127,21 +150,45 @@ impl Lead {
         }
     }
 
+    /// The bytes from the source below. Begun ahead, they are asked for once more when somebody waits for them: the sources below
+    /// join the two, and hurry.
+    async fn ask(&self) -> Result<Bytes, Outcome> {
+        let (upstream, blob, range) = (&self.store.upstream, self.entry.blob, self.fill.range);
+        if *self.fill.wanted.borrow() {
+            return upstream.read(blob, range, Purpose::Demand).await.map_err(Outcome::Failed);
+        }
+        let mut ahead = upstream.read(blob, range, Purpose::Ahead);
+        tokio::select! {
+            biased;
+            got = &mut ahead => return got.map_err(Outcome::Forgone),
+            () = self.fill.wanted() => {}
+        }
+        let mut demand = upstream.read(blob, range, Purpose::Demand);
+        tokio::select! {
+            biased;
+            got = &mut demand => got.map_err(Outcome::Failed),
+            got = &mut ahead => match got {
+                Ok(bytes) => Ok(bytes),
+                Err(_) => demand.await.map_err(Outcome::Failed),
+            },
+        }
+    }
+
     async fn fetch(self) {
         let (store, blob, range) = (&self.store, self.entry.blob, self.fill.range);
         let got = tokio::select! {
             biased;
-            () = store.stop.cancelled() => Err(ReadError::Stopping),
-            got = store.upstream.read(blob, range) => got,
+            () = store.stop.cancelled() => Err(Outcome::Failed(ReadError::Stopping)),
+            got = self.ask() => got,
         };
         let exact = got.and_then(|bytes| match bytes.len() as u64 == range.len() {
             true => Ok(bytes),
-            false => Err(ReadError::WrongBytes {
+            false => Err(Outcome::Failed(ReadError::WrongBytes {
                 blob: blob.digest,
                 range,
                 endpoint: "the source below the cache".into(),
                 reason: format!("{} bytes for {}", bytes.len(), range.len()),
-            }),
+            })),
         });
         match exact {
             Ok(bytes) => {
@@ -153,9 +200,9 @@ impl Lead {
                     store.metrics.bypasses.inc();
                 }
             }
-            Err(e) => {
+            Err(outcome) => {
                 store.metrics.fill_failures.inc();
-                self.end(Outcome::Failed(e));
+                self.end(outcome);
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use bytes::{Bytes, BytesMut};
-use penstock_blob::{Blob, BlobSource, ByteRange, Located, ReadError};
+use penstock_blob::{Blob, BlobSource, ByteRange, Located, Purpose, ReadError};
 
 use crate::{
     entry::Entry,
@@ -78,14 +78,19 @@ enum Part {
 }
 
 /// The bytes of `range`, from disk, from fills, or around the cache.
-pub(crate) async fn read(store: &Arc<Store>, blob: Blob, range: ByteRange) -> Result<Bytes, ReadError> {
+pub(crate) async fn read(
+    store: &Arc<Store>,
+    blob: Blob,
+    range: ByteRange,
+    purpose: Purpose,
+) -> Result<Bytes, ReadError> {
     blob.check(range)?;
     let mut parts = Vec::new();
     let mut start = range.start();
     while start < range.end() {
         let end = range.end().min((start / WINDOW_BYTES).saturating_add(1).saturating_mul(WINDOW_BYTES));
         let Ok(window) = ByteRange::new(start, end) else { break };
-        read_window(store, blob, window, &mut parts).await?;
+        read_window(store, &Asked { blob, window, purpose }, &mut parts).await?;
         start = end;
     }
     Ok(join(parts))
@@ -101,31 +106,39 @@ fn join(mut parts: Vec<Bytes>) -> Bytes {
     whole.freeze()
 }
 
+/// One window of a read.
+#[derive(Debug)]
+struct Asked {
+    blob: Blob,
+    window: ByteRange,
+    purpose: Purpose,
+}
+
 /// Adds the bytes of one window to `out`.
-async fn read_window(store: &Arc<Store>, blob: Blob, window: ByteRange, out: &mut Vec<Bytes>) -> Result<(), ReadError> {
+async fn read_window(store: &Arc<Store>, asked: &Asked, out: &mut Vec<Bytes>) -> Result<(), ReadError> {
     let had = out.len();
     for _ in 0..LOOKS {
-        let Some(parts) = plan(store, &blob, window)? else { break };
-        if collect(store, &blob, parts, out).await? {
+        let Some(parts) = plan(store, asked)? else { break };
+        if collect(store, asked, parts, out).await? {
             return Ok(());
         }
         out.truncate(had);
     }
-    out.push(around(store, blob, window).await?);
+    out.push(around(store, asked, asked.window).await?);
     Ok(())
 }
 
 /// Reads past the cache.
-async fn around(store: &Store, blob: Blob, range: ByteRange) -> Result<Bytes, ReadError> {
+async fn around(store: &Store, asked: &Asked, range: ByteRange) -> Result<Bytes, ReadError> {
     store.metrics.bypasses.inc();
-    store.upstream.read(blob, range).await
+    store.upstream.read(asked.blob, range, asked.purpose).await
 }
 
 /// Decides where the bytes of a window come from, and starts the fills that are missing. `None`: the blob cannot be cached.
-fn plan(store: &Arc<Store>, blob: &Blob, window: ByteRange) -> Result<Option<Vec<Part>>, ReadError> {
+fn plan(store: &Arc<Store>, asked: &Asked) -> Result<Option<Vec<Part>>, ReadError> {
     loop {
-        let Some(entry) = store.entry(blob) else { return Ok(None) };
-        if let Some(parts) = plan_entry(store, &entry, window)? {
+        let Some(entry) = store.entry(&asked.blob) else { return Ok(None) };
+        if let Some(parts) = plan_entry(store, &entry, asked)? {
             return Ok(Some(parts));
         }
         // The entry was retired between the look-up and the lock; it is out of the table by now.
@@ -133,7 +146,8 @@ fn plan(store: &Arc<Store>, blob: &Blob, window: ByteRange) -> Result<Option<Vec
 }
 
 /// As [`plan`]; `None` when the entry is retired.
-fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, window: ByteRange) -> Result<Option<Vec<Part>>, ReadError> {
+fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, asked: &Asked) -> Result<Option<Vec<Part>>, ReadError> {
+    let window = asked.window;
     let span = entry.chunk_size.span(window);
     let most = (MAX_RUN_BYTES / entry.chunk_size.bytes()).max(1);
     let mut leads = Vec::new();
@@ -168,6 +182,7 @@ fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, window: ByteRange) -> Resu
                 continue;
             }
             Stand::Filling(fill) => {
+                fill.joined(asked.purpose);
                 parts.push(Part::Filled(fill, range));
                 continue;
             }
@@ -181,7 +196,7 @@ fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, window: ByteRange) -> Resu
             Stand::Present => Kind::Check,
             Stand::Absent => Kind::Fetch,
         };
-        let lead = Lead::new(store, entry, (piece.first, piece.last), whole);
+        let lead = Lead::new(store, entry, (piece.first, piece.last), (whole, asked.purpose));
         state.fills.extend((piece.first..=piece.last).map(|chunk| (chunk, lead.fill().clone())));
         parts.push(Part::Filled(lead.fill().clone(), range));
         leads.push((lead, kind));
@@ -192,20 +207,22 @@ fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, window: ByteRange) -> Resu
 }
 
 /// Waits for the parts, in order. False: something on disk was wrong or went away, look again.
-async fn collect(store: &Arc<Store>, blob: &Blob, parts: Vec<Part>, out: &mut Vec<Bytes>) -> Result<bool, ReadError> {
+async fn collect(store: &Arc<Store>, asked: &Asked, parts: Vec<Part>, out: &mut Vec<Bytes>) -> Result<bool, ReadError> {
     for part in parts {
         match part {
-            Part::Around(range) => out.push(around(store, *blob, range).await?),
+            Part::Around(range) => out.push(around(store, asked, range).await?),
             Part::Here(located, chunks) => match from_disk(store, located).await? {
                 Some(bytes) => out.push(bytes),
                 None => {
-                    if let Some(entry) = store.table.load().get(blob) {
+                    if let Some(entry) = store.table.load().get(&asked.blob) {
                         store.discard_corrupt(entry, chunks.0, chunks.1);
                     }
                     return Ok(false);
                 }
             },
             Part::Filled(fill, range) => match fill.outcome().await {
+                Outcome::Forgone(e) if asked.purpose == Purpose::Ahead => return Err(e),
+                Outcome::Forgone(_) => return Ok(false),
                 Outcome::Failed(e) => return Err(e),
                 Outcome::Again => return Ok(false),
                 Outcome::Bytes(bytes) => out.push(slice(&bytes, fill.range, range)),

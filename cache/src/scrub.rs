@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use penstock_blob::{ByteRange, Hasher};
+use penstock_blob::{ByteRange, Hasher, Purpose};
 use rustix::fs::{Advice, fadvise};
 
 use crate::{
@@ -175,7 +175,7 @@ fn forget_pages(slots: &Slots, range: ByteRange) {
 async fn fetch_again(store: &Arc<Store>, entry: &Entry, ranges: &[ByteRange]) -> u64 {
     let mut came = 0;
     for range in ranges {
-        match read::read(store, entry.blob, *range).await {
+        match read::read(store, entry.blob, *range, Purpose::Ahead).await {
             Ok(_) => came += 1,
             Err(error) => {
                 tracing::warn!("dropped chunks of blob {} could not be fetched again: {error}", entry.blob.digest);

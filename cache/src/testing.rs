@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use penstock_blob::{
-    Blob, BlobSource, ByteRange, ChunkSize,
+    Blob, BlobSource, ByteRange, ChunkSize, Purpose,
     faults::{Flaky, Memory},
 };
 use prometheus_client::registry::Registry;
@@ -122,7 +122,7 @@ impl Bench {
     /// Reads all of every blob and compares.
     pub(crate) async fn read_all(&self, cache: &Cache) {
         for (blob, bytes) in &self.blobs {
-            let read = cache.read(*blob, blob.all().unwrap()).await.unwrap();
+            let read = cache.read(*blob, blob.all().unwrap(), Purpose::Demand).await.unwrap();
             assert!(read == *bytes, "other bytes than the blob's");
         }
     }

@@ -21,7 +21,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use penstock_blob::{
-    Blob, BlobSource, ByteRange, Located, ReadFuture,
+    Blob, BlobSource, ByteRange, Located, Purpose, ReadFuture,
     faults::{Memory, Stuck},
 };
 use penstock_device::{
@@ -58,9 +58,9 @@ impl BlobSource for Kept {
         Some(Located::in_memory(self.bytes.slice(start..end)))
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
-            let bytes = self.below.read(blob, range).await?;
+            let bytes = self.below.read(blob, range, purpose).await?;
             self.present.lock().extend(Self::chunks(range));
             Ok(bytes)
         })

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use penstock_blob::{Blob, BlobSource, ByteRange, Located, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Located, Purpose, ReadFuture};
 
 use crate::stats::Counters;
 
@@ -36,10 +36,10 @@ impl BlobSource for Counted {
         self.below.locate(blob, range)
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
             let _wait = Wait { counters: &self.counters, begun: Instant::now() };
-            let bytes = self.below.read(blob, range).await?;
+            let bytes = self.below.read(blob, range, purpose).await?;
             self.counters.asked(range.len());
             Ok(bytes)
         })

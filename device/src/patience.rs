@@ -6,7 +6,7 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadError, ReadFuture};
 use tokio::{
     sync::{broadcast, watch},
     time::{Instant, sleep_until},
@@ -257,11 +257,11 @@ impl Patient {
         None
     }
 
-    async fn wait(&self, blob: Blob, range: ByteRange) -> Result<bytes::Bytes, ReadError> {
+    async fn wait(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> Result<bytes::Bytes, ReadError> {
         let begun = Instant::now();
         let mut ask = Ask { blob, range, begun, last: None, pause: FIRST_PAUSE, is_late: false };
         let mut changes = self.patience.subscribe();
-        let mut read = self.below.read(blob, range);
+        let mut read = self.below.read(blob, range, purpose);
         loop {
             tokio::select! {
                 biased;
@@ -276,7 +276,7 @@ impl Patient {
                         ask.pause = (ask.pause * 2).min(LONGEST_PAUSE);
                         read = Box::pin(async move {
                             sleep_until(again).await;
-                            self.below.read(blob, range).await
+                            self.below.read(blob, range, purpose).await
                         });
                     }
                     Err(error) => return Err(error),
@@ -294,8 +294,8 @@ impl BlobSource for Patient {
         self.below.locate(blob, range)
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
-        Box::pin(self.wait(blob, range))
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
+        Box::pin(self.wait(blob, range, purpose))
     }
 
     fn reject(&self, blob: &Blob, range: ByteRange) {

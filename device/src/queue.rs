@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use penstock_blob::{Blob, BlobSource, ByteRange, Located, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Located, Purpose, ReadError, ReadFuture};
 use penstock_image::{Held, Image, Scratch, StepError};
 use rustix::io::Errno;
 use tokio::sync::mpsc;
@@ -84,7 +84,7 @@ impl BlobSource for Nothing {
         None
     }
 
-    fn read(&self, blob: Blob, _: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, _: ByteRange, _: Purpose) -> ReadFuture<'_> {
         let reason = "the device shows no image".to_owned();
         Box::pin(std::future::ready(Err(ReadError::NotFound { blob: blob.digest, reason })))
     }

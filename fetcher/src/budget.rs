@@ -3,6 +3,9 @@
 //! Nobody gets all of it: an endpoint holds at most [`ENDPOINT_SHARE`] times of what is then still free, and a blob there at
 //! most [`BLOB_SHARE`] times ("dynamic thresholds", Choudhury and Hahne 1998, made for switches with a shared buffer). So one endpoint
 //! alone uses three quarters, one blob alone two thirds, and however many are stuck, something is left for the next.
+//!
+//! Demand goes first: what is read ahead is granted only when no demand waits that could use it, and holds half of everything at
+//! most, so that demand finds room at once also while all that is read ahead is stuck.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,7 +13,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use penstock_blob::Digest;
+use penstock_blob::{Digest, Purpose};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::oneshot;
 
@@ -20,6 +23,8 @@ use crate::{config::Config, metrics::Metrics};
 const ENDPOINT_SHARE: u64 = 3;
 /// What a blob may hold, likewise.
 const BLOB_SHARE: u64 = 2;
+/// What is read ahead holds one part of this many of the whole at most (but one request).
+const AHEAD_PART: u64 = 2;
 
 /// For whom something is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,10 +32,11 @@ pub(crate) struct Key {
     pub(crate) endpoint: u64,
     /// `None` for manifests.
     pub(crate) blob: Option<Digest>,
+    pub(crate) purpose: Purpose,
 }
 
 /// The two budgets. Both are taken in one order, requests first, and given back together, so that two holders never wait for
-/// each other. First come, first served, but who has had his share lets others pass.
+/// each other. First come, first served among those of one purpose, but who has had his share lets others pass.
 #[derive(Debug)]
 pub(crate) struct Budget {
     requests: Arc<Pool>,
@@ -60,10 +66,17 @@ struct Pool {
 #[derive(Debug)]
 struct Ledger {
     free: u64,
+    /// Held by what is read ahead, and how much that may be.
+    ahead: u64,
+    max_ahead: u64,
     endpoints: HashMap<u64, u64>,
     blobs: HashMap<(u64, Digest), u64>,
-    waiting: VecDeque<(Key, u64, oneshot::Sender<Held>)>,
+    demand: VecDeque<Waiter>,
+    later: VecDeque<Waiter>,
 }
+
+/// Somebody who waits, for how much, and how he is told.
+type Waiter = (Key, u64, oneshot::Sender<Held>);
 
 /// Some of a pool. Dropping it gives it back and lets others go on.
 #[derive(Debug)]
@@ -85,6 +98,9 @@ enum Denied {
 impl Ledger {
     fn may(&self, key: Key, amount: u64) -> Result<(), Denied> {
         let left = self.free.checked_sub(amount).ok_or(Denied::Empty)?;
+        if key.purpose == Purpose::Ahead && self.ahead.saturating_add(amount) > self.max_ahead {
+            return Err(Denied::Empty);
+        }
         let fair = |held: u64, share: u64| held == 0 || held.saturating_add(amount) <= left.saturating_mul(share);
         let endpoint = self.endpoints.get(&key.endpoint).copied().unwrap_or(0);
         let blob = key.blob.and_then(|blob| self.blobs.get(&(key.endpoint, blob)).copied()).unwrap_or(0);
@@ -93,6 +109,9 @@ impl Ledger {
 
     fn take(&mut self, key: Key, amount: u64) {
         self.free -= amount;
+        if key.purpose == Purpose::Ahead {
+            self.ahead += amount;
+        }
         *self.endpoints.entry(key.endpoint).or_default() += amount;
         if let Some(blob) = key.blob {
             *self.blobs.entry((key.endpoint, blob)).or_default() += amount;
@@ -101,6 +120,9 @@ impl Ledger {
 
     fn give_back(&mut self, key: Key, amount: u64) {
         self.free += amount;
+        if key.purpose == Purpose::Ahead {
+            self.ahead = self.ahead.saturating_sub(amount);
+        }
         less(&mut self.endpoints, key.endpoint, amount);
         if let Some(blob) = key.blob {
             less(&mut self.blobs, (key.endpoint, blob), amount);
@@ -108,22 +130,35 @@ impl Ledger {
     }
 
     /// The first who waits and may go on. Who waits for more than is free is not overtaken, or he would wait for ever.
-    fn next(&mut self) -> Option<(Key, u64, oneshot::Sender<Held>)> {
-        self.waiting.retain(|(.., sender)| !sender.is_closed());
-        let mut at = None;
-        for (index, (key, amount, _)) in self.waiting.iter().enumerate() {
+    fn next(&mut self) -> Option<Waiter> {
+        for queue in [&mut self.demand, &mut self.later] {
+            queue.retain(|(.., sender)| !sender.is_closed());
+        }
+        let waiter = match self.first(&self.demand) {
+            Ok(at) => self.demand.remove(at)?,
+            Err(Denied::Empty) => return None,
+            Err(Denied::Share) => self.later.remove(self.first(&self.later).ok()?)?,
+        };
+        self.take(waiter.0, waiter.1);
+        Some(waiter)
+    }
+
+    /// Who of a queue may go on; [`Denied::Share`] also when nobody waits there.
+    fn first(&self, queue: &VecDeque<Waiter>) -> Result<usize, Denied> {
+        for (index, (key, amount, _)) in queue.iter().enumerate() {
             match self.may(*key, *amount) {
-                Ok(()) => {
-                    at = Some(index);
-                    break;
-                }
-                Err(Denied::Empty) => break,
+                Ok(()) => return Ok(index),
+                Err(Denied::Empty) => return Err(Denied::Empty),
                 Err(Denied::Share) => {}
             }
         }
-        let (key, amount, sender) = self.waiting.remove(at?)?;
-        self.take(key, amount);
-        Some((key, amount, sender))
+        Err(Denied::Share)
+    }
+
+    /// Whether somebody waits whom one of this purpose must not overtake.
+    fn is_queued(&self, purpose: Purpose) -> bool {
+        let waits = |queue: &VecDeque<Waiter>| queue.iter().any(|(.., sender)| !sender.is_closed());
+        waits(&self.demand) || (purpose == Purpose::Ahead && waits(&self.later))
     }
 }
 
@@ -139,7 +174,15 @@ fn less<K: std::hash::Hash + Eq>(sums: &mut HashMap<K, u64>, key: K, amount: u64
 
 impl Pool {
     fn new(all: u64, gauge: Gauge) -> Arc<Self> {
-        let ledger = Ledger { free: all, endpoints: HashMap::new(), blobs: HashMap::new(), waiting: VecDeque::new() };
+        let ledger = Ledger {
+            free: all,
+            ahead: 0,
+            max_ahead: (all / AHEAD_PART).max(1),
+            endpoints: HashMap::new(),
+            blobs: HashMap::new(),
+            demand: VecDeque::new(),
+            later: VecDeque::new(),
+        };
         Arc::new(Self { all, gauge, ledger: Mutex::new(ledger) })
     }
 
@@ -148,19 +191,21 @@ impl Pool {
         Held { pool: self.clone(), key, amount }
     }
 
-    /// More than all there is counts as all there is.
+    /// More than there is for a purpose counts as all there is.
     async fn take(self: &Arc<Self>, key: Key, amount: u64) -> Held {
-        let amount = amount.min(self.all);
         let receiver = {
             let mut ledger = self.ledger.lock();
-            let queued = ledger.waiting.iter().any(|(.., sender)| !sender.is_closed());
-            if !queued && ledger.may(key, amount).is_ok() {
+            let amount = self.at_most(&ledger, key.purpose, amount);
+            if !ledger.is_queued(key.purpose) && ledger.may(key, amount).is_ok() {
                 ledger.take(key, amount);
                 drop(ledger);
                 return self.held(key, amount);
             }
             let (sender, receiver) = oneshot::channel();
-            ledger.waiting.push_back((key, amount, sender));
+            match key.purpose {
+                Purpose::Demand => ledger.demand.push_back((key, amount, sender)),
+                Purpose::Ahead => ledger.later.push_back((key, amount, sender)),
+            }
             receiver
         };
         self.grant();
@@ -171,9 +216,16 @@ impl Pool {
         }
     }
 
+    fn at_most(&self, ledger: &Ledger, purpose: Purpose, amount: u64) -> u64 {
+        match purpose {
+            Purpose::Demand => amount.min(self.all),
+            Purpose::Ahead => amount.min(ledger.max_ahead),
+        }
+    }
+
     fn try_take(self: &Arc<Self>, key: Key, amount: u64) -> Option<Held> {
-        let amount = amount.min(self.all);
         let mut ledger = self.ledger.lock();
+        let amount = self.at_most(&ledger, key.purpose, amount);
         ledger.may(key, amount).ok()?;
         ledger.take(key, amount);
         drop(ledger);
@@ -237,7 +289,7 @@ mod tests {
     }
 
     fn key(endpoint: u64, blob: u8) -> Key {
-        Key { endpoint, blob: Some(Digest::of(&[blob])) }
+        Key { endpoint, blob: Some(Digest::of(&[blob])), purpose: Purpose::Demand }
     }
 
     /// How many turns somebody gets without waiting.
@@ -307,6 +359,56 @@ mod tests {
         let large = large.now_or_never().expect("its room");
         drop(large);
         assert!(late.now_or_never().is_some());
+    }
+
+    fn ahead(endpoint: u64, blob: u8) -> Key {
+        Key { purpose: Purpose::Ahead, ..key(endpoint, blob) }
+    }
+
+    #[tokio::test]
+    async fn demand_finds_room_while_all_that_is_read_ahead_is_stuck() {
+        let (budget, _) = budget(32, 100);
+        let mut stuck = Vec::new();
+        assert_eq!(drain(&budget, |n| ahead(1, n), &mut stuck), 16, "half of all");
+        let mut bytes = Vec::new();
+        for turn in &stuck[..2] {
+            bytes.push(budget.room(25, turn).now_or_never().expect("half of the bytes"));
+        }
+        assert!(budget.room(1, &stuck[2]).now_or_never().is_none());
+        for blob in [0, 99] {
+            let turn = budget.turn(key(1, blob)).now_or_never().expect("also for a blob that is read ahead");
+            assert!(budget.room(10, &turn).now_or_never().is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn demand_that_comes_later_goes_before_what_is_read_ahead() {
+        let (budget, _) = budget(4, 100);
+        let mut kept = Vec::new();
+        for endpoint in 1..=4 {
+            kept.push(budget.turn(key(endpoint, 1)).await);
+        }
+        let mut early = Box::pin(budget.turn(ahead(5, 2)));
+        assert!(early.as_mut().now_or_never().is_none());
+        let mut late = Box::pin(budget.turn(key(6, 3)));
+        assert!(late.as_mut().now_or_never().is_none());
+        kept.pop();
+        assert!(early.as_mut().now_or_never().is_none(), "demand waits");
+        let late = late.now_or_never().expect("demand goes first");
+        kept.pop();
+        assert!(early.now_or_never().is_some(), "nobody else waits");
+        drop(late);
+    }
+
+    #[tokio::test]
+    async fn demand_that_has_had_its_share_does_not_hold_up_others_read_ahead() {
+        let (budget, _) = budget(8, 100);
+        let mut kept = Vec::new();
+        assert_eq!(drain(&budget, |_| key(1, 1), &mut kept), 5);
+        let mut more = Box::pin(budget.turn(key(1, 1)));
+        assert!(more.as_mut().now_or_never().is_none());
+        let mut other = Box::pin(budget.turn(ahead(2, 2)));
+        assert!(other.as_mut().now_or_never().is_some());
     }
 
     #[tokio::test]

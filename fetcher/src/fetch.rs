@@ -41,7 +41,7 @@ impl Core {
         assembly: &Mutex<Assembly<Answer>>,
         asking: &mut Asking,
     ) -> Result<(), Failure> {
-        let Some(range) = assembly.lock().rest() else { return Ok(()) };
+        let Some(range) = begin(&mut assembly.lock()) else { return Ok(()) };
         let web = &place.endpoint.web;
         let started = Instant::now();
         let mut response = self.open(place, blob, range).await?;
@@ -143,6 +143,13 @@ impl Core {
             }
         }
     }
+}
+
+/// What is asked for next, said to those who may want to join.
+fn begin(assembly: &mut Assembly<Answer>) -> Option<ByteRange> {
+    let run = assembly.run();
+    assembly.expect(run);
+    run
 }
 
 pub(crate) fn no_url() -> Failure {

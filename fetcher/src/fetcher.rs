@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadError, ReadFuture};
 use prometheus_client::registry::Registry;
 use tokio::{
     sync::broadcast,
@@ -23,7 +23,7 @@ use crate::{
     dial::Dialer,
     endpoint::{EndpointFetched, status::RegistryStatus},
     event::Event,
-    flight::{Flights, nobody},
+    flight::{Flights, Nearness, nobody},
     gave::Gave,
     hedge::Allowance,
     metrics::Metrics,
@@ -139,13 +139,22 @@ impl Fetcher {
     }
 
     /// One read of at most `max_request_bytes`, alone or with its neighbours.
-    async fn piece(&self, blob: Blob, range: ByteRange, deadline: Instant) -> Result<Bytes, ReadError> {
+    async fn piece(
+        &self,
+        blob: Blob,
+        (range, purpose): (ByteRange, Purpose),
+        deadline: Instant,
+    ) -> Result<Bytes, ReadError> {
         let config = &self.core.config;
-        let (mut seat, new) = self.core.flights.board(blob, range, config.join_gap_bytes, config.max_request_bytes);
+        let near = Nearness { gap_bytes: config.join_gap_bytes, max_bytes: config.max_request_bytes };
+        let (mut seat, new) = self.core.flights.board(blob, (range, purpose), near);
         match new {
             Some(flight) => {
                 let mut flying = self.flying.lock();
-                let flying = flying.as_mut().ok_or(ReadError::Stopping)?;
+                let Some(flying) = flying.as_mut() else {
+                    self.core.flights.close(&flight).for_each(drop);
+                    return Err(ReadError::Stopping);
+                };
                 // Those that have ended are let go.
                 while let Some(ended) = flying.try_join_next() {
                     if let Err(error) = ended {
@@ -171,9 +180,14 @@ impl Fetcher {
         }
     }
 
-    async fn pieces(&self, blob: Blob, range: ByteRange, deadline: Instant) -> Result<Bytes, ReadError> {
+    async fn pieces(
+        &self,
+        blob: Blob,
+        (range, purpose): (ByteRange, Purpose),
+        deadline: Instant,
+    ) -> Result<Bytes, ReadError> {
         let config = &self.core.config;
-        let pieces = split(range, config.max_request_bytes).map(|piece| self.piece(blob, piece, deadline));
+        let pieces = split(range, config.max_request_bytes).map(|piece| self.piece(blob, (piece, purpose), deadline));
         let whole = stream::iter(pieces).buffered(config.max_requests);
         let append = |mut whole: BytesMut, piece: Bytes| async move {
             whole.extend_from_slice(&piece);
@@ -188,7 +202,7 @@ impl BlobSource for Fetcher {
         None
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
             blob.check(range)?;
             if !self.core.places.knows(&blob.digest) {
@@ -197,14 +211,15 @@ impl BlobSource for Fetcher {
             }
             let deadline = Instant::now() + self.core.config.deadline;
             if range.len() <= self.core.config.max_request_bytes {
-                return self.piece(blob, range, deadline).await;
+                return self.piece(blob, (range, purpose), deadline).await;
             }
-            self.pieces(blob, range, deadline).await
+            self.pieces(blob, (range, purpose), deadline).await
         })
     }
 
     fn reject(&self, blob: &Blob, range: ByteRange) {
         self.core.metrics.rejects.inc();
+        self.core.flights.seal(&blob.digest);
         self.core.rejected(blob, range);
     }
 }

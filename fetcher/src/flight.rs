@@ -1,11 +1,15 @@
 //! Flights: reads of one blob that wait at the same time and lie near each other share one GET.
 //!
-//! A flight takes readers aboard until its turn to send a request has come. Then it is closed, fetches what its readers lack
-//! round by round until all have their bytes or no other try helps, and ends. It also ends when nobody waits any more. A reader
-//! waits with its own deadline; a flight has none.
+//! A flight takes readers aboard until its turn to send a request has come. Then it takes those only whose bytes it brings anyway. It
+//! fetches what its readers lack round by round until all have their bytes or no other try helps, and ends. It also ends when
+//! nobody waits any more. A reader waits with its own deadline; a flight has none.
+//!
+//! A flight of which nothing is wanted on demand waits for its turn behind all demand. The first reader on demand who comes aboard
+//! changes that at once.
 
 use std::{
     collections::HashMap,
+    future::pending,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,8 +19,11 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use penstock_blob::{Blob, ByteRange, Digest};
-use tokio::sync::{Notify, oneshot};
+use penstock_blob::{Blob, ByteRange, Digest, Purpose};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::sleep,
+};
 
 use crate::{
     assembly::{Assembly, join},
@@ -37,18 +44,68 @@ const CHOOSE_AGAIN: Duration = Duration::from_millis(250);
 /// One GET to be, and those who wait for it.
 #[derive(Debug)]
 pub(crate) struct Flight {
-    blob: Blob,
-    /// Who is aboard, until the flight is closed.
-    boarding: Mutex<Boarding>,
+    pub(crate) blob: Blob,
+    /// Who is aboard. Locked after the table of flights, never before.
+    pub(crate) assembly: Mutex<Assembly<Answer>>,
     waiting: AtomicUsize,
     left: Notify,
+    /// Somebody on demand came aboard.
+    urged: Notify,
     last: Mutex<Option<String>>,
 }
 
-#[derive(Debug)]
-struct Boarding {
-    range: ByteRange,
-    seats: Vec<(ByteRange, Answer)>,
+impl Flight {
+    /// Takes somebody aboard if the phase allows it; else gives his answer back.
+    fn take_aboard(
+        &self,
+        phase: &mut Phase,
+        (range, purpose): (ByteRange, Purpose),
+        near: Nearness,
+        answer: Answer,
+    ) -> Result<(), Answer> {
+        let mut assembly = self.assembly.lock();
+        match phase {
+            Phase::Boarding(all) => match join(*all, range, near.gap_bytes, near.max_bytes) {
+                Some(both) => {
+                    *all = both;
+                    assembly.add(range, purpose, answer);
+                }
+                None => return Err(answer),
+            },
+            Phase::Aloft => assembly.join(range, purpose, answer)?,
+            Phase::Sealed => return Err(answer),
+        }
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        if purpose == Purpose::Demand {
+            self.urged.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Ends when something is wanted on demand; never when it was before.
+    pub(crate) async fn promoted(&self, before: Purpose) {
+        if before == Purpose::Demand {
+            return pending().await;
+        }
+        loop {
+            let urged = self.urged.notified();
+            if self.assembly.lock().purpose() == Purpose::Demand {
+                return;
+            }
+            urged.await;
+        }
+    }
+}
+
+/// Whom a flight takes aboard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Everybody near this range.
+    Boarding(ByteRange),
+    /// Those whose bytes it brings anyway.
+    Aloft,
+    /// Nobody: some of what it brings was found to be wrong.
+    Sealed,
 }
 
 /// One reader's seat. Dropping it before the answer gives it up.
@@ -85,54 +142,91 @@ impl Drop for Seat {
     }
 }
 
-/// The flights that still take readers aboard.
+/// The flights of each blob, and whom they take aboard.
+type Table = HashMap<Digest, Vec<(Phase, Arc<Flight>)>>;
+
+/// The flights that have not ended.
 #[derive(Debug, Default)]
 pub(crate) struct Flights {
-    boarding: Mutex<HashMap<Digest, Vec<Arc<Flight>>>>,
+    table: Mutex<Table>,
+}
+
+/// Which reads share a request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Nearness {
+    /// Bytes between them at most.
+    pub(crate) gap_bytes: u64,
+    /// Bytes together at most.
+    pub(crate) max_bytes: u64,
 }
 
 impl Flights {
-    /// A seat on a flight that passes near `range`, or on a new one, which is returned too.
+    /// A seat on a flight that passes near `range` or brings it anyway, or on a new one, which is returned too.
     pub(crate) fn board(
         &self,
         blob: Blob,
-        range: ByteRange,
-        gap_bytes: u64,
-        max_bytes: u64,
+        (range, purpose): (ByteRange, Purpose),
+        near: Nearness,
     ) -> (Seat, Option<Arc<Flight>>) {
-        let (sender, answer) = oneshot::channel();
-        let mut table = self.boarding.lock();
+        let (mut sender, answer) = oneshot::channel();
+        let mut table = self.table.lock();
         let flights = table.entry(blob.digest).or_default();
-        for flight in flights.iter() {
-            let mut boarding = flight.boarding.lock();
-            if let Some(both) = join(boarding.range, range, gap_bytes, max_bytes) {
-                boarding.range = both;
-                boarding.seats.push((range, sender));
-                flight.waiting.fetch_add(1, Ordering::AcqRel);
-                return (Seat { flight: flight.clone(), answer, answered: false }, None);
-            }
+        for (phase, flight) in flights.iter_mut() {
+            sender = match flight.take_aboard(phase, (range, purpose), near, sender) {
+                Ok(()) => return (Seat { flight: flight.clone(), answer, answered: false }, None),
+                Err(sender) => sender,
+            };
         }
+        let mut assembly = Assembly::new();
+        assembly.add(range, purpose, sender);
         let flight = Arc::new(Flight {
             blob,
-            boarding: Mutex::new(Boarding { range, seats: vec![(range, sender)] }),
+            assembly: Mutex::new(assembly),
             waiting: AtomicUsize::new(1),
             left: Notify::new(),
+            urged: Notify::new(),
             last: Mutex::new(None),
         });
-        flights.push(flight.clone());
+        flights.push((Phase::Boarding(range), flight.clone()));
         (Seat { flight: flight.clone(), answer, answered: false }, Some(flight))
     }
 
-    /// Takes nobody more aboard; returns who is.
-    fn close(&self, flight: &Arc<Flight>) -> Vec<(ByteRange, Answer)> {
-        let mut table = self.boarding.lock();
+    /// From now on the flight takes those aboard whose bytes it brings anyway.
+    fn depart(&self, flight: &Arc<Flight>) {
+        let mut table = self.table.lock();
+        let flights = table.get_mut(&flight.blob.digest).into_iter().flatten();
+        flights.filter(|(_, other)| Arc::ptr_eq(other, flight)).for_each(|(phase, _)| *phase = Phase::Aloft);
+    }
+
+    /// Some bytes of the blob were wrong: who reads them again must not get them from what is under way.
+    pub(crate) fn seal(&self, digest: &Digest) {
+        let mut table = self.table.lock();
+        let flights = table.get_mut(digest).into_iter().flatten();
+        flights.filter(|(phase, _)| *phase == Phase::Aloft).for_each(|(phase, _)| *phase = Phase::Sealed);
+    }
+
+    /// Takes nobody more aboard if everybody has his bytes; whether that is so.
+    fn close_done(&self, flight: &Arc<Flight>) -> bool {
+        let mut table = self.table.lock();
+        let mut assembly = flight.assembly.lock();
+        assembly.retain(|answer| !answer.is_closed());
+        let done = assembly.rest().is_none();
+        if done {
+            Self::remove(&mut table, flight);
+        }
+        done
+    }
+
+    /// Takes nobody more aboard; returns who still waits.
+    pub(crate) fn close(&self, flight: &Arc<Flight>) -> impl Iterator<Item = Answer> + use<> {
+        let mut table = self.table.lock();
         Self::remove(&mut table, flight);
-        std::mem::take(&mut flight.boarding.lock().seats)
+        flight.assembly.lock().take_waiting()
     }
 
     /// Takes nobody more aboard if nobody waits; whether that is so.
     fn close_deserted(&self, flight: &Arc<Flight>) -> bool {
-        let mut table = self.boarding.lock();
+        let mut table = self.table.lock();
         // Nobody boards while the table is locked.
         let deserted = flight.waiting.load(Ordering::Acquire) == 0;
         if deserted {
@@ -141,9 +235,9 @@ impl Flights {
         deserted
     }
 
-    fn remove(table: &mut HashMap<Digest, Vec<Arc<Flight>>>, flight: &Arc<Flight>) {
+    fn remove(table: &mut Table, flight: &Arc<Flight>) {
         if let Some(flights) = table.get_mut(&flight.blob.digest) {
-            flights.retain(|other| !Arc::ptr_eq(other, flight));
+            flights.retain(|(_, other)| !Arc::ptr_eq(other, flight));
             if flights.is_empty() {
                 table.remove(&flight.blob.digest);
             }
@@ -158,9 +252,23 @@ impl Flights {
     }
 }
 
+/// The end of a flight, also when its task is aborted: nobody boards any more, and whoever still waits hears of it.
+#[derive(Debug)]
+struct End<'a> {
+    flights: &'a Flights,
+    flight: &'a Arc<Flight>,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.flights.close(self.flight).for_each(drop);
+    }
+}
+
 impl Core {
     /// Runs a flight to its end.
     pub(crate) async fn fly(self: Arc<Self>, flight: Arc<Flight>) {
+        let _end = End { flights: &self.flights, flight: &flight };
         tokio::select! {
             biased;
             () = self.flights.deserted(&flight) => {}
@@ -173,56 +281,65 @@ impl Core {
             tokio::task::yield_now().await;
         }
         let blob = &flight.blob;
-        let mut turn = self.first_turn(&blob.digest, &[]).await;
-        let assembly = Mutex::new(Assembly::new(self.flights.close(flight)));
-        let mut retry = Retry::new(&self.config);
         let mut spent: Vec<Arc<Place>> = Vec::new();
+        let mut turn = self.first_turn(flight, &spent).await;
+        self.flights.depart(flight);
+        let mut retry = Retry::new(&self.config);
         let mut credentials = self.auth.changes();
-        loop {
-            let Some(rest) = still_wanted(&assembly) else { return };
-            let outcome = Box::pin(self.round(blob, &assembly, turn, &mut spent)).await;
+        while !self.flights.close_done(flight) {
+            let rest = flight.assembly.lock().rest();
+            let outcome = Box::pin(self.round(flight, turn, &mut spent)).await;
+            flight.assembly.lock().expect(None);
             let Err(grounded) = outcome else {
                 self.tell(blob, None);
-                return;
+                // What was wanted on demand is here; what lies before it, or came aboard since, is not.
+                turn = if self.flights.close_done(flight) { return } else { self.first_turn(flight, &spent).await };
+                continue;
             };
-            if assembly.lock().rest() != Some(rest) {
+            if flight.assembly.lock().rest() != rest {
                 retry.progressed();
             }
             *flight.last.lock() = Some(format!("{}: {}", grounded.endpoint, grounded.failure.reason));
             match retry.after(&grounded.failure) {
                 Next::GiveUp => {
                     self.tell(blob, Some(&grounded));
-                    for answer in assembly.into_inner().into_waiting() {
+                    for answer in self.flights.close(flight) {
                         let _gone = answer.send(Err(grounded.clone()));
                     }
                     return;
                 }
                 Next::Wait(wait) => tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
+                    () = sleep(wait) => {}
                     // Others were handed over: they may be what it takes.
                     _ = credentials.changed() => {}
                 },
             }
             self.metrics.retries.inc();
-            turn = self.first_turn(&blob.digest, &spent).await;
+            turn = self.first_turn(flight, &spent).await;
         }
     }
 
     /// The right to ask whoever is to be asked first; `None` when there is nobody. While it is waited for, whoever was first can
-    /// begin to stall or be found broken: then the next one is waited for.
-    async fn first_turn(&self, digest: &Digest, spent: &[Arc<Place>]) -> Option<Turn> {
+    /// begin to stall or be found broken: then the next one is waited for. What was read ahead can be wanted on demand: then it is
+    /// waited for among those.
+    async fn first_turn(&self, flight: &Flight, spent: &[Arc<Place>]) -> Option<Turn> {
+        let digest = &flight.blob.digest;
         loop {
             for namespace in self.places.namespaces(digest) {
                 self.namespaces.refresh(&namespace).await;
             }
             let first = || self.line(digest, spent).front().map(|place| place.endpoint.id);
             let endpoint = first()?;
-            let mut turn = std::pin::pin!(self.budget.turn(Key { endpoint, blob: Some(*digest) }));
+            let purpose = flight.assembly.lock().purpose();
+            let mut turn = std::pin::pin!(self.budget.turn(Key { endpoint, blob: Some(*digest), purpose }));
             loop {
-                match tokio::time::timeout(CHOOSE_AGAIN, &mut turn).await {
-                    Ok(turn) => return Some(turn),
-                    Err(_elapsed) if first() == Some(endpoint) => {}
-                    Err(_elapsed) => break,
+                tokio::select! {
+                    biased;
+                    turn = &mut turn => return Some(turn),
+                    () = flight.promoted(purpose) => break,
+                    () = sleep(CHOOSE_AGAIN) => if first() != Some(endpoint) {
+                        break;
+                    },
                 }
             }
         }
@@ -237,13 +354,6 @@ impl Core {
             }
         }
     }
-}
-
-/// What those who still wait lack.
-fn still_wanted(assembly: &Mutex<Assembly<Answer>>) -> Option<ByteRange> {
-    let mut assembly = assembly.lock();
-    assembly.retain(|answer| !answer.is_closed());
-    assembly.rest()
 }
 
 /// No place is left to ask.

@@ -231,7 +231,8 @@ impl Core {
             let asked = Failure::new(Class::Throttled, "asked to be left alone for a while (Retry-After)");
             return Err(Failure { retry_after: Some(quiet), ..asked }.into());
         }
-        let turn = self.budget.turn(Key { endpoint: endpoint.id, blob: None }).await;
+        let turn =
+            self.budget.turn(Key { endpoint: endpoint.id, blob: None, purpose: penstock_blob::Purpose::Demand }).await;
         let room = self.budget.room(wanted.size_bytes.unwrap_or(MAX_MANIFEST_BYTES as u64), &turn).await;
         let mut asking = endpoint.ask();
         let outcome = self.manifest_once(wanted, host, &mut asking).await;

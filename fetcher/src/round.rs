@@ -3,19 +3,17 @@
 use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use parking_lot::Mutex;
 use penstock_blob::{Blob, ByteRange, Digest};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    assembly::Assembly,
     breaker::Change,
     budget::{Key, Room, Turn},
     event::Event,
     failure::{Class, Failure, Remedy},
-    fetch::{Answer, Grounded},
+    fetch::Grounded,
     fetcher::Core,
-    flight::nobody,
+    flight::{Flight, nobody},
     place::Place,
 };
 
@@ -37,8 +35,7 @@ type Attempt<'a> = Pin<Box<dyn Future<Output = (Arc<Place>, Result<(), Failure>)
 /// One round under way.
 struct Round<'a> {
     core: &'a Core,
-    blob: &'a Blob,
-    assembly: &'a Mutex<Assembly<Answer>>,
+    flight: &'a Flight,
     /// Who has not been asked, the next one first.
     line: VecDeque<Arc<Place>>,
     /// Who is being asked.
@@ -60,16 +57,14 @@ impl Core {
     /// Asks each place that may still help, once. The failure returned is the most hopeful one.
     pub(crate) async fn round(
         &self,
-        blob: &Blob,
-        assembly: &Mutex<Assembly<Answer>>,
+        flight: &Flight,
         turn: Option<Turn>,
         spent: &mut Vec<Arc<Place>>,
     ) -> Result<(), Grounded> {
         let mut round = Round {
             core: self,
-            blob,
-            assembly,
-            line: self.line(&blob.digest, spent),
+            flight,
+            line: self.line(&flight.blob.digest, spent),
             asked: Vec::new(),
             attempts: FuturesUnordered::new(),
             hedge_at: Instant::now(),
@@ -158,16 +153,45 @@ impl Core {
     }
 }
 
-impl Round<'_> {
-    /// What is still lacked, at least one byte so that it can be taken from a budget.
+impl Core {
+    /// Waits until a place may be asked. What is wanted on demand meanwhile waits for no room that is for reading ahead.
+    async fn afford(&self, flight: &Flight, place: &Place, mut turn: Option<Turn>) -> (Turn, Room) {
+        loop {
+            let key = flight.key(place);
+            let mine = match turn.take() {
+                Some(turn) if turn.key == key => turn,
+                // Given back first: nobody waits for a second turn with one in hand.
+                other => {
+                    drop(other);
+                    tokio::select! {
+                        biased;
+                        turn = self.budget.turn(key) => turn,
+                        () = flight.promoted(key.purpose) => continue,
+                    }
+                }
+            };
+            tokio::select! {
+                biased;
+                room = self.budget.room(flight.len(), &mine) => return (mine, room),
+                () = flight.promoted(mine.key.purpose) => {}
+            }
+        }
+    }
+}
+
+impl Flight {
+    /// What is asked for next, at least one byte so that it can be taken from a budget.
     fn len(&self) -> u64 {
-        self.assembly.lock().rest().map_or(1, ByteRange::len)
+        self.assembly.lock().run().map_or(1, ByteRange::len)
     }
 
     fn key(&self, place: &Place) -> Key {
-        Key { endpoint: place.endpoint.id, blob: Some(self.blob.digest) }
+        let purpose = self.assembly.lock().purpose();
+        Key { endpoint: place.endpoint.id, blob: Some(self.blob.digest), purpose }
     }
+}
 
+impl Round<'_> {
     /// Whether a place asked to be left alone, which is then its failure.
     fn is_quiet(&mut self, place: &Place) -> bool {
         let quiet = place.endpoint.quiet();
@@ -181,16 +205,7 @@ impl Round<'_> {
 
     /// Asks a place once it is its turn.
     async fn ask(&mut self, place: Arc<Place>, turn: Option<Turn>) {
-        let key = self.key(&place);
-        let turn = match turn {
-            Some(turn) if turn.key == key => turn,
-            // Given back first: nobody waits for a second turn with one in hand.
-            other => {
-                drop(other);
-                self.core.budget.turn(key).await
-            }
-        };
-        let room = self.core.budget.room(self.len(), &turn).await;
+        let (turn, room) = self.core.afford(self.flight, &place, turn).await;
         if !place.is_usable() && self.line.iter().any(|other| other.is_usable()) {
             // While the budget was waited for, it was found broken, or another request became the one that tries it.
             self.line.push_back(place);
@@ -200,8 +215,8 @@ impl Round<'_> {
     }
 
     fn start(&mut self, place: Arc<Place>, budget: (Turn, Room)) {
-        let (core, blob, assembly) = (self.core, self.blob, self.assembly);
-        self.hedge_at = Instant::now() + place.endpoint.hedge_after(self.len());
+        let (core, blob, assembly) = (self.core, &self.flight.blob, &self.flight.assembly);
+        self.hedge_at = Instant::now() + place.endpoint.hedge_after(self.flight.len());
         self.asked.push(place.clone());
         let mut asking = place.endpoint.ask();
         self.attempts.push(Box::pin(async move {
@@ -218,14 +233,14 @@ impl Round<'_> {
     /// nothing at all comes from there. He who loses is dropped, and his connection with it.
     fn hedge(&mut self) {
         let (Some(slow), Some(next)) = (self.asked.last().cloned(), self.line.front().cloned()) else { return };
-        let len = self.len();
+        let len = self.flight.len();
         if !next.is_usable() {
             // Nor is anybody after him.
             self.hedge_at = Instant::now() + HEDGE_AGAIN;
             return;
         }
         let stalls = slow.endpoint.is_stalling();
-        if let Some(budget) = self.core.budget.at_once(self.key(&next), len) {
+        if let Some(budget) = self.core.budget.at_once(self.flight.key(&next), len) {
             let allowed = self.core.allowance.take(len);
             if allowed || stalls {
                 if !allowed {
@@ -249,13 +264,13 @@ impl Round<'_> {
         let failure = Failure::timeout("sent nothing to anybody for too long".to_owned());
         let change = slow.endpoint.ask().settle(Err(failure.class));
         self.core.changed(&slow.endpoint.host, change, &failure.reason);
-        self.core.count(slow, self.blob, &failure);
+        self.core.count(slow, &self.flight.blob, &failure);
         self.note(slow, failure);
     }
 
     fn failed(&mut self, place: &Arc<Place>, failure: Failure, spent: &mut Vec<Arc<Place>>) {
         self.asked.retain(|other| !Arc::ptr_eq(other, place));
-        self.core.count(place, self.blob, &failure);
+        self.core.count(place, &self.flight.blob, &failure);
         if failure.remedy() == Remedy::None {
             spent.push(place.clone());
         }

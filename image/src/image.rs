@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadError, ReadFuture};
 
 use crate::{
     body::Body,
@@ -331,7 +331,7 @@ impl BlobSource for Nowhere {
         None
     }
 
-    fn read(&self, _blob: Blob, _range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, _blob: Blob, _range: ByteRange, _purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(std::future::ready(Err(ReadError::Stopping)))
     }
 

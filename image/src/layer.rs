@@ -9,7 +9,7 @@ use std::{path::PathBuf, sync::Arc};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource, ByteRange, ReadError};
+use penstock_blob::{Blob, BlobSource, ByteRange, Purpose, ReadError};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -148,7 +148,7 @@ impl Window {
             }
         }
         self.touch(range);
-        let bytes = self.source.read(self.blob, range).await?;
+        let bytes = self.source.read(self.blob, range, Purpose::Demand).await?;
         if bytes.len() as u64 == range.len() {
             return Ok(bytes);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use penstock_blob::{Blob, BlobSource, ByteRange, Located, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Located, Purpose, ReadError, ReadFuture};
 
 use crate::{Image, PlanError, Scratch, StepError, units::in_memory};
 
@@ -56,7 +56,7 @@ impl Held {
         let wanted = merge(missing.into_iter().collect());
         let source = &self.source;
         let reads = wanted.into_iter().map(|(blob, range)| async move {
-            let bytes = source.read(blob, range).await?;
+            let bytes = source.read(blob, range, Purpose::Demand).await?;
             Ok::<_, ReadError>((blob, range, bytes))
         });
         let fetched: Vec<_> = stream::iter(reads).buffer_unordered(FETCHES_AT_ONCE).try_collect().await?;
@@ -89,13 +89,13 @@ impl BlobSource for Held {
         self.source.locate(blob, range)
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         if let Err(error) = blob.check(range) {
             return Box::pin(std::future::ready(Err(error)));
         }
         match self.locate(&blob, range).and_then(|located| located.as_memory().cloned()) {
             Some(bytes) => Box::pin(std::future::ready(Ok(bytes))),
-            None => self.source.read(blob, range),
+            None => self.source.read(blob, range, purpose),
         }
     }
 

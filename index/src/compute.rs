@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use penstock_blob::{Blob, BlobSource, ByteRange, ChunkSize, Digest, Hasher, ReadError};
+use penstock_blob::{Blob, BlobSource, ByteRange, ChunkSize, Digest, Hasher, Purpose, ReadError};
 
 use crate::shape::{Hash, Listed, PAGE_BYTES, Page, Shape, hash};
 
@@ -77,7 +77,8 @@ pub async fn compute(
         let start = nth * PIECE_BYTES;
         ByteRange::new(start, (start + PIECE_BYTES).min(blob.size_bytes)).ok()
     });
-    let mut pieces = stream::iter(pieces.map(|piece| source.read(blob, piece))).buffered(PIECES_AT_ONCE);
+    let mut pieces =
+        stream::iter(pieces.map(|piece| source.read(blob, piece, Purpose::Demand))).buffered(PIECES_AT_ONCE);
     let mut done = 0;
     while let Some(piece) = pieces.try_next().await? {
         done += piece.len() as u64;

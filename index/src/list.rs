@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use penstock_blob::{BlobSource, ByteRange, ReadError};
+use penstock_blob::{BlobSource, ByteRange, Purpose, ReadError};
 use tokio::sync::Mutex;
 
 use crate::{
@@ -124,10 +124,11 @@ impl List {
         starts.into_iter().filter_map(move |start| ByteRange::new(start, (start + PIECE_BYTES).min(list_bytes)).ok())
     }
 
-    /// Fetches the pieces that hold these pages.
+    /// Fetches the pieces that hold these pages. Always on demand: they are small, and readers wait for each other here.
     async fn fetch(&self, pages: &BTreeSet<u64>, below: &dyn BlobSource) -> Result<Vec<(ByteRange, Bytes)>, ReadError> {
         let list = self.listed.list;
-        let reads = self.pieces(pages).map(|piece| async move { Ok((piece, below.read(list, piece).await?)) });
+        let reads =
+            self.pieces(pages).map(|piece| async move { Ok((piece, below.read(list, piece, Purpose::Demand).await?)) });
         stream::iter(reads.collect::<Vec<_>>()).buffered(PIECES_AT_ONCE).try_collect().await
     }
 

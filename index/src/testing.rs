@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use penstock_blob::{Blob, BlobSource, ByteRange, ChunkSize, Digest, Located, ReadFuture, faults::Memory};
+use penstock_blob::{Blob, BlobSource, ByteRange, ChunkSize, Digest, Located, Purpose, ReadFuture, faults::Memory};
 
 use crate::{GRID, Listed, compute};
 
@@ -69,9 +69,9 @@ impl BlobSource for Lying {
         self.below.locate(blob, range)
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
-            let bytes = self.below.read(blob, range).await?;
+            let bytes = self.below.read(blob, range, purpose).await?;
             let here = blob.digest == self.blob && (range.start()..range.end()).contains(&self.at);
             let take = |left: u32| left.checked_sub(1);
             if !here || self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::RwLock;
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadError, ReadFuture};
 use prometheus_client::registry::Registry;
 use tokio::{
     sync::{broadcast, watch},
@@ -152,15 +152,15 @@ impl Verified {
         self.table.read().get(blob).map_or(Standing::Unlisted, |slot| slot.standing.clone())
     }
 
-    async fn serve(&self, blob: Blob, range: ByteRange) -> Result<Bytes, ReadError> {
+    async fn serve(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> Result<Bytes, ReadError> {
         let mut early = None;
         loop {
             match self.standing(&blob.digest) {
-                Standing::Listed(list) => return self.checked(&list, range, early).await,
+                Standing::Listed(list) => return self.checked(&list, (range, purpose), early).await,
                 Standing::Unlisted => {
                     let bytes = match early.take() {
                         Some(bytes) => bytes,
-                        None => self.below.read(blob, range).await?,
+                        None => self.below.read(blob, range, purpose).await?,
                     };
                     // A list may have come while these bytes were on their way.
                     if !matches!(self.standing(&blob.digest), Standing::Listed(_)) {
@@ -177,7 +177,7 @@ impl Verified {
                 }
                 // The bytes are on their way while somebody finds out what to compare them with.
                 Standing::Pending(mut pending) if early.is_none() => {
-                    let (bytes, _) = tokio::join!(self.below.read(blob, range), settled(&mut pending));
+                    let (bytes, _) = tokio::join!(self.below.read(blob, range, purpose), settled(&mut pending));
                     early = Some(bytes?);
                     self.give_up_on(&blob.digest, &pending);
                 }
@@ -199,7 +199,12 @@ impl Verified {
     }
 
     /// The bytes of `range`, verified. `early` are bytes of `range` that came before the list was known.
-    async fn checked(&self, list: &Arc<List>, range: ByteRange, early: Option<Bytes>) -> Result<Bytes, ReadError> {
+    async fn checked(
+        &self,
+        list: &Arc<List>,
+        (range, purpose): (ByteRange, Purpose),
+        early: Option<Bytes>,
+    ) -> Result<Bytes, ReadError> {
         let blob = list.listed.blob;
         blob.check(range)?;
         let wide = list.shape.widen(range);
@@ -210,7 +215,7 @@ impl Verified {
             let read = async {
                 match early.take() {
                     Some(bytes) => Ok(bytes),
-                    None => self.below.read(blob, wide).await,
+                    None => self.below.read(blob, wide, purpose).await,
                 }
             };
             let hashes = list.hashes(list.listed.grid.span(wide), &*self.below, &self.metrics);
@@ -287,10 +292,10 @@ impl BlobSource for Verified {
         }
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
             blob.check(range)?;
-            self.serve(blob, range).await
+            self.serve(blob, range, purpose).await
         })
     }
 

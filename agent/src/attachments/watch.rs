@@ -6,7 +6,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource, ByteRange, Located, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Located, Purpose, ReadFuture};
 use penstock_device::DeviceId;
 
 use crate::events::{Events, Kind};
@@ -62,9 +62,9 @@ impl BlobSource for Watched {
         self.below.locate(blob, range)
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
-            let outcome = self.below.read(blob, range).await;
+            let outcome = self.below.read(blob, range, purpose).await;
             if let Err(error) = &outcome {
                 self.tell(Kind::DeviceReadFailed, &error.to_string());
             }
@@ -109,9 +109,9 @@ mod tests {
         let blob = memory.blob(0);
         let (source, events) = watched(Arc::new(Flaky::new(memory, 3)));
         for _ in 0..3 {
-            source.read(blob, blob.all().unwrap()).await.unwrap_err();
+            source.read(blob, blob.all().unwrap(), Purpose::Demand).await.unwrap_err();
         }
-        source.read(blob, blob.all().unwrap()).await.unwrap();
+        source.read(blob, blob.all().unwrap(), Purpose::Demand).await.unwrap();
         let seen = events.since(0, 10).events;
         assert_eq!(seen.len(), 1);
         assert_eq!((seen[0].kind.as_str(), seen[0].fields["device"].as_str()), ("device.read_failed", "d"));

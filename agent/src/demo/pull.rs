@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
-use penstock_blob::{Blob, BlobSource, ByteRange, Located, Pinned, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Located, Pinned, Purpose, ReadError, ReadFuture};
 use penstock_image::{Image, Layer};
 use tokio::{net::TcpStream, task::JoinSet};
 
@@ -112,7 +112,7 @@ impl BlobSource for Downloaded {
             .then(|| Located::in_file(Arc::clone(&self.file) as _, range, range.start()))
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, _: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
             blob.check(range)?;
             let storage = |reason: String| ReadError::Storage { blob: blob.digest, reason };

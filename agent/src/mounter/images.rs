@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource as _, ByteRange, Digest, ReadError};
+use penstock_blob::{Blob, BlobSource as _, ByteRange, Digest, Purpose, ReadError};
 use penstock_fetcher::{Fetcher, Manifest, Platform, Reference, ResolveError};
 use penstock_snapshotter::Layer;
 use tokio::sync::OnceCell;
@@ -99,7 +99,7 @@ impl<'a> Lent<'a> {
     }
 
     async fn read(&self, range: ByteRange) -> Result<Bytes, ReadError> {
-        self.fetcher.read(self.blob, range).await
+        self.fetcher.read(self.blob, range, Purpose::Demand).await
     }
 }
 

@@ -29,8 +29,8 @@ async fn flaky_fails_as_often_as_told_then_conforms() {
     let (memory, pairs) = sample();
     let (blob, range) = first(&pairs);
     let flaky = Flaky::new(memory, 2);
-    assert!(flaky.read(blob, range).await.unwrap_err().is_transient());
-    assert!(flaky.read(blob, range).await.unwrap_err().is_transient());
+    assert!(flaky.read(blob, range, Purpose::Demand).await.unwrap_err().is_transient());
+    assert!(flaky.read(blob, range, Purpose::Demand).await.unwrap_err().is_transient());
     conformance::check(flaky, &pairs).await;
 }
 
@@ -40,7 +40,7 @@ async fn slow_waits_its_delay_and_conforms() {
     let (blob, range) = first(&pairs);
     let slow = Slow::new(memory, Duration::from_secs(2));
     let before = tokio::time::Instant::now();
-    slow.read(blob, range).await.unwrap();
+    slow.read(blob, range, Purpose::Demand).await.unwrap();
     assert_eq!(before.elapsed(), Duration::from_secs(2));
     conformance::check(slow, &pairs).await;
 }
@@ -50,7 +50,7 @@ async fn corrupt_changes_bytes_only_while_on() {
     let (memory, pairs) = sample();
     let (blob, range) = first(&pairs);
     let corrupt = Corrupt::new(memory);
-    assert_ne!(corrupt.read(blob, range).await.unwrap(), pairs[0].1.slice(10..20));
+    assert_ne!(corrupt.read(blob, range, Purpose::Demand).await.unwrap(), pairs[0].1.slice(10..20));
     corrupt.set(false);
     conformance::check(corrupt, &pairs).await;
 }
@@ -67,8 +67,8 @@ async fn stuck_holds_only_what_it_was_told_and_counts_who_waits() {
     let (memory, pairs) = sample();
     let (blob, range) = first(&pairs);
     let stuck = Stuck::only(memory, blob.digest, range);
-    stuck.read(blob, ByteRange::new(20, 30).unwrap()).await.unwrap();
-    let mut held = Box::pin(stuck.read(blob, range));
+    stuck.read(blob, ByteRange::new(20, 30).unwrap(), Purpose::Demand).await.unwrap();
+    let mut held = Box::pin(stuck.read(blob, range, Purpose::Demand));
     tokio::select! {
         biased;
         _ = &mut held => panic!("a held read was answered"),

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use penstock_blob::BlobSource;
+use penstock_blob::{BlobSource, Purpose};
 use proptest::prelude::*;
 
 use crate::{
@@ -146,7 +146,7 @@ async fn run(steps: Vec<Step>) {
             Step::Read(blob, at, len) => {
                 let (blob, bytes) = &bench.blobs[blob];
                 let want = inside(blob.size_bytes, at, len);
-                assert!(cache.read(*blob, want).await.unwrap() == part(bytes, want));
+                assert!(cache.read(*blob, want, Purpose::Demand).await.unwrap() == part(bytes, want));
             }
             Step::Locate(blob, at, len) => {
                 let (blob, bytes) = &bench.blobs[blob];

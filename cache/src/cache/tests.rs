@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::FileExt, sync::Arc};
 
 use penstock_blob::{
-    Blob, BlobSource, Digest, ReadError, conformance,
+    Blob, BlobSource, Digest, Purpose, ReadError, conformance,
     faults::{Corrupt, Flaky, Memory, Stuck},
 };
 use tokio::task::JoinSet;
@@ -45,7 +45,7 @@ async fn a_hundred_readers_of_one_chunk_make_one_upstream_read() {
     let mut readers = JoinSet::new();
     for i in 0..100 {
         let (cache, want) = (cache.clone(), range(i, CHUNK - i));
-        readers.spawn(async move { (want, cache.read(blob, want).await.unwrap()) });
+        readers.spawn(async move { (want, cache.read(blob, want, Purpose::Demand).await.unwrap()) });
     }
     stuck.until_waiting(1).await;
     stuck.release();
@@ -78,12 +78,12 @@ async fn a_stuck_chunk_stalls_only_its_own_readers() {
     let cache = bench.open_on(stuck.clone()).await;
     let waiting = tokio::task::JoinSet::from_iter([{
         let cache = cache.clone();
-        async move { cache.read(blob, range(0, 10)).await }
+        async move { cache.read(blob, range(0, 10), Purpose::Demand).await }
     }]);
     stuck.until_waiting(1).await;
     for chunk in 1..16 {
         let want = range(chunk * CHUNK, (chunk + 1) * CHUNK);
-        assert!(cache.read(blob, want).await.unwrap() == part(&bytes, want));
+        assert!(cache.read(blob, want, Purpose::Demand).await.unwrap() == part(&bytes, want));
     }
     assert_eq!(waiting.len(), 1);
     stuck.release();
@@ -96,7 +96,7 @@ async fn a_fill_outlives_its_first_caller() {
     let stuck = Stuck::new(bench.memory.clone());
     let cache = bench.open_on(stuck.clone()).await;
     let blob = bench.blobs[0].0;
-    let mut first = cache.read(blob, range(0, 1));
+    let mut first = cache.read(blob, range(0, 1), Purpose::Demand);
     assert!(futures_poll(&mut first).await.is_none());
     stuck.until_waiting(1).await;
     drop(first);
@@ -123,15 +123,15 @@ async fn a_failed_fill_wakes_everybody_with_the_error_and_the_next_caller_retrie
     let stuck = Stuck::new(Flaky::new(bench.memory.clone(), 1));
     let cache = bench.open_on(stuck.clone()).await;
     let (blob, bytes) = bench.blobs[0].clone();
-    let mut first = cache.read(blob, range(0, 1));
-    let mut second = cache.read(blob, range(1, 2));
+    let mut first = cache.read(blob, range(0, 1), Purpose::Demand);
+    let mut second = cache.read(blob, range(1, 2), Purpose::Demand);
     assert!(futures_poll(&mut first).await.is_none() && futures_poll(&mut second).await.is_none());
     stuck.until_waiting(1).await;
     stuck.release();
     let (first, second) = (first.await.unwrap_err(), second.await.unwrap_err());
     assert!(matches!(first, ReadError::Unavailable { .. }));
     assert_eq!(first, second);
-    assert!(cache.read(blob, range(0, CHUNK)).await.unwrap() == bytes);
+    assert!(cache.read(blob, range(0, CHUNK), Purpose::Demand).await.unwrap() == bytes);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,7 +141,7 @@ async fn what_the_reader_rejects_is_fetched_again_and_a_pinned_copy_stays_as_it_
     let cache = bench.open_on(corrupt.clone()).await;
     let (blob, bytes) = bench.blobs[0].clone();
     let chunk = range(0, CHUNK);
-    let bad = cache.read(blob, chunk).await.unwrap();
+    let bad = cache.read(blob, chunk, Purpose::Demand).await.unwrap();
     assert!(bad != part(&bytes, chunk));
     cache.settle().await;
     let pinned = cache.locate(&blob, chunk).unwrap();
@@ -150,7 +150,7 @@ async fn what_the_reader_rejects_is_fetched_again_and_a_pinned_copy_stays_as_it_
     cache.reject(&blob, range(5, 6));
     assert_eq!(cache.usage().corrupt_chunks, 1);
     assert!(cache.locate(&blob, chunk).is_none());
-    assert!(cache.read(blob, chunk).await.unwrap() == part(&bytes, chunk));
+    assert!(cache.read(blob, chunk, Purpose::Demand).await.unwrap() == part(&bytes, chunk));
     let mut still = vec![0; bad.len()];
     pinned.read_at(&mut still, 0).unwrap();
     assert!(bad == still, "what was located changed while it was pinned");
@@ -168,7 +168,7 @@ async fn a_whole_blob_is_verified_and_stays_so_over_a_restart() {
     let cache = bench.open().await;
     let mut events = cache.events();
     let (blob, _) = bench.blobs[0];
-    cache.read(blob, range(0, CHUNK)).await.unwrap();
+    cache.read(blob, range(0, CHUNK), Purpose::Demand).await.unwrap();
     assert_eq!(cache.blob(&blob.digest).unwrap().whole, Whole::Partial);
     bench.read_all(&cache).await;
     assert_eq!(events.recv().await.unwrap(), Event::BlobVerified { digest: blob.digest });
@@ -189,7 +189,7 @@ async fn a_whole_blob_that_is_not_its_digest_is_dropped_and_told() {
     let cache = bench.open_on(corrupt.clone()).await;
     let mut events = cache.events();
     let (blob, bytes) = bench.blobs[0].clone();
-    assert!(cache.read(blob, blob.all().unwrap()).await.unwrap() != bytes);
+    assert!(cache.read(blob, blob.all().unwrap(), Purpose::Demand).await.unwrap() != bytes);
     let Event::BlobMismatch { digest, found } = events.recv().await.unwrap() else { panic!("another event") };
     assert_eq!(digest, blob.digest);
     assert_ne!(found, blob.digest);
@@ -210,7 +210,7 @@ async fn the_cap_is_never_exceeded_and_reads_stay_right() {
         let (blob, bytes) = &bench.blobs[rng.usize(0..4)];
         let start = rng.u64(0..blob.size_bytes);
         let want = range(start, (start + 1 + rng.u64(0..600_000)).min(blob.size_bytes));
-        assert!(cache.read(*blob, want).await.unwrap() == part(bytes, want));
+        assert!(cache.read(*blob, want, Purpose::Demand).await.unwrap() == part(bytes, want));
         if round % 8 == 0 {
             cache.settle().await;
         }
@@ -247,7 +247,7 @@ impl Bench {
         let (blob, bytes) = &self.blobs[blob];
         for start in (0..blob.size_bytes).step_by(1 << 18) {
             let want = range(start, (start + (1 << 18)).min(blob.size_bytes));
-            assert!(cache.read(*blob, want).await.unwrap() == part(bytes, want));
+            assert!(cache.read(*blob, want, Purpose::Demand).await.unwrap() == part(bytes, want));
             cache.settle().await;
         }
     }
@@ -347,9 +347,9 @@ async fn a_wrong_size_in_one_manifest_does_not_harm_the_true_blob() {
     let cache = bench.open().await;
     let (blob, bytes) = bench.blobs[0].clone();
     let lie = Blob { size_bytes: 100, ..blob };
-    assert_eq!(cache.read(lie, range(0, 100)).await.unwrap(), part(&bytes, range(0, 100)));
+    assert_eq!(cache.read(lie, range(0, 100), Purpose::Demand).await.unwrap(), part(&bytes, range(0, 100)));
     let huge = Blob { size_bytes: u64::MAX, ..blob };
-    assert!(cache.read(huge, range(u64::MAX - 5, u64::MAX)).await.is_err());
+    assert!(cache.read(huge, range(u64::MAX - 5, u64::MAX), Purpose::Demand).await.is_err());
     bench.read_all(&cache).await;
     cache.settle().await;
     assert!(located(&cache, &blob, blob.all().unwrap()).unwrap() == bytes);
@@ -363,10 +363,10 @@ async fn closing_ends_even_when_the_source_below_never_answers() {
     let cache = bench.open_on(stuck.clone()).await;
     let reader = tokio::task::JoinSet::from_iter([{
         let (cache, blob) = (cache.clone(), bench.blobs[0].0);
-        async move { cache.read(blob, range(0, 1)).await }
+        async move { cache.read(blob, range(0, 1), Purpose::Demand).await }
     }]);
     stuck.until_waiting(1).await;
     cache.close().await;
     assert_eq!(reader.join_all().await, [Err(ReadError::Stopping)]);
-    assert_eq!(cache.read(bench.blobs[0].0, range(0, 1)).await, Err(ReadError::Stopping));
+    assert_eq!(cache.read(bench.blobs[0].0, range(0, 1), Purpose::Demand).await, Err(ReadError::Stopping));
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use penstock_blob::{
-    conformance,
+    Purpose, conformance,
     faults::{Flaky, Memory, Stuck},
 };
 use tokio::task::JoinSet;
@@ -30,7 +30,7 @@ fn memory() -> (Arc<Memory>, Blob, ByteRange) {
 /// A read on its way.
 fn reading(source: &Arc<Patient>, blob: Blob, range: ByteRange) -> JoinSet<Result<Bytes, ReadError>> {
     let (source, mut tasks) = (source.clone(), JoinSet::new());
-    tasks.spawn(async move { source.read(blob, range).await });
+    tasks.spawn(async move { source.read(blob, range, Purpose::Demand).await });
     tasks
 }
 
@@ -49,7 +49,7 @@ async fn a_read_without_an_answer_fails_at_its_deadline_and_is_told_once() {
     let mut notices = source.notices();
     let begun = Instant::now();
     for _ in 0..3 {
-        let error = source.read(blob, range).await.unwrap_err();
+        let error = source.read(blob, range, Purpose::Demand).await.unwrap_err();
         assert!(matches!(error, ReadError::Deadline { after, .. } if after == seconds(30)), "{error}");
     }
     assert_eq!(begun.elapsed(), seconds(90));
@@ -62,9 +62,9 @@ async fn a_read_without_an_answer_fails_at_its_deadline_and_is_told_once() {
 async fn a_failure_that_may_pass_is_asked_again_within_the_deadline() {
     let (memory, blob, range) = memory();
     let source = Patient::new(Flaky::new(memory.clone(), 5), eio(30));
-    assert_eq!(source.read(blob, range).await.unwrap(), &[7; 3][..]);
+    assert_eq!(source.read(blob, range, Purpose::Demand).await.unwrap(), &[7; 3][..]);
     let source = Patient::new(Flaky::new(memory, u32::MAX), eio(30));
-    let error = source.read(blob, range).await.unwrap_err();
+    let error = source.read(blob, range, Purpose::Demand).await.unwrap_err();
     assert!(error.to_string().contains("injected failure"), "{error}");
 }
 
@@ -74,13 +74,13 @@ async fn a_failure_that_will_not_pass_is_an_error_at_once_unless_the_device_wait
     let nowhere = Blob { digest: Digest::of(b"nowhere"), size_bytes: 100 };
     let begun = Instant::now();
     let source = Patient::new(memory.clone(), eio(30));
-    assert!(matches!(source.read(nowhere, range).await, Err(ReadError::NotFound { .. })));
+    assert!(matches!(source.read(nowhere, range, Purpose::Demand).await, Err(ReadError::NotFound { .. })));
     assert_eq!(begun.elapsed(), Duration::ZERO);
     let source = Patient::new(memory, wait(30, 3600));
-    assert!(matches!(source.read(nowhere, range).await, Err(ReadError::Deadline { .. })));
+    assert!(matches!(source.read(nowhere, range, Purpose::Demand).await, Err(ReadError::Deadline { .. })));
     assert_eq!(begun.elapsed(), seconds(3600));
     let beyond = ByteRange::new(99, 101).unwrap();
-    assert!(matches!(source.read(nowhere, beyond).await, Err(ReadError::OutOfBounds { .. })));
+    assert!(matches!(source.read(nowhere, beyond, Purpose::Demand).await, Err(ReadError::OutOfBounds { .. })));
     assert_eq!(begun.elapsed(), seconds(3600), "what can never be had is not waited for");
 }
 

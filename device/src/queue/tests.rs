@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use penstock_blob::{
-    Located, Pinned, ReadFuture,
+    Located, Pinned, Purpose, ReadFuture,
     faults::{Flaky, Memory, Stuck},
 };
 use penstock_image::{Layer, write};
@@ -320,8 +320,8 @@ impl BlobSource for Rotten {
         let present = self.present.load(Ordering::SeqCst);
         present.then(|| Located::in_file(self.file.clone(), range, range.start()))
     }
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
-        self.below.read(blob, range)
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
+        self.below.read(blob, range, purpose)
     }
     fn reject(&self, _: &Blob, _: ByteRange) {
         let rejects = self.rejects.fetch_add(1, Ordering::SeqCst) + 1;
@@ -362,10 +362,10 @@ impl BlobSource for Liars {
     fn locate(&self, _: &Blob, _: ByteRange) -> Option<Located> {
         None
     }
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         let lies = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
         Box::pin(async move {
-            let mut bytes = self.below.read(blob, range).await?.to_vec();
+            let mut bytes = self.below.read(blob, range, purpose).await?.to_vec();
             let middle = bytes.len() / 2;
             bytes[middle] ^= u8::from(lies);
             Ok(bytes.into())

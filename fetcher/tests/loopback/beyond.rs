@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource as _, Digest, ReadError};
+use penstock_blob::{Blob, BlobSource as _, Digest, Purpose, ReadError};
 use penstock_fetcher::{Config, Event, Platform, Reference, ResolveError};
 use penstock_registry::{Fault, Kind, Rule, Target};
 use tokio::{
@@ -69,7 +69,7 @@ fn some_blob() -> Blob {
 async fn read_error(script: &Script, config: Config) -> String {
     let fetcher = fetcher(config);
     fetcher.serve(some_blob(), &script.reference());
-    fetcher.read(some_blob(), range(0, 10)).await.unwrap_err().to_string()
+    fetcher.read(some_blob(), range(0, 10), Purpose::Demand).await.unwrap_err().to_string()
 }
 
 #[tokio::test]
@@ -118,7 +118,7 @@ async fn a_mirror_is_told_the_namespace_and_its_headers_and_nobody_beyond_it_is(
         "[host.\"http://{}\".header]\nx-key = [\"one\", \"two\"]\nauthorization = \"Basic abc\"\n",
         mirror.host
     ));
-    assert_eq!(scene.fetcher.read(blob, range(0, 10)).await.unwrap(), bytes.slice(0..10));
+    assert_eq!(scene.fetcher.read(blob, range(0, 10), Purpose::Demand).await.unwrap(), bytes.slice(0..10));
     let ns = format!("?ns={} http/1.1", scene.origin.host().replace(':', "%3a"));
     let (told, beyond) = (mirror.heads.lock()[0].clone(), beyond.heads.lock()[0].clone());
     assert!(told.contains(&ns) && told.contains("x-key: one\r\nx-key: two\r\n"), "{told}");
@@ -135,7 +135,7 @@ async fn tls_settings_of_a_host_hold_for_that_host() {
     scene.fetcher.serve(blob, &scene.from());
     let (host, _front) = front(scene.mirrors[0].host()).await;
     let ca = file("ca.pem");
-    let read = async || scene.fetcher.read(blob, range(0, 10)).await;
+    let read = async || scene.fetcher.read(blob, range(0, 10), Purpose::Demand).await;
     scene.write(&format!("[host.\"https://{host}\"]\n"));
     let error = read().await.unwrap_err();
     assert!(matches!(error, ReadError::Unavailable { .. } | ReadError::NotFound { .. }), "{error}");
@@ -199,7 +199,7 @@ async fn a_default_directory_holds_for_every_registry_and_endpoints_share_their_
     for from in ["a.example/x:1", "b.example/x:1"] {
         fetcher.serve(blob, &from.parse().unwrap());
     }
-    assert_eq!(fetcher.read(blob, range(0, 10)).await.unwrap(), bytes.slice(0..10));
+    assert_eq!(fetcher.read(blob, range(0, 10), Purpose::Demand).await.unwrap(), bytes.slice(0..10));
     let all = fetcher.registries();
     assert_eq!(all.iter().map(|r| r.registry.as_str()).collect::<Vec<_>>(), ["a.example", "b.example"]);
     assert!(all.iter().all(|registry| registry.endpoints[0].fetched.requests == 1));

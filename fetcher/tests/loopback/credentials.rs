@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use penstock_blob::{BlobSource as _, ReadError};
+use penstock_blob::{BlobSource as _, Purpose, ReadError};
 use penstock_fetcher::{Config, Credential, CredentialSources, Event, Fetcher, Platform, Provider, Secret};
 use penstock_registry::{Auth, Config as RegistryConfig, Credentials, Fault, Kind, Redirect, Target};
 use tempfile::TempDir;
@@ -92,7 +92,8 @@ impl Stage {
     /// A read that others go on beside.
     fn reading(&self, start: u64) -> tokio::task::JoinHandle<Result<bytes::Bytes, ReadError>> {
         let (fetcher, blob): (Arc<Fetcher>, _) = (self.scene.fetcher.clone(), self.scene.blob);
-        tokio::runtime::Handle::current().spawn(async move { fetcher.read(blob, range(start, start + 10)).await })
+        tokio::runtime::Handle::current()
+            .spawn(async move { fetcher.read(blob, range(start, start + 10), Purpose::Demand).await })
     }
 
     /// Why an image cannot be found: there is none.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use penstock_blob::{BlobSource as _, ReadError};
+use penstock_blob::{BlobSource as _, Purpose, ReadError};
 use penstock_fetcher::Config;
 use penstock_registry::{Config as RegistryConfig, Fault, Redirect};
 
@@ -50,7 +50,7 @@ async fn a_whole_blob_for_a_range_is_refused_without_reading_it() {
     let blob = scene.registry.put_blob(vec![7; 128 << 20]);
     scene.fetcher.serve(blob, &reference(&scene.registry, "team/app:1"));
     scene.registry.fail(Fault::IgnoreRange.always());
-    let error = scene.fetcher.read(blob, range(0, 1000)).await.unwrap_err();
+    let error = scene.fetcher.read(blob, range(0, 1000), Purpose::Demand).await.unwrap_err();
     assert!(matches!(&error, ReadError::WrongBytes { reason, .. } if reason.contains("200")), "{error}");
     assert!(scene.fetcher.fetched().bytes == 0, "bytes of a refused answer were taken");
     // Socket buffers take some; the three answers together would be 384 MiB.

@@ -1,13 +1,14 @@
 //! Joining neighbours, splitting the long, keeping the budget, letting go.
 
 use futures_util::future::join_all;
-use penstock_blob::BlobSource as _;
+use penstock_blob::{BlobSource as _, Purpose};
 use penstock_fetcher::Config;
 use penstock_registry::{Config as RegistryConfig, Fault};
 
 use crate::support::{Scene, config, range, until};
 
 const CHUNK: u64 = 64 << 10;
+const MIB: u64 = 1 << 20;
 
 #[tokio::test]
 async fn neighbours_that_wait_together_share_one_request() {
@@ -146,7 +147,7 @@ async fn readers_dropped_before_their_turn_cost_no_request() {
     let first = scene.good(0, 10);
     let others = async {
         scene.registry.until_stalled(1).await;
-        let mut read = scene.fetcher.read(scene.blob, range(500_000, 500_010));
+        let mut read = scene.fetcher.read(scene.blob, range(500_000, 500_010), Purpose::Demand);
         assert!(futures_util::poll!(&mut read).is_pending());
         drop(read);
         scene.registry.release();
@@ -155,4 +156,66 @@ async fn readers_dropped_before_their_turn_cost_no_request() {
     scene.good(0, 10).await;
     let ranges: Vec<_> = scene.downloads().iter().filter_map(|r| r.range).collect();
     assert_eq!(ranges, [range(0, 10), range(0, 10)]);
+}
+
+/// Reads ahead.
+async fn ahead(scene: &Scene, start: u64, end: u64) {
+    let read = scene.fetcher.read(scene.blob, range(start, end), Purpose::Ahead).await.unwrap();
+    assert!(read == scene.truth(range(start, end)));
+}
+
+#[tokio::test]
+async fn demand_that_joins_a_read_ahead_that_waits_takes_it_along_past_all_others() {
+    let scene = Scene::new(16 << 20, RegistryConfig::default(), Config { max_requests: 8, ..config() }).await;
+    scene.good(0, 1).await;
+    // Half of the requests are for reading ahead, and all of those are stuck.
+    scene.registry.fail(Fault::Stall.times(4));
+    let stuck = join_all((1..5).map(|at| ahead(&scene, at * MIB, at * MIB + 10)));
+    let others = async {
+        scene.registry.until_stalled(4).await;
+        let waiting = join_all([ahead(&scene, 8 * MIB, 8 * MIB + CHUNK), ahead(&scene, 9 * MIB, 9 * MIB + CHUNK)]);
+        let wanted = async {
+            scene.good(9 * MIB + 10, 9 * MIB + 20).await;
+            let ranges: Vec<_> = scene.downloads().iter().skip(1 + 4).filter_map(|r| r.range).collect();
+            assert_eq!(ranges, [range(9 * MIB, 9 * MIB + CHUNK)]);
+            scene.registry.release();
+        };
+        tokio::join!(waiting, wanted);
+    };
+    tokio::join!(stuck, others);
+    assert_eq!(scene.downloads().len(), 1 + 4 + 2);
+}
+
+#[tokio::test]
+async fn who_wants_what_is_under_way_asks_for_nothing() {
+    let scene = Scene::plain(4 << 20).await;
+    scene.registry.fail(Fault::Stall);
+    let first = ahead(&scene, 0, 4 * CHUNK);
+    let later = async {
+        scene.registry.until_stalled(1).await;
+        // Who is asked has boarded.
+        let mut reads = join_all([scene.good(0, 4 * CHUNK), scene.good(CHUNK, 2 * CHUNK), scene.good(5, 10)]);
+        assert!(futures_util::poll!(&mut reads).is_pending());
+        scene.registry.release();
+        reads.await;
+    };
+    tokio::join!(first, later);
+    assert_eq!(scene.downloads().len(), 1);
+}
+
+#[tokio::test]
+async fn demand_goes_on_while_everything_read_ahead_is_stuck() {
+    let config = Config { max_requests: 8, max_bytes: 16 << 20, ..config() };
+    let scene = Scene::new(32 << 20, RegistryConfig::default(), config).await;
+    scene.good(0, 1).await;
+    scene.registry.fail(Fault::Stall.times(4));
+    let stuck = join_all((0..12).map(|at| ahead(&scene, 2 * at * MIB, (2 * at + 1) * MIB)));
+    let demand = async {
+        scene.registry.until_stalled(4).await;
+        for at in 0..12 {
+            scene.good((2 * at + 1) * MIB + 10, (2 * at + 1) * MIB + 20).await;
+        }
+        scene.registry.release();
+    };
+    tokio::join!(stuck, demand);
 }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use penstock_blob::{Blob, BlobSource as _, ReadError};
+use penstock_blob::{Blob, BlobSource as _, Purpose, ReadError};
 use penstock_fetcher::{Config, EndpointState, EndpointStatus, Event, Fetcher, Reference};
 use penstock_registry::{Fault, Registry, Rule};
 use tokio::sync::broadcast;
@@ -64,7 +64,7 @@ impl Mirrored {
     }
 
     async fn good(&self, (blob, bytes): &(Blob, Bytes), start: u64, end: u64) {
-        let read = self.fetcher.read(*blob, range(start, end)).await.unwrap();
+        let read = self.fetcher.read(*blob, range(start, end), Purpose::Demand).await.unwrap();
         let index = |at: u64| usize::try_from(at).unwrap();
         assert!(read == bytes.slice(index(start)..index(end)), "other bytes than the blob's for {start}..{end}");
     }
@@ -143,7 +143,7 @@ async fn what_a_mirror_lacks_is_no_failure_of_its_and_not_found_is_said_when_nob
     assert_eq!(scene.asked(), (vec![1], 10), "it is not asked again for a while");
     assert_eq!(scene.endpoint(0).state, EndpointState::Closed);
     scene.origin.remove_blob(&blob.digest);
-    let error = scene.fetcher.read(blob, range(0, 10)).await.unwrap_err();
+    let error = scene.fetcher.read(blob, range(0, 10), Purpose::Demand).await.unwrap_err();
     assert!(matches!(error, ReadError::NotFound { .. }), "{error}");
     assert_eq!(scene.asked().0, [2], "all were asked before that was said");
     let said = scene.said();
@@ -207,7 +207,7 @@ async fn who_gave_wrong_bytes_is_named_and_avoided_for_that_blob() {
     let mut scene = Mirrored::new(1, config()).await;
     let (bad, other) = (scene.blob(10_000, 1), scene.blob(10_000, 2));
     scene.mirrors[0].fail(Rule::from(Fault::WrongBytes).digest(bad.0.digest).always());
-    let wrong = scene.fetcher.read(bad.0, range(0, 1000)).await.unwrap();
+    let wrong = scene.fetcher.read(bad.0, range(0, 1000), Purpose::Demand).await.unwrap();
     assert!(wrong != bad.1.slice(0..1000));
     scene.good(&other, 0, 1000).await;
     scene.fetcher.reject(&bad.0, range(400, 600));
@@ -246,7 +246,7 @@ async fn a_mirror_that_gives_wrong_bytes_of_several_blobs_is_passed_over_for_all
     scene.mirrors[0].fail(Fault::WrongBytes.times(3));
     for seed in 1..=3 {
         let blob = scene.blob(1000, seed);
-        let _wrong = scene.fetcher.read(blob.0, range(0, 1000)).await.unwrap();
+        let _wrong = scene.fetcher.read(blob.0, range(0, 1000), Purpose::Demand).await.unwrap();
         scene.fetcher.reject(&blob.0, range(0, 1000));
     }
     assert!(matches!(scene.said().last(), Some(Event::EndpointBroken { .. })));
@@ -297,7 +297,8 @@ async fn a_stuck_blob_stalls_only_its_own_readers() {
     let scene = Mirrored::new(0, Config { max_requests: 8, ..patient() }).await;
     let (stuck, other) = (scene.blob(400_000, 1), scene.blob(400_000, 2));
     scene.origin.fail(Rule::from(Fault::Stall).digest(stuck.0.digest).always());
-    let readers = join_all((0..40).map(|at| scene.fetcher.read(stuck.0, range(at * 10_000, at * 10_000 + 100))));
+    let readers =
+        join_all((0..40).map(|at| scene.fetcher.read(stuck.0, range(at * 10_000, at * 10_000 + 100), Purpose::Demand)));
     let others = async {
         scene.origin.until_stalled(1).await;
         join_all((0..40).map(|at| scene.good(&other, at * 10_000, at * 10_000 + 100))).await;
@@ -314,11 +315,9 @@ async fn a_stuck_registry_stalls_only_its_own_readers() {
     let other = (second.put_blob(bytes.clone()), bytes);
     scene.fetcher.serve(other.0, &reference(&second, "other/app:1"));
     scene.origin.fail(Fault::Stall.always());
-    let readers = join_all(
-        stuck
-            .iter()
-            .flat_map(|(blob, _)| (0..8).map(|at| scene.fetcher.read(*blob, range(at * 10_000, at * 10_000 + 100)))),
-    );
+    let readers = join_all(stuck.iter().flat_map(|(blob, _)| {
+        (0..8).map(|at| scene.fetcher.read(*blob, range(at * 10_000, at * 10_000 + 100), Purpose::Demand))
+    }));
     let others = async {
         scene.origin.until_stalled(4).await;
         join_all((0..10).map(|at| scene.good(&other, at * 10_000, at * 10_000 + 100))).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use penstock_blob::{Blob, BlobSource as _, Digest};
+use penstock_blob::{Blob, BlobSource as _, Digest, Purpose};
 use penstock_fetcher::{Config, Content, CredentialSources, PushError, Upload};
 use penstock_registry::{Auth, Config as RegistryConfig, Credentials};
 use serde_json::json;
@@ -69,7 +69,7 @@ async fn what_was_pushed_is_read_back() {
         let manifest = fetcher.resolve(&to, &penstock_fetcher::Platform::host()).await.unwrap();
         assert_eq!(manifest.digest, digest);
         fetcher.serve(image.blob, &manifest.reference);
-        let read = fetcher.read(image.blob, image.blob.all().unwrap()).await.unwrap();
+        let read = fetcher.read(image.blob, image.blob.all().unwrap(), Purpose::Demand).await.unwrap();
         assert!(read == image.layer);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use penstock_blob::{Blob, BlobSource as _, Digest, ReadError, conformance};
+use penstock_blob::{Blob, BlobSource as _, Digest, Purpose, ReadError, conformance};
 use penstock_fetcher::Config;
 use penstock_registry::{Auth, Config as RegistryConfig, Redirect};
 
@@ -75,7 +75,7 @@ async fn a_redirect_is_followed_once_and_remembered() {
 async fn an_unknown_blob_is_not_found_without_a_request() {
     let scene = Scene::plain(10).await;
     let unknown = Blob { digest: Digest::of(b"unknown"), size_bytes: 10 };
-    assert!(matches!(scene.fetcher.read(unknown, range(0, 1)).await, Err(ReadError::NotFound { .. })));
+    assert!(matches!(scene.fetcher.read(unknown, range(0, 1), Purpose::Demand).await, Err(ReadError::NotFound { .. })));
     scene.fetcher.forget(&scene.blob.digest, &reference(&scene.registry, "team/app:1"));
     assert!(matches!(scene.read(0, 1).await, Err(ReadError::NotFound { .. })));
     assert_eq!(scene.registry.counts().requests, 0);
@@ -90,9 +90,9 @@ async fn what_one_repository_lacks_another_gives() {
     let fetcher = &scene.fetcher;
     fetcher.serve(blob, &reference(&scene.registry, "team/app:1"));
     fetcher.serve(blob, &reference(&other, "team/app:1"));
-    assert_eq!(fetcher.read(blob, range(0, 5000)).await.unwrap(), bytes);
+    assert_eq!(fetcher.read(blob, range(0, 5000), Purpose::Demand).await.unwrap(), bytes);
     assert_eq!(scene.registry.counts().requests, 1, "the first was asked first");
-    assert_eq!(fetcher.read(blob, range(0, 5000)).await.unwrap(), bytes);
+    assert_eq!(fetcher.read(blob, range(0, 5000), Purpose::Demand).await.unwrap(), bytes);
     assert_eq!(scene.registry.counts().requests, 1, "who failed is asked last");
 }
 
@@ -116,7 +116,8 @@ async fn a_stopped_fetcher_says_so() {
     scene.registry.fail(penstock_registry::Fault::Stall.always());
     let fetcher = Arc::clone(&scene.fetcher);
     let blob = scene.blob;
-    let reading = tokio::task::JoinSet::from_iter([async move { fetcher.read(blob, range(0, 10)).await }]);
+    let reading =
+        tokio::task::JoinSet::from_iter([async move { fetcher.read(blob, range(0, 10), Purpose::Demand).await }]);
     scene.registry.until_stalled(1).await;
     scene.fetcher.stop().await;
     assert_eq!(reading.join_all().await, [Err(ReadError::Stopping)]);
@@ -131,7 +132,7 @@ async fn metrics_are_registered_under_the_prefix_given() {
     let blob = registry.put_blob(content(1000, 1));
     fetcher.serve(blob, &reference(&registry, "a"));
     registry.fail(penstock_registry::Fault::Status(500));
-    fetcher.read(blob, range(0, 1000)).await.unwrap();
+    fetcher.read(blob, range(0, 1000), Purpose::Demand).await.unwrap();
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &root).unwrap();
     for line in [

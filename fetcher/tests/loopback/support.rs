@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use penstock_blob::{Blob, BlobSource as _, ByteRange, ReadError};
+use penstock_blob::{Blob, BlobSource as _, ByteRange, Purpose, ReadError};
 use penstock_fetcher::{Config, Fetcher, Reference};
 use penstock_registry::{Kind, Registry, Request};
 
@@ -69,7 +69,7 @@ impl Scene {
     }
 
     pub(crate) async fn read(&self, start: u64, end: u64) -> Result<Bytes, ReadError> {
-        self.fetcher.read(self.blob, range(start, end)).await
+        self.fetcher.read(self.blob, range(start, end), Purpose::Demand).await
     }
 
     /// Reads and compares.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use penstock_blob::{BlobSource as _, ReadError};
+use penstock_blob::{BlobSource as _, Purpose, ReadError};
 use penstock_fetcher::Config;
 use penstock_registry::Config as RegistryConfig;
 use tokio::{
@@ -65,11 +65,11 @@ async fn a_private_authority_is_trusted_only_when_its_bundle_is_given() {
     let trusting = Config { ca_bundle: Some(file("ca.pem")), tls: vec![host.clone()], ..config() };
     let fetcher_with = fetcher(trusting);
     fetcher_with.serve(blob, &from);
-    assert_eq!(fetcher_with.read(blob, range(10, 5000)).await.unwrap(), bytes.slice(10..5000));
+    assert_eq!(fetcher_with.read(blob, range(10, 5000), Purpose::Demand).await.unwrap(), bytes.slice(10..5000));
 
     let fetcher_without = fetcher(Config { tls: vec![host], ..config() });
     fetcher_without.serve(blob, &from);
-    let error = fetcher_without.read(blob, range(0, 10)).await.unwrap_err();
+    let error = fetcher_without.read(blob, range(0, 10), Purpose::Demand).await.unwrap_err();
     assert!(matches!(&error, ReadError::Unavailable { reason, .. } if reason.contains("CA bundle")), "{error}");
     assert_eq!(scene.registry.counts().requests, 1, "nothing was sent without trust");
 }
@@ -81,6 +81,6 @@ async fn a_registry_without_tls_is_not_spoken_to_as_if_it_had_it() {
     config.tls = vec![scene.registry.host()];
     let fetcher = fetcher(config);
     fetcher.serve(scene.blob, &format!("{}/team/app", scene.registry.host()).parse().unwrap());
-    assert!(matches!(fetcher.read(scene.blob, range(0, 10)).await, Err(ReadError::Deadline { .. })));
+    assert!(matches!(fetcher.read(scene.blob, range(0, 10), Purpose::Demand).await, Err(ReadError::Deadline { .. })));
     assert_eq!(scene.registry.counts().requests, 0, "there is no falling back to plain HTTP");
 }

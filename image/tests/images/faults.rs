@@ -8,7 +8,7 @@ use std::sync::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use penstock_blob::{
-    Blob, BlobSource, ByteRange, Located, ReadError, ReadFuture,
+    Blob, BlobSource, ByteRange, Located, Purpose, ReadError, ReadFuture,
     faults::{Flaky, Memory},
 };
 use penstock_image::{
@@ -38,9 +38,9 @@ impl BlobSource for WrongAtFirst {
         None
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
-            let mut bytes = self.below.read(blob, range).await?.to_vec();
+            let mut bytes = self.below.read(blob, range, purpose).await?.to_vec();
             let spend = |left: u32| left.checked_sub(1);
             if range.start() <= self.at
                 && self.at < range.end()
@@ -97,9 +97,9 @@ impl BlobSource for WrongInPlaces {
         None
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
-            let mut bytes = self.below.read(blob, range).await?.to_vec();
+            let mut bytes = self.below.read(blob, range, purpose).await?.to_vec();
             for at in self.places.lock().iter().filter(|&&at| range.start() <= at && at < range.end()) {
                 bytes[usize::try_from(at - range.start()).unwrap()] ^= 1;
             }

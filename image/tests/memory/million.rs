@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadFuture};
 use penstock_image::{Image, Layer, Scratch, lsmt, zfile};
 
 /// Frames of data before the index: 8 GiB of zeros.
@@ -30,7 +30,7 @@ impl BlobSource for OnDisk {
         Some(Located::in_memory(bytes.into()))
     }
 
-    fn read(&self, _: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, _: Blob, range: ByteRange, _: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
             let mut bytes = vec![0; usize::try_from(range.len()).unwrap()];
             self.0.read_exact_at(&mut bytes, range.start()).unwrap();

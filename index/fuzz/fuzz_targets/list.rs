@@ -5,7 +5,7 @@ use std::{fs, sync::OnceLock, time::Duration};
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use penstock_blob::{Blob, BlobSource, ByteRange, Located, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Located, ReadError, ReadFuture, Purpose};
 use penstock_index::{Config, Listed, Outcome, Verified};
 use penstock_index_fuzz::sample;
 use prometheus_client::registry::Registry;
@@ -23,7 +23,7 @@ impl BlobSource for Hostile {
         None
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
             let (start, end) = (range.start() as usize, range.end() as usize);
             let bytes = if blob == self.listed.blob { &self.blob[..] } else { &self.list[..] };
@@ -66,7 +66,7 @@ fuzz_target!(|input: Input| {
         let start = u64::from(start) % listed.blob.size_bytes;
         let end = (start + 1 + u64::from(len)).min(listed.blob.size_bytes);
         let range = ByteRange::new(start, end).expect("not empty");
-        if let Ok(bytes) = verified.read(listed.blob, range).await {
+        if let Ok(bytes) = verified.read(listed.blob, range, Purpose::Demand).await {
             assert_eq!(bytes, blob.slice(start as usize..end as usize));
         }
     });

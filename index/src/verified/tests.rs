@@ -3,7 +3,7 @@
 use std::{fs::File, path::Path};
 
 use penstock_blob::{
-    conformance,
+    Purpose, conformance,
     faults::{Corrupt, Flaky, Memory, Stuck},
 };
 
@@ -66,7 +66,7 @@ async fn a_bit_flipped_anywhere_in_the_blob_or_its_list_is_found_and_read_again(
         let lying = Lying::new(memory.clone(), digest, at, 2);
         let verified = verified(lying.clone(), state.path());
         let _used = install(&verified, &lists);
-        let read = verified.read(blob, wanted).await.unwrap();
+        let read = verified.read(blob, wanted, Purpose::Demand).await.unwrap();
         assert_eq!(read, part(&bytes, wanted), "byte {at} of {digest}");
         assert_eq!(
             (lying.left(), memory.rejects() - before),
@@ -85,13 +85,13 @@ async fn bytes_that_stay_wrong_are_an_error_and_told_once() {
     let mut events = verified.events();
     let _used = install(&verified, &lists);
     for _ in 0..2 {
-        let refused = verified.read(lists[0].blob, range(65_536, 65_537)).await.unwrap_err();
+        let refused = verified.read(lists[0].blob, range(65_536, 65_537), Purpose::Demand).await.unwrap_err();
         assert!(
             matches!(refused, ReadError::WrongBytes { range: bad, .. } if bad == range(65_536, 131_072)),
             "{refused}"
         );
     }
-    assert!(verified.read(lists[0].blob, range(0, 65_536)).await.is_ok(), "other chunks are served");
+    assert!(verified.read(lists[0].blob, range(0, 65_536), Purpose::Demand).await.is_ok(), "other chunks are served");
     assert!(matches!(events.try_recv(), Ok(Event::WrongBytes { .. })));
     assert!(events.try_recv().is_err(), "told once");
     assert_eq!(verified.metrics.wrong_chunks.get(), u64::from(2 * TRIES));
@@ -108,7 +108,7 @@ async fn a_list_that_stays_wrong_serves_nothing() {
     for wrong in [swapped, of_another] {
         let verified = verified(memory.clone(), dir.path());
         let _used = install(&verified, &[wrong]);
-        let refused = verified.read(wrong.blob, range(0, 1)).await.unwrap_err();
+        let refused = verified.read(wrong.blob, range(0, 1), Purpose::Demand).await.unwrap_err();
         assert!(matches!(refused, ReadError::WrongBytes { blob, .. } if blob == wrong.list.digest), "{refused}");
     }
 }
@@ -125,7 +125,7 @@ async fn pages_damaged_on_disk_are_fetched_again_and_without_a_registry_fail() {
     let listed = lists[0];
     let read = |verified: Arc<Verified>| async move {
         let _used = install(&verified, &[listed]);
-        verified.read(listed.blob, last).await
+        verified.read(listed.blob, last, Purpose::Demand).await
     };
     assert_eq!(read(verified(flaky.clone(), dir.path())).await.unwrap(), part(&bytes, last));
     let whole = std::fs::read(&file).unwrap();
@@ -156,7 +156,7 @@ async fn a_list_that_cannot_be_kept_is_used_all_the_same() {
     let verified = verified(memory, &dir.path().join("missing"));
     let _used = install(&verified, &lists);
     let all = lists[0].blob.all().unwrap();
-    assert_eq!(verified.read(lists[0].blob, all).await.unwrap(), bytes);
+    assert_eq!(verified.read(lists[0].blob, all, Purpose::Demand).await.unwrap(), bytes);
 }
 
 #[tokio::test]
@@ -176,12 +176,12 @@ async fn reads_wait_until_it_is_known_whether_there_is_a_list() {
         let verified = verified(stuck.clone(), dir.path());
         let expected = verified.expect(&[blob]);
         for wanted in [range(0, 65_536), range(1, 5)] {
-            let mut early = verified.read(blob, wanted);
+            let mut early = verified.read(blob, wanted, Purpose::Demand);
             assert!(futures_util::poll!(&mut early).is_pending());
             assert_eq!(stuck.waiting(), 1, "the bytes are on their way meanwhile");
         }
         stuck.release();
-        let mut early = verified.read(blob, range(1, 5));
+        let mut early = verified.read(blob, range(1, 5), Purpose::Demand);
         assert!(futures_util::poll!(&mut early).is_pending(), "the bytes came, and are not passed up");
         let used = expected.settle(outcome).unwrap();
         match early.await {
@@ -199,7 +199,7 @@ async fn reads_of_an_image_that_is_given_up_go_on_without_a_list() {
     let verified = verified(memory, dir.path());
     let expected = verified.expect(&[lists[0].blob]);
     let again = verified.expect(&[lists[0].blob]);
-    let mut waiting = verified.read(lists[0].blob, range(0, 10));
+    let mut waiting = verified.read(lists[0].blob, range(0, 10), Purpose::Demand);
     assert!(futures_util::poll!(&mut waiting).is_pending());
     drop(expected);
     assert!(waiting.await.is_ok());
@@ -236,7 +236,7 @@ async fn files_of_lists_go_with_the_last_image_that_is_detached() {
     let verified = verified(memory, dir.path());
     let file = dir.path().join(format!("{}.list", lists[0].root.to_hex()));
     let [first, second] = [install(&verified, &lists), install(&verified, &lists)];
-    verified.read(lists[0].blob, range(0, 10)).await.unwrap();
+    verified.read(lists[0].blob, range(0, 10), Purpose::Demand).await.unwrap();
     first.discard();
     drop(first);
     assert!(file.exists(), "another image uses it");
@@ -258,7 +258,7 @@ async fn an_audit_drops_what_a_cache_kept_before_there_was_a_list() {
         fn locate(&self, _: &Blob, range: ByteRange) -> Option<Located> {
             Some(Located::in_memory(part(&self.0, range)))
         }
-        fn read(&self, _: Blob, range: ByteRange) -> ReadFuture<'_> {
+        fn read(&self, _: Blob, range: ByteRange, _: Purpose) -> ReadFuture<'_> {
             Box::pin(async move { Ok(part(&self.0, range)) })
         }
         fn reject(&self, _: &Blob, range: ByteRange) {
@@ -291,9 +291,9 @@ async fn a_mirror_that_corrupts_everything_gets_nothing_through() {
     let corrupt = Corrupt::new(memory.clone());
     let verified = verified(corrupt.clone(), dir.path());
     let _used = install(&verified, &lists);
-    assert!(verified.read(lists[0].blob, range(0, 100_000)).await.is_err());
+    assert!(verified.read(lists[0].blob, range(0, 100_000), Purpose::Demand).await.is_err());
     corrupt.set(false);
-    assert!(verified.read(lists[0].blob, range(0, 100_000)).await.is_ok());
+    assert!(verified.read(lists[0].blob, range(0, 100_000), Purpose::Demand).await.is_ok());
     let listless = Memory::new(vec![noise(9, 50)]);
     let made = compute(&*listless, listless.blob(0), grid(), &dir.path().join("x"), |_| {}).await.unwrap();
     assert_eq!(made.listed.blob, listless.blob(0));

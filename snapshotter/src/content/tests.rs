@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadError, ReadFuture};
 
 use super::{Child, Content, Outcome, Piece, Progress, Store, StoreError};
 use fake::{Fake, State};
@@ -28,7 +28,7 @@ impl BlobSource for Source {
         None
     }
 
-    fn read(&self, blob: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, _: Purpose) -> ReadFuture<'_> {
         self.reads.lock().push((blob.digest, range));
         let found = self.blobs.iter().find(|bytes| Digest::of(bytes) == blob.digest).cloned().unwrap();
         let part = found.slice(usize::try_from(range.start()).unwrap()..usize::try_from(range.end()).unwrap());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
-use penstock_blob::{Blob, BlobSource, ByteRange, ReadError};
+use penstock_blob::{Blob, BlobSource, ByteRange, Purpose, ReadError};
 use tokio::sync::mpsc;
 use tonic::{Code, Status, Streaming, metadata::MetadataValue};
 
@@ -163,7 +163,7 @@ fn bytes<'a>(
                     let at = |offset| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                     Ok(bytes.slice(at(range.start())..at(range.end())))
                 }
-                None => source.read(blob, range).await,
+                None => source.read(blob, range, Purpose::Demand).await,
             }
         })
         .buffered(READ_AHEAD)

@@ -185,7 +185,7 @@ pub(super) async fn look(bench: &Bench, durable: &BTreeSet<u32>, close: bool) ->
                 continue;
             }
             let want = bench.config.chunk_size.range(blob, chunk).unwrap();
-            match cache.read(*blob, want).await {
+            match cache.read(*blob, want, Purpose::Demand).await {
                 Ok(read) => {
                     assert!(read == part(bytes, want), "the cache served wrong bytes");
                     found.read += 1;

@@ -51,11 +51,11 @@ async fn bytes_rejected_while_they_are_written_are_neither_kept_nor_given_to_oth
     let cache = Cache::open_with(bench.config.clone(), corrupt.clone(), &mut Registry::default(), seams).await.unwrap();
     disk.hold(true);
     let all = range(0, 8 * CHUNK);
-    assert!(cache.read(blob, all).await.unwrap() != bytes, "the mirror lies");
+    assert!(cache.read(blob, all, Purpose::Demand).await.unwrap() != bytes, "the mirror lies");
     cache.reject(&blob, range(4 * CHUNK, 4 * CHUNK + 1));
     assert_eq!(bench.memory.rejects(), 1, "the source below hears of it");
     corrupt.set(false);
-    assert!(cache.read(blob, all).await.unwrap() == bytes, "nobody joins the rejected fill");
+    assert!(cache.read(blob, all, Purpose::Demand).await.unwrap() == bytes, "nobody joins the rejected fill");
     disk.hold(false);
     cache.settle().await;
     assert_eq!(cache.usage().present_chunks, 0);
@@ -294,7 +294,7 @@ async fn behind_a_stalled_index_reads_go_on_memory_is_bounded_and_the_close_ends
         for (blob, bytes) in &bench.blobs {
             for start in (0..blob.size_bytes).step_by(4 << 16) {
                 let want = range(start, start + 4 * CHUNK);
-                assert!(cache.read(*blob, want).await.unwrap() == part(bytes, want));
+                assert!(cache.read(*blob, want, Purpose::Demand).await.unwrap() == part(bytes, want));
                 assert!(cache.store.metrics.pending_bytes.get() <= bench.config.pending_bytes);
                 assert!(cache.usage().used_bytes <= bench.config.cap_bytes);
             }

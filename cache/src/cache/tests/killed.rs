@@ -203,7 +203,7 @@ impl Run {
     async fn read(&self, cache: &Cache, blob: usize, first: u64, last: u64) {
         let (blob, bytes) = &self.bench.blobs[blob];
         let want = range(first * CHUNK, ((last + 1) * CHUNK).min(blob.size_bytes));
-        assert!(cache.read(*blob, want).await.unwrap() == part(bytes, want));
+        assert!(cache.read(*blob, want, Purpose::Demand).await.unwrap() == part(bytes, want));
     }
 
     async fn settle(&self, cache: &Cache) {

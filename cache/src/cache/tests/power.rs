@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use penstock_blob::ChunkSize;
+use penstock_blob::{ChunkSize, Purpose};
 use tempfile::TempDir;
 
 use super::{
@@ -121,7 +121,7 @@ async fn work(bench: &Bench, seed: u64) {
         let start = rng.u64(0..blob.size_bytes);
         let want = range(start, (start + rng.u64(1..8 * CHUNK)).min(blob.size_bytes));
         // What the disk refuses is served all the same.
-        assert!(cache.read(*blob, want).await.unwrap() == part(bytes, want));
+        assert!(cache.read(*blob, want, Purpose::Demand).await.unwrap() == part(bytes, want));
         say("read");
         if step % 7 == 6 {
             cache.settle().await;

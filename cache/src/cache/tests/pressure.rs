@@ -15,8 +15,8 @@ async fn scan(bench: &Bench, cache: &Cache, blob: usize) {
     let (blob, bytes) = &bench.blobs[blob];
     for start in (0..blob.size_bytes).step_by(usize::try_from(CHUNK).unwrap()) {
         let want = range(start, (start + CHUNK).min(blob.size_bytes));
-        assert!(cache.read(*blob, want).await.unwrap() == part(bytes, want));
-        assert!(cache.read(*blob, want).await.unwrap() == part(bytes, want));
+        assert!(cache.read(*blob, want, Purpose::Demand).await.unwrap() == part(bytes, want));
+        assert!(cache.read(*blob, want, Purpose::Demand).await.unwrap() == part(bytes, want));
         if start % MIB == 0 {
             cache.settle().await;
         }
@@ -79,11 +79,11 @@ async fn eviction_runs_from_the_high_to_the_low_mark_before_the_cap_is_reached()
     cache.look();
     let (blob, _) = bench.blobs[0];
     for extent in 0..15 {
-        cache.read(blob, range(extent * MIB, (extent + 1) * MIB)).await.unwrap();
+        cache.read(blob, range(extent * MIB, (extent + 1) * MIB), Purpose::Demand).await.unwrap();
         cache.settle().await;
     }
     assert_eq!(cache.usage().evicted_chunks, 0, "15 of 16 MiB");
-    cache.read(blob, range(15 * MIB, 17 * MIB)).await.unwrap();
+    cache.read(blob, range(15 * MIB, 17 * MIB), Purpose::Demand).await.unwrap();
     cache.settle().await;
     cache.settle().await;
     let usage = cache.usage();

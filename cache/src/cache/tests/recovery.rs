@@ -27,12 +27,12 @@ async fn a_chunk_found_on_disk_is_not_located_before_it_was_read() {
     let bench = Bench::new(&[2 * CHUNK]);
     let cache = bench.open().await;
     let blob = bench.blobs[0].0;
-    cache.read(blob, range(0, 1)).await.unwrap();
+    cache.read(blob, range(0, 1), Purpose::Demand).await.unwrap();
     cache.close().await;
     crash(cache).await;
     let cache = bench.open_on(refusing()).await;
     assert!(cache.locate(&blob, range(0, 1)).is_none());
-    cache.read(blob, range(7, 8)).await.unwrap();
+    cache.read(blob, range(7, 8), Purpose::Demand).await.unwrap();
     assert!(cache.locate(&blob, range(0, CHUNK)).is_some());
 }
 
@@ -79,7 +79,7 @@ impl Bench {
     async fn read_one_range(&self, cache: &crate::Cache) {
         let (blob, bytes) = &self.blobs[0];
         let want = range(CHUNK, 3 * CHUNK);
-        assert!(cache.read(*blob, want).await.unwrap() == part(bytes, want));
+        assert!(cache.read(*blob, want, Purpose::Demand).await.unwrap() == part(bytes, want));
     }
 }
 

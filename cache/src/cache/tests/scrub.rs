@@ -57,8 +57,8 @@ async fn verify_without_a_source_drops_what_is_wrong_and_says_what_was_not_repai
     assert_eq!((found.corrupt_chunks, found.repaired_ranges, found.not_repaired_ranges), (1, 0, 1));
     let (blob, bytes) = bench.blobs[0].clone();
     let good = range(0, 2 * CHUNK);
-    assert!(cache.read(blob, good).await.unwrap() == part(&bytes, good));
-    assert!(cache.read(blob, range(2 * CHUNK, 3 * CHUNK)).await.is_err());
+    assert!(cache.read(blob, good, Purpose::Demand).await.unwrap() == part(&bytes, good));
+    assert!(cache.read(blob, range(2 * CHUNK, 3 * CHUNK), Purpose::Demand).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -197,7 +197,7 @@ impl Run {
     async fn read(&self, cache: &Cache, blob: usize, first: u64, last: u64) {
         let (blob, bytes) = &self.bench.blobs[blob];
         let want = range(first * CHUNK, ((last + 1) * CHUNK).min(blob.size_bytes));
-        assert!(cache.read(*blob, want).await.unwrap() == part(bytes, want));
+        assert!(cache.read(*blob, want, Purpose::Demand).await.unwrap() == part(bytes, want));
     }
 
     fn note(&self, note: &'static str) {
@@ -490,7 +490,7 @@ async fn a_rejected_chunk_does_not_come_back_with_a_power_cut() {
     let cache = run.open(corrupt.clone()).await;
     let (blob, bytes) = run.bench.blobs[0].clone();
     let all = range(0, 3 * CHUNK);
-    assert!(cache.read(blob, all).await.unwrap() != part(&bytes, all), "the mirror lies");
+    assert!(cache.read(blob, all, Purpose::Demand).await.unwrap() != part(&bytes, all), "the mirror lies");
     cache.settle().await;
     corrupt.set(false);
     cache.reject(&blob, all);
