@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use penstock_agent::output;
 use penstock_benches::{
-    containerd, evict,
+    attach, containerd, evict,
     machine::Machine,
     pack::{Link, Packed},
     path,
@@ -59,6 +59,8 @@ enum What {
     Start,
     /// From the pull to the first output of a Python program: containerd with its own snapshotter against Penstock's. Needs root, containerd and runc.
     Containerd,
+    /// Opening a small image, one of many extents, and one of many frames: time, requests, bytes, memory. Writes 2 GiB of images first.
+    Attach,
     /// Which of the extents on a full disk go: hit ratios on made-up traces, the same on every machine. Nothing is read.
     Evict,
     /// Reads and starts (the default).
@@ -91,6 +93,9 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     };
     if what == What::Containerd {
         return containers(args, link).await;
+    }
+    if what == What::Attach {
+        return attaches(args, link).await;
     }
     let place = match &args.dir {
         Some(dir) => tempfile::tempdir_in(dir),
@@ -136,6 +141,22 @@ async fn containers(args: &Args, link: Link) -> anyhow::Result<()> {
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let measured = containerd::run(&dir, (args.size_mib << 20, link), args.n.unwrap_or(STARTS)).await?;
     let report = containerd::Report { machine, began_unix_seconds, link, measured };
+    let file = report::save(&results(args), &report.file_name(), &report)?;
+    match args.output {
+        Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
+        Output::Table => output::print(&report.table())?,
+    }
+    output::note(format_args!("written to {}", file.display()));
+    Ok(())
+}
+
+async fn attaches(args: &Args, link: Link) -> anyhow::Result<()> {
+    let (machine, began_unix_seconds) = (Machine::this(), report::now());
+    output::note("Writing the images and opening them ...");
+    let place = tempfile::tempdir_in(args.dir.clone().unwrap_or_else(std::env::temp_dir))?;
+    let rows = attach::run(place.path(), link, args.n.unwrap_or(STARTS)).await?;
+    place.close()?;
+    let report = attach::Report { machine, began_unix_seconds, link, rows };
     let file = report::save(&results(args), &report.file_name(), &report)?;
     match args.output {
         Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,

@@ -36,6 +36,7 @@ impl Held {
         let source: Arc<dyn BlobSource> = memory;
         let described = Layer { blob: layer, media_type: write::MEDIA_TYPE.into(), annotations: Default::default() };
         let image = Image::open(vec![described], Arc::clone(&source), maps_dir).await?;
+        image.completed().await?;
         Ok(Self { image, source, layer })
     }
 }
@@ -106,7 +107,7 @@ mod tests {
     async fn a_scattered_image_has_the_extents_asked_for() {
         let dir = tempfile::tempdir().unwrap();
         let held = scattered(1000, dir.path()).await.unwrap();
-        assert_eq!((held.image.extents(), held.image.size_bytes()), (1000, 1000 * 8192));
+        assert_eq!((held.image.extents(), held.image.size_bytes()), (Some(1000), 1000 * 8192));
         let plan = held.image.plan(ByteRange::at(999 * 8192, 8192).unwrap(), &held.source).unwrap();
         assert_eq!((plan.steps.len(), plan.is_local()), (2, true), "data, then a hole");
     }

@@ -131,7 +131,8 @@ impl Device {
         let bound = usize::from(config.misses);
         // A device that is taken over has the queues that it was made with.
         let offload = Offload::start(&Handle::current(), bound * usize::from(MAX_QUEUES));
-        let patient = Patient::new(content.source, config.patience);
+        // Parts of maps that are still being made are waited for as bytes are, with the same patience.
+        let patient = Patient::new(content.image.over(content.source), config.patience);
         let setup = Setup {
             id: id.clone(),
             image: Some(content.image),

@@ -1,23 +1,26 @@
 //! One layer file, or one raw disk, inside its blob: the bytes that extents point at.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use penstock_blob::{ByteRange, Located};
+use penstock_blob::{ByteRange, Located, Purpose};
 
 use crate::{
     frames::Frames,
-    layer::{LayerError, Window},
+    layer::LayerError,
     map::LayerRecord,
     pages::TableError,
     plan::Planner,
     scratch::{FrameRun, Scratch},
     units::in_memory,
+    window::Window,
 };
 
 /// The bytes of a layer file, decoded if it is a ZFile.
 #[derive(Debug)]
 pub(crate) struct Body {
     record: LayerRecord,
-    frames: Option<Frames>,
+    frames: Option<Arc<Frames>>,
 }
 
 impl Body {
@@ -27,7 +30,7 @@ impl Body {
     }
 
     /// A file in frames.
-    pub(crate) fn framed(frames: Frames) -> Self {
+    pub(crate) fn framed(frames: Arc<Frames>) -> Self {
         let shape = frames.shape();
         Self { record: LayerRecord { blob: shape.blob, file: shape.file, zfile: true }, frames: Some(frames) }
     }
@@ -66,19 +69,39 @@ impl Body {
         ByteRange::new(start + range.start(), start + range.end()).unwrap_or(range)
     }
 
+    /// The frame table, unless the file is stored as it is.
+    pub(crate) const fn frames(&self) -> Option<&Arc<Frames>> {
+        self.frames.as_ref()
+    }
+
+    /// Whether bytes of the file can be read from what is held of the blob.
+    pub(crate) fn is_held(&self, window: &Window, range: ByteRange) -> bool {
+        let stored = match &self.frames {
+            None => Some(self.in_blob(range)),
+            Some(frames) => {
+                let (first, count) = frames.shape().frames_of(range);
+                let there = frames.lacking(first, count).is_none();
+                there.then(|| frames.stored(first, count).ok()?.range()).flatten()
+            }
+        };
+        stored.is_some_and(|stored| window.held(stored).is_some())
+    }
+
     /// Reads bytes of the file, which must lie inside it: for the small parts needed to open it.
     pub(crate) async fn read(&self, window: &Window, range: ByteRange) -> Result<Bytes, LayerError> {
-        let Some(frames) = &self.frames else { return window.bytes(self.in_blob(range)).await };
+        let Some(frames) = &self.frames else { return window.bytes(self.in_blob(range), Purpose::Demand).await };
         let shape = frames.shape();
         let (first, count) = shape.frames_of(range);
+        if let Some(pages) = frames.lacking(first, count) {
+            frames.wait(pages).await?;
+        }
         let stored = frames.stored(first, count)?;
-        let len = u64::from(stored.ends.last().copied().unwrap_or_default());
-        let at = ByteRange::at(stored.start, len).map_err(|_| LayerError::Empty)?;
+        let at = stored.range().ok_or(LayerError::Empty)?;
         let skip = range.start() - first * u64::from(shape.format.block_bytes);
         let run = FrameRun {
             blob: shape.blob,
             range: at,
-            located: Located::in_memory(window.bytes(at).await?),
+            located: Located::in_memory(window.bytes(at, Purpose::Demand).await?),
             format: shape.format,
             skip_bytes: u32::try_from(skip).unwrap_or(u32::MAX),
             last_bytes: shape.frame_bytes(first + count as u64 - 1),

@@ -2,15 +2,23 @@
 //!
 //! The jump table in a ZFile holds lengths only, so finding a frame means adding up all lengths before it. This table
 //! holds the sums: a base per page and 32-bit ends from there, so one page read finds a frame, at 4 bytes a frame like
-//! the jump table itself. It is named by the blob's digest and shared by every image that has the layer. Format:
-//! docs/formats/map.md, section 3.
+//! the jump table itself. It is named by the blob's digest and shared by every image that has the layer. While it is being made
+//! ([`crate::filling`]) its first and its last pages are there. Format: docs/formats/map.md, section 3.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
-use penstock_blob::{Blob, ByteRange, Digest};
+use penstock_blob::{Blob, ByteRange, Digest, ReadError};
 
 use crate::{
-    pages::{self, HEADER_FIELDS, PAGE_BYTES, PAGE_HEAD, Page, PageKind, Table, TableError, TableWriter, put},
+    making::{Making, Work},
+    pages::{self, HEADER_FIELDS, PAGE_BYTES, PAGE_HEAD, Page, PageKind, Table, TableError, put},
     units::{field, in_memory, u32_at, u64_at},
     zfile::{Codec, Format, MAX_STORED_BYTES},
 };
@@ -71,6 +79,19 @@ impl Shape {
         .then_some(shape)
     }
 
+    /// Pages of its frame table that hold frames.
+    pub(crate) fn pages(&self) -> u32 {
+        // Exact: a file of 2^32 pages would describe a blob that no digest covers; the count was compared with the blob's size.
+        u32::try_from(self.frames.div_ceil(FRAMES_PER_PAGE)).unwrap_or(u32::MAX)
+    }
+
+    /// The header page of its frame table, not yet sealed.
+    pub(crate) fn header_page(&self) -> Page {
+        let mut page = [0; PAGE_BYTES];
+        self.write(&mut page);
+        page
+    }
+
     /// The frames that hold bytes `range` of the decoded file: the first, and how many.
     pub(crate) fn frames_of(&self, range: ByteRange) -> (u64, usize) {
         let block = u64::from(self.format.block_bytes);
@@ -95,14 +116,61 @@ pub(crate) struct Stored {
     pub(crate) ends: Vec<u32>,
 }
 
+impl Stored {
+    /// Where all of them are in the blob.
+    pub(crate) fn range(&self) -> Option<ByteRange> {
+        ByteRange::at(self.start, u64::from(*self.ends.last()?)).ok()
+    }
+}
+
+/// Which pages are there, and how the others are waited for.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    /// In the upper half how many pages are there at the start, in the lower one the first that is there at the end: one value, so that both are read together.
+    reached: AtomicU64,
+    pub(crate) making: Making,
+}
+
+impl Progress {
+    pub(crate) fn new((front, back): (u32, u32)) -> Self {
+        Self { reached: AtomicU64::new(pack(front, back)), making: Making::new() }
+    }
+
+    fn whole() -> Self {
+        Self { reached: AtomicU64::new(pack(u32::MAX, u32::MAX)), making: Making::over() }
+    }
+
+    /// Says which pages are there: they were written before.
+    pub(crate) fn set(&self, (front, back): (u32, u32)) {
+        self.reached.store(pack(front, back), Ordering::Release);
+        self.making.advance();
+    }
+
+    fn has(&self, pages: &Range<u32>) -> bool {
+        let reached = self.reached.load(Ordering::Acquire);
+        // Both halves were 32-bit numbers.
+        let (front, back) = (u32::try_from(reached >> 32), u32::try_from(reached & u64::from(u32::MAX)));
+        let (front, back) = (front.unwrap_or(0), back.unwrap_or(u32::MAX));
+        front >= back || pages.end <= front || pages.start >= back
+    }
+}
+
+fn pack(front: u32, back: u32) -> u64 {
+    u64::from(front) << 32 | u64::from(back)
+}
+
 /// An opened table.
 #[derive(Debug)]
 pub(crate) struct Frames {
     table: Table,
     shape: Shape,
+    progress: Arc<Progress>,
+    /// Makes what is not there.
+    _work: Option<Work>,
 }
 
-fn identity(blob: &Digest) -> Digest {
+/// What names the frame table of `blob`.
+pub(crate) fn identity(blob: &Digest) -> Digest {
     pages::identity("frames", [*blob])
 }
 
@@ -125,7 +193,7 @@ impl Frames {
             table.damaged(0, "its fields disagree");
             return Ok(None);
         };
-        let frames = Self { table, shape };
+        let frames = Self { table, shape, progress: Arc::new(Progress::whole()), _work: None };
         if frames.table.is_small() {
             for page in 1..frames.table.pages() {
                 match frames.table.read(PageKind::Frames, page, &mut [0; PAGE_BYTES]) {
@@ -138,11 +206,54 @@ impl Frames {
         Ok(Some(frames))
     }
 
+    /// A table that `work` is making; `table` reads it.
+    pub(crate) const fn in_the_making(table: Table, shape: Shape, progress: Arc<Progress>, work: Work) -> Self {
+        Self { table, shape, progress, _work: Some(work) }
+    }
+
     pub(crate) const fn shape(&self) -> &Shape {
         &self.shape
     }
 
-    /// Where `count` frames from `first` on are stored. Reads one page per 1018 frames.
+    /// Whether a page of it was found damaged, or it cannot be made.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.table.is_broken() || self.progress.making.is_over() && !self.is_whole()
+    }
+
+    /// Whether all of it is there.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.progress.has(&(0..self.shape.pages()))
+    }
+
+    /// What the table is asked for by while it is being made: a byte stands for each page.
+    pub(crate) fn named(&self) -> Blob {
+        Blob { digest: *self.table.identity(), size_bytes: u64::from(self.shape.pages()) }
+    }
+
+    /// The pages, as bytes of [`Frames::named`], that must be made before the places of `count` frames from `first` on are known; `None` when they are.
+    pub(crate) fn lacking(&self, first: u64, count: usize) -> Option<ByteRange> {
+        let last = (first + count as u64).saturating_sub(1);
+        let pages = first / FRAMES_PER_PAGE..last / FRAMES_PER_PAGE + 1;
+        let numbers = u32::try_from(pages.start).ok()?..u32::try_from(pages.end).ok()?;
+        if self.progress.has(&numbers) { None } else { ByteRange::new(pages.start, pages.end).ok() }
+    }
+
+    /// Waits until these pages are there.
+    pub(crate) async fn wait(&self, pages: ByteRange) -> Result<(), ReadError> {
+        let number = |at: u64| u32::try_from(at).unwrap_or(u32::MAX);
+        for page in [pages.start(), pages.end() - 1] {
+            let wanted = number(page)..number(page).saturating_add(1);
+            self.progress.making.wait(page, || self.progress.has(&wanted)).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all of it is there, and has its name.
+    pub(crate) async fn persisted(&self) -> Result<(), ReadError> {
+        self.progress.making.ended(|| self.is_whole()).await
+    }
+
+    /// Where `count` frames from `first` on are stored; their pages are there ([`Frames::lacking`]). Reads one page per 1018 frames.
     pub(crate) fn stored(&self, first: u64, count: usize) -> Result<Stored, TableError> {
         let mut page = [0; PAGE_BYTES];
         let mut stored = Stored { start: 0, ends: Vec::with_capacity(count) };
@@ -191,51 +302,18 @@ fn read_ends(
     Ok(added)
 }
 
-/// Writes a table from the stored lengths of the frames, in order.
-pub(crate) struct FramesWriter {
-    writer: TableWriter,
-    shape: Shape,
-    page: Page,
-    base: u64,
-    end: u32,
-    held: u16,
-    frames: u64,
-}
-
-impl FramesWriter {
-    pub(crate) fn new(maps_dir: &Path, shape: Shape) -> Result<Self, TableError> {
-        let digest = &shape.blob.digest;
-        let writer = TableWriter::new(&path(maps_dir, digest), identity(digest))?;
-        Ok(Self { writer, shape, page: [0; PAGE_BYTES], base: shape.data_start, end: 0, held: 0, frames: 0 })
+/// A page of frames with these stored lengths, the first of which begins at `base`: the page, not yet sealed, how many it holds, and where the last one
+/// ends, counted from `base`. At most [`FRAMES_PER_PAGE`] lengths, which were checked against [`MAX_STORED_BYTES`]: their sum fits in 32 bits.
+pub(crate) fn page_of_lengths(base: u64, lengths: impl Iterator<Item = u32>) -> (Page, u16, u32) {
+    let mut page = [0; PAGE_BYTES];
+    put(&mut page, PAGE_HEAD, &base.to_le_bytes());
+    let (mut held, mut end) = (0_u16, 0_u32);
+    for length in lengths.take(in_memory(FRAMES_PER_PAGE)) {
+        end += length;
+        put(&mut page, ENDS + 4 * usize::from(held), &end.to_le_bytes());
+        held += 1;
     }
-
-    /// Adds the stored length of the next frame, which has been checked against [`MAX_STORED_BYTES`]: a page of ends
-    /// fits in 32 bits.
-    pub(crate) fn push(&mut self, stored_bytes: u32) -> Result<(), TableError> {
-        self.end += stored_bytes;
-        put(&mut self.page, ENDS + 4 * usize::from(self.held), &self.end.to_le_bytes());
-        self.held += 1;
-        self.frames += 1;
-        if u64::from(self.held) == FRAMES_PER_PAGE { self.flush() } else { Ok(()) }
-    }
-
-    fn flush(&mut self) -> Result<(), TableError> {
-        put(&mut self.page, PAGE_HEAD, &self.base.to_le_bytes());
-        self.writer.push(PageKind::Frames, &mut self.page, self.held)?;
-        self.base += u64::from(self.end);
-        (self.page, self.end, self.held) = ([0; PAGE_BYTES], 0, 0);
-        Ok(())
-    }
-
-    /// Makes the table appear under its name.
-    pub(crate) fn finish(mut self) -> Result<(), TableError> {
-        if self.held > 0 {
-            self.flush()?;
-        }
-        let mut header = [0; PAGE_BYTES];
-        self.shape.write(&mut header);
-        self.writer.finish(&mut header)
-    }
+    (page, held, end)
 }
 
 #[cfg(test)]

@@ -7,28 +7,24 @@ use std::{
     sync::Arc,
 };
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadError, ReadFuture};
 
 use crate::{
     body::Body,
-    frames::Frames,
-    index,
-    layer::{self, LayerError, Opened, Site, Window, blocking},
-    map::{LayerRecord, Map},
+    layer::{LayerError, Site},
+    map::LayerRecord,
+    maps::Maps,
+    over::Over,
     pages::TableError,
     plan::{Plan, PlanError, Planner},
     recognise::{self, Content, FileSystem, What},
+    stack::Stack,
     units::SECTOR_BYTES,
+    window::{HEAD_BYTES, Window},
 };
 
 /// Most layers of a stack (an extent names its layer in 8 bits; upstream's limit too).
 pub const MAX_LAYERS: usize = 255;
-/// Layers opened at once: hides latency; each holds up to 1 MiB of its jump table.
-pub(crate) const LAYERS_AT_ONCE: usize = 8;
-/// Bytes read to see what a blob without annotations is.
-const SNIFF_BYTES: u64 = 4096;
-
 /// One layer of an image as its manifest describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
@@ -113,9 +109,9 @@ pub enum OpenError {
     Maps(#[from] TableError),
 }
 
-/// An image whose bytes can be planned. Holds a page and a file handle per map, whatever the size of the image.
+/// An image whose bytes can be planned. Holds a page and a file handle per map, whatever the size of the image; images of the same layers share them.
 ///
-/// Shared by all queues of a device: every method takes `&self`, and there is no lock.
+/// Shared by all queues of a device: every method takes `&self`, and once its tables are whole there is no lock.
 #[derive(Debug)]
 pub struct Image {
     content: Contents,
@@ -126,11 +122,11 @@ pub struct Image {
 
 #[derive(Debug)]
 enum Contents {
-    Stack { map: Map, bodies: Vec<Body> },
+    Stack(Arc<Stack>),
     Raw { file_system: FileSystem, body: Body },
 }
 
-/// Where [`Image::open`] keeps what it makes of these layers (bottom first): files that are there once it was opened, unless it is a raw disk.
+/// Where [`Image::open`] keeps what it makes of these layers (bottom first): files that are there once it is complete, unless it is a raw disk.
 #[must_use]
 pub fn tables(layers: &[Layer], maps_dir: &Path) -> Vec<PathBuf> {
     let disks = layers.iter().filter(|layer| !recognise::is_acceleration(&layer.annotations));
@@ -140,13 +136,22 @@ pub fn tables(layers: &[Layer], maps_dir: &Path) -> Vec<PathBuf> {
 }
 
 impl Image {
-    /// Opens the image made of these layers (bottom first). Its maps are taken from `maps_dir`, or built there, which
-    /// reads the head, the jump table and the index of each layer through `source`; with maps in place an OverlayBD
-    /// image is opened without reading a byte.
+    /// As [`Image::open_in`], in a maps directory of its own.
     ///
     /// # Errors
-    /// [`OpenError`]; what the image is when it is no disk, which layer is wrong and how otherwise.
-    pub async fn open(mut layers: Vec<Layer>, source: Arc<dyn BlobSource>, maps_dir: &Path) -> Result<Self, OpenError> {
+    /// As [`Image::open_in`].
+    pub async fn open(layers: Vec<Layer>, source: Arc<dyn BlobSource>, maps_dir: &Path) -> Result<Self, OpenError> {
+        Self::open_in(layers, source, &Maps::new(maps_dir)).await
+    }
+
+    /// Opens the image made of these layers (bottom first). Its maps are taken from `maps`, or made there: what opening needs of them in two rounds of
+    /// reads of a constant size per layer, the rest in the background. With maps in place an OverlayBD image is opened without reading a byte. Must be
+    /// called on a tokio runtime, which then makes the rest.
+    ///
+    /// # Errors
+    /// [`OpenError`]; what the image is when it is no disk, which layer is wrong and how otherwise. What is wrong with the parts that come in the
+    /// background is told by the reads that need them.
+    pub async fn open_in(mut layers: Vec<Layer>, source: Arc<dyn BlobSource>, maps: &Maps) -> Result<Self, OpenError> {
         layers.retain(|layer| !recognise::is_acceleration(&layer.annotations));
         let bottom = layers.first().ok_or(OpenError::NoLayers)?.blob;
         if layers.len() > MAX_LAYERS {
@@ -154,9 +159,13 @@ impl Image {
         }
         check_annotations(&layers)?;
         let blobs: Vec<Blob> = layers.iter().map(|layer| layer.blob).collect();
+        let site =
+            Site { source: source.clone(), maps_dir: maps.dir().to_owned(), maps: maps.clone(), layers: blobs.len() };
+        let mut sniffed = None;
         if !layers.iter().any(|layer| recognise::is_overlaybd(&layer.annotations)) {
-            match sniff(&source, bottom).await? {
-                Content::OverlayBd => {}
+            let window = Window::new(source, bottom);
+            match sniff(&window).await? {
+                Content::OverlayBd => sniffed = Some(window),
                 Content::Other(what) => return Err(OpenError::NotADisk { blob: bottom.digest, what }),
                 Content::Disk(file_system) => match bottom.all() {
                     Some(file) if blobs.len() == 1 => return Ok(Self::raw(bottom, file, file_system)),
@@ -164,8 +173,7 @@ impl Image {
                 },
             }
         }
-        let site = Site { source, maps_dir: maps_dir.to_owned(), layers: blobs.len() };
-        Self::stack(&site, blobs).await
+        Ok(Self::stacked(Stack::open(&site, blobs, sniffed).await?))
     }
 
     fn raw(blob: Blob, file: ByteRange, file_system: FileSystem) -> Self {
@@ -178,50 +186,8 @@ impl Image {
         }
     }
 
-    async fn stack(site: &Site, blobs: Vec<Blob>) -> Result<Self, OpenError> {
-        if let Some(image) = Self::from_maps(site, &blobs).await? {
-            return Ok(image);
-        }
-        let opening: Vec<_> = blobs
-            .iter()
-            .map(|&blob| async move { layer::open(site, blob).await.map_err(|error| layer_error(blob.digest, error)) })
-            .collect();
-        let mut opened: Vec<Opened> = stream::iter(opening).buffered(LAYERS_AT_ONCE).try_collect().await?;
-        let sizes = opened.iter().rev().map(|layer| layer.trailer.device_bytes);
-        let device_bytes = sizes.into_iter().find(|&bytes| bytes > 0).ok_or(OpenError::NoDeviceSize)?;
-        index::build_map(site, &mut opened, device_bytes).await?;
-        let bodies = opened.into_iter().map(|layer| layer.body).collect();
-        let map = open_map(site, &blobs).await?;
-        let lost = || std::io::Error::new(std::io::ErrorKind::NotFound, "the map vanished while it was opened");
-        let map = map.ok_or_else(|| TableError::Io { path: site.maps_dir.clone(), error: lost() })?;
-        Ok(Self::assemble(map, bodies, blobs))
-    }
-
-    /// The image from the maps of an earlier open; a frame table that is gone or damaged is built anew from its layer.
-    async fn from_maps(site: &Site, blobs: &[Blob]) -> Result<Option<Self>, OpenError> {
-        let Some(map) = open_map(site, blobs).await? else { return Ok(None) };
-        let maps_dir = site.maps_dir.clone();
-        let records = map.layers().to_vec();
-        let tables = move || records.iter().map(|record| open_table(&maps_dir, record)).collect::<Result<Vec<_>, _>>();
-        let bodies = blocking(&site.maps_dir, tables).await?;
-        let bodies: Vec<_> = bodies
-            .into_iter()
-            .zip(blobs)
-            .map(|(body, &blob)| async move {
-                match body {
-                    Some(body) => Ok(body),
-                    None => layer::open(site, blob)
-                        .await
-                        .map(|opened| opened.body)
-                        .map_err(|error| layer_error(blob.digest, error)),
-                }
-            })
-            .collect();
-        let bodies = stream::iter(bodies).buffered(LAYERS_AT_ONCE).try_collect().await?;
-        Ok(Some(Self::assemble(map, bodies, blobs.to_vec())))
-    }
-
-    fn assemble(map: Map, bodies: Vec<Body>, blobs: Vec<Blob>) -> Self {
+    fn stacked(stack: Arc<Stack>) -> Self {
+        let bodies = stack.bodies();
         let unchecked = bodies.iter().filter(|body| !body.is_checked()).count();
         let how_verified = match unchecked {
             0 => "CRC-32C of every ZFile frame read; sha256 of each blob once it is whole".to_owned(),
@@ -232,7 +198,30 @@ impl Image {
                 bodies.len()
             ),
         };
-        Self { device_bytes: map.device_bytes(), content: Contents::Stack { map, bodies }, blobs, how_verified }
+        let (blobs, device_bytes) = (stack.blobs().to_vec(), stack.device_bytes());
+        Self { device_bytes, content: Contents::Stack(stack), blobs, how_verified }
+    }
+
+    /// `source` as reads of this image must be given it: one that also answers for the parts of maps and frame tables that are still being made, which a
+    /// plan names as missing (as bytes of a blob that no registry has). A read of such a part waits until it is made, and fails when its bytes cannot be had.
+    #[must_use]
+    pub fn over(&self, source: Arc<dyn BlobSource>) -> Arc<dyn BlobSource> {
+        match &self.content {
+            Contents::Stack(stack) if !stack.is_whole() => Arc::new(Over::new(Arc::clone(stack), source)),
+            Contents::Stack(_) | Contents::Raw { .. } => source,
+        }
+    }
+
+    /// Waits until the map and the frame tables are whole, and kept in the maps directory: then the image can be opened again without reading a
+    /// byte. They are made in the background as long as the image is held, faster where somebody reads.
+    ///
+    /// # Errors
+    /// The next failure to get what they are made of. It is tried again all the same.
+    pub async fn completed(&self) -> Result<(), ReadError> {
+        match &self.content {
+            Contents::Stack(stack) => stack.persisted().await,
+            Contents::Raw { .. } => Ok(()),
+        }
     }
 
     /// Size of the device in bytes: a multiple of [`Image::sector_bytes`].
@@ -249,9 +238,9 @@ impl Image {
 
     /// What the image is.
     #[must_use]
-    pub const fn kind(&self) -> Kind {
+    pub fn kind(&self) -> Kind {
         match &self.content {
-            Contents::Stack { bodies, .. } => Kind::OverlayBd { layers: bodies.len() },
+            Contents::Stack(stack) => Kind::OverlayBd { layers: stack.bodies().len() },
             Contents::Raw { file_system, .. } => Kind::Raw(*file_system),
         }
     }
@@ -262,12 +251,12 @@ impl Image {
         &self.blobs
     }
 
-    /// Extents in the merged map; 1 for a raw disk.
+    /// Extents in the merged map, `None` while it is being made; 1 for a raw disk.
     #[must_use]
-    pub const fn extents(&self) -> u64 {
+    pub fn extents(&self) -> Option<u64> {
         match &self.content {
-            Contents::Stack { map, .. } => map.extents(),
-            Contents::Raw { .. } => 1,
+            Contents::Stack(stack) => stack.extents(),
+            Contents::Raw { .. } => Some(1),
         }
     }
 
@@ -282,7 +271,9 @@ impl Image {
     pub fn is_checked(&self, blob: &Digest) -> bool {
         let body = self.blobs.iter().position(|known| known.digest == *blob);
         match &self.content {
-            Contents::Stack { bodies, .. } => body.and_then(|nth| bodies.get(nth)).is_some_and(Body::is_checked),
+            Contents::Stack(stack) => {
+                body.and_then(|nth| stack.bodies().get(nth)).is_some_and(|body| body.is_checked())
+            }
             Contents::Raw { .. } => false,
         }
     }
@@ -299,7 +290,7 @@ impl Image {
         let mut planner = Planner::new(source);
         match &self.content {
             Contents::Raw { body, .. } => body.plan(&mut planner, range.start(), range.len())?,
-            Contents::Stack { map, bodies } => plan_stack(map, bodies, range, &mut planner)?,
+            Contents::Stack(stack) => stack.plan(range, &mut planner)?,
         }
         Ok(planner.finish())
     }
@@ -307,14 +298,15 @@ impl Image {
 
 impl Image {
     /// Which bytes of blobs hold `range` of the decoded file of a layer, as OverlayBD's [traces](crate::trace) name them; nothing of what
-    /// lies behind the end of the file, or of a layer that the image does not have.
+    /// lies behind the end of the file, or of a layer that the image does not have. Of a layer whose frame table is still being made these may be parts of
+    /// that table, as in a plan: see [`Image::over`], and ask again.
     ///
     /// # Errors
     /// [`PlanError::Map`].
     pub fn needs(&self, layer: usize, range: ByteRange) -> Result<Vec<(Blob, ByteRange)>, PlanError> {
         let mut planner = Planner::new(&Nowhere);
-        if let Contents::Stack { bodies, .. } = &self.content
-            && let Some(body) = bodies.get(layer)
+        if let Contents::Stack(stack) = &self.content
+            && let Some(body) = stack.bodies().get(layer)
         {
             body.plan(&mut planner, range.start(), range.len())?;
         }
@@ -338,28 +330,6 @@ impl BlobSource for Nowhere {
     fn reject(&self, _blob: &Blob, _range: ByteRange) {}
 }
 
-fn plan_stack(map: &Map, bodies: &[Body], range: ByteRange, planner: &mut Planner<'_>) -> Result<(), TableError> {
-    let mut at = range.start();
-    let mut extents = map.from(at / SECTOR_BYTES)?;
-    while at < range.end() {
-        let Some(extent) = extents.next()? else { break };
-        let (start, end) = (extent.start * SECTOR_BYTES, extent.end() * SECTOR_BYTES);
-        let (from, until) = (start.max(at), end.min(range.end()));
-        if start >= range.end() {
-            break;
-        }
-        if from >= until {
-            continue;
-        }
-        planner.zero(from - at);
-        let offset = (extent.moffset * SECTOR_BYTES).saturating_add(from - start);
-        bodies[usize::from(extent.tag)].plan(planner, offset, until - from)?;
-        at = until;
-    }
-    planner.zero(range.end() - at);
-    Ok(())
-}
-
 /// Refuses what the annotations already show to be no OverlayBD image.
 fn check_annotations(layers: &[Layer]) -> Result<(), OpenError> {
     for Layer { blob, annotations, .. } in layers {
@@ -374,14 +344,15 @@ fn check_annotations(layers: &[Layer]) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// What the bottom layer is by its first bytes.
-async fn sniff(source: &Arc<dyn BlobSource>, blob: Blob) -> Result<Content, OpenError> {
-    let Ok(head) = ByteRange::new(0, blob.size_bytes.min(SNIFF_BYTES)) else {
+/// What the bottom layer is by its first bytes, which stay held.
+async fn sniff(window: &Window) -> Result<Content, OpenError> {
+    let blob = *window.blob();
+    let Ok(head) = ByteRange::new(0, blob.size_bytes.min(HEAD_BYTES)) else {
         return Err(OpenError::NotADisk { blob: blob.digest, what: What::Unknown });
     };
-    let bytes = Window::new(source.clone(), blob).bytes(head).await;
-    let bytes = bytes.map_err(|error| layer_error(blob.digest, error))?;
-    Ok(recognise::content(&bytes, blob.size_bytes))
+    window.load_more(head).await.map_err(|error| layer_error(blob.digest, error))?;
+    let head = window.head().unwrap_or_default();
+    Ok(recognise::content(&head, blob.size_bytes))
 }
 
 /// Says what an image is when a layer of it is no OverlayBD layer.
@@ -391,25 +362,6 @@ pub(crate) fn layer_error(blob: Digest, error: LayerError) -> OpenError {
         LayerError::Table(error) => OpenError::Maps(error),
         error => OpenError::Layer { blob, error: Box::new(error) },
     }
-}
-
-async fn open_map(site: &Site, blobs: &[Blob]) -> Result<Option<Map>, TableError> {
-    let (maps_dir, blobs) = (site.maps_dir.clone(), blobs.to_vec());
-    let open = move || {
-        let made = std::fs::create_dir_all(&maps_dir);
-        made.map_err(|error| TableError::Io { path: maps_dir.clone(), error })?;
-        Map::open(&maps_dir, &blobs)
-    };
-    blocking(&site.maps_dir, open).await
-}
-
-/// The body that a map's record describes; `None` when its frame table must be built anew.
-fn open_table(maps_dir: &Path, record: &LayerRecord) -> Result<Option<Body>, TableError> {
-    if !record.zfile {
-        return Ok(Some(Body::plain(*record)));
-    }
-    let frames = Frames::open(maps_dir, &record.blob)?;
-    Ok(frames.map(Body::framed))
 }
 
 impl OpenError {

@@ -1,14 +1,21 @@
-//! The indexes of a stack, read in pieces and merged into its map.
+//! The indexes of a stack, read in pieces and merged into its map, which can be looked up as far as it has grown.
 
-use std::path::Path;
+use std::{
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+};
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, stream};
 use penstock_blob::{ByteRange, Digest};
 use tokio::sync::mpsc;
 
 use crate::{
-    image::{LAYERS_AT_ONCE, OpenError, layer_error},
-    layer::{BATCHES, Batch, LayerError, Opened, Site, blocking},
+    filling::{storage, wrong},
+    growing::Growing,
+    image::{OpenError, layer_error},
+    layer::{LayerError, Opened, blocking},
     lsmt::{ENTRY_BYTES, Entry, IndexCheck},
     map::{LayerRecord, MAX_EXTENTS, MapWriter},
     merge::{Merge, Step},
@@ -16,40 +23,74 @@ use crate::{
 };
 
 /// Bytes of indexes held for all layers while they are merged (more only when 64 KiB frames make single pieces larger).
-const ALL_PIECES_BYTES: u64 = 4 << 20;
+const ALL_PIECES_BYTES: u64 = 1 << 20;
 /// Fewest and most bytes of an index read at once. A multiple of a sector, so of an entry.
 const PIECE_BYTES: std::ops::RangeInclusive<u64> = (16 << 10)..=(256 << 10);
+/// Most pieces of one index on their way at once.
+const MOST_READS: u64 = 4;
 /// Extents sent to the writer at once.
 const BATCH: usize = 4096;
+/// Batches on their way to the thread that writes the map.
+const BATCHES: usize = 4;
+/// First pieces asked for at once: all but the tallest stacks in one round.
+const LAYERS_AT_ONCE: usize = 64;
+
+/// The pieces of an index, in order.
+type Pieces = Pin<Box<dyn Stream<Item = Result<(ByteRange, Bytes), LayerError>> + Send>>;
 
 /// One layer's index, read from its start.
-#[derive(Debug)]
-struct Index<'a> {
-    layer: &'a mut Opened,
+struct Index {
+    layer: Opened,
     check: IndexCheck,
+    growing: Arc<Growing>,
     at: u64,
     end: u64,
-    piece_bytes: u64,
+    /// Bytes of a piece, and how many are asked for at once.
+    plan: (u64, usize),
+    pieces: Pieces,
+    /// A piece was rejected already.
+    again: bool,
 }
 
-impl<'a> Index<'a> {
-    fn new(layer: &'a mut Opened, piece_bytes: u64) -> Self {
+impl Index {
+    fn new(layer: Opened, growing: &Arc<Growing>, plan: (u64, usize)) -> Self {
         let trailer = layer.trailer;
-        let end = trailer.index_offset + trailer.index_bytes();
-        Self { check: IndexCheck::new(&trailer), at: trailer.index_offset, end, piece_bytes, layer }
+        let (at, end) = (trailer.index_offset, trailer.index_offset + trailer.index_bytes());
+        let pieces = pieces(&layer, (at, end), plan);
+        Self {
+            check: IndexCheck::new(&trailer),
+            growing: Arc::clone(growing),
+            at,
+            end,
+            plan,
+            pieces,
+            layer,
+            again: false,
+        }
     }
 
-    /// The next entries, `None` at the end. A piece that fails its check is fetched anew once.
+    fn blob(&self) -> Digest {
+        self.layer.body.record().blob.digest
+    }
+
+    /// The next entries, `None` at the end. A piece that cannot be had is asked for again, one that fails its check once.
     async fn next(&mut self) -> Result<Option<Vec<Entry>>, LayerError> {
-        let Ok(range) = ByteRange::new(self.at, self.end.min(self.at + self.piece_bytes)) else { return Ok(None) };
-        let bytes = match self.layer.body.read(&self.layer.window, range).await {
-            Err(error) if error.is_content() => {
-                self.layer.window.reject();
-                self.layer.body.read(&self.layer.window, range).await?
+        let bytes = loop {
+            match self.pieces.next().await {
+                None => return Ok(None),
+                Some(Ok((range, bytes))) => {
+                    self.at = range.end();
+                    break bytes;
+                }
+                Some(Err(LayerError::Fetch(error))) => self.growing.making.rest(error).await,
+                Some(Err(error)) if error.is_content() && !self.again => {
+                    self.again = true;
+                    self.layer.window.reject();
+                }
+                Some(Err(error)) => return Err(error),
             }
-            result => result?,
+            self.pieces = pieces(&self.layer, (self.at, self.end), self.plan);
         };
-        self.at = range.end();
         let mut entries = Vec::with_capacity(bytes.len() / ENTRY_BYTES);
         for entry in bytes.as_chunks().0 {
             entries.extend(self.check.admit(entry)?);
@@ -58,35 +99,80 @@ impl<'a> Index<'a> {
     }
 }
 
-/// Merges the indexes of opened layers (bottom first) into a map file.
-pub(crate) async fn build_map(site: &Site, layers: &mut [Opened], device_bytes: u64) -> Result<(), OpenError> {
+fn pieces(layer: &Opened, (start, end): (u64, u64), (piece_bytes, at_once): (u64, usize)) -> Pieces {
+    let (body, window) = (Arc::clone(&layer.body), Arc::clone(&layer.window));
+    let ranges = (0..).map_while(move |nth: u64| {
+        let at = start + nth * piece_bytes;
+        ByteRange::new(at, end.min(at.saturating_add(piece_bytes))).ok()
+    });
+    let reads = ranges.map(move |range| {
+        let (body, window) = (Arc::clone(&body), Arc::clone(&window));
+        async move { Ok((range, body.read(&window, range).await?)) }
+    });
+    Box::pin(stream::iter(reads).buffered(at_once))
+}
+
+/// Makes the map of opened layers (bottom first), and tells `growing` how far it is.
+pub(crate) async fn make_map(maps_dir: PathBuf, layers: Vec<Opened>, growing: Arc<Growing>) {
+    while let Err(error) = merge_all(&maps_dir, layers.clone(), &growing).await {
+        if let OpenError::Maps(failed) = error {
+            let Some(bottom) = layers.first() else { break };
+            let told = storage(bottom.window.blob().digest, &failed);
+            growing.refuse(OpenError::Maps(failed));
+            growing.making.rest(told).await;
+            continue;
+        }
+        tracing::warn!(error = chain(&error), "the indexes of an image make no sense");
+        let of =
+            |layer: &&Opened| matches!(&error, OpenError::Layer { blob, .. } if *blob == layer.window.blob().digest);
+        if let Some(layer) = layers.iter().find(of).or(layers.first()) {
+            let told = wrong(layer.window.blob(), chain(&error));
+            growing.refuse(error);
+            growing.making.fail(told);
+        }
+        break;
+    }
+    growing.making.end();
+}
+
+/// An error and its causes in a line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+async fn merge_all(maps_dir: &Path, layers: Vec<Opened>, growing: &Arc<Growing>) -> Result<(), OpenError> {
     let records: Vec<LayerRecord> = layers.iter().map(|layer| *layer.body.record()).collect();
-    let piece_bytes = ALL_PIECES_BYTES / layers.len().max(1) as u64;
-    let piece_bytes = piece_bytes.clamp(*PIECE_BYTES.start(), *PIECE_BYTES.end()).next_multiple_of(4096);
-    let indexes = layers.iter_mut().map(|layer| Index::new(layer, piece_bytes)).collect();
+    let share = ALL_PIECES_BYTES / layers.len().max(1) as u64;
+    let piece_bytes = share.clamp(*PIECE_BYTES.start(), *PIECE_BYTES.end()).next_multiple_of(4096);
+    let at_once = usize::try_from((share / piece_bytes).clamp(1, MOST_READS)).unwrap_or(1);
+    let indexes = layers.into_iter().map(|layer| Index::new(layer, growing, (piece_bytes, at_once))).collect();
     let (batches, received) = mpsc::channel(BATCHES);
-    let maps_dir = site.maps_dir.clone();
-    let writing = blocking(&site.maps_dir, move || write_map(&maps_dir, &records, device_bytes, received));
+    let (dir, shown) = (maps_dir.to_owned(), Arc::clone(growing));
+    let writing = blocking(maps_dir, move || write_map(&dir, &records, &shown, received));
     let (sent, written) = futures_util::future::join(merge(indexes, batches), writing).await;
     sent?;
     written?;
     Ok(())
 }
 
-async fn merge(mut indexes: Vec<Index<'_>>, batches: mpsc::Sender<Batch<Entry>>) -> Result<(), OpenError> {
+/// A batch for the map's writer; `None` says that all were sent.
+type Batch = Option<Vec<Entry>>;
+
+async fn merge(mut indexes: Vec<Index>, batches: mpsc::Sender<Batch>) -> Result<(), OpenError> {
     let failed = |blob: Digest| move |error| layer_error(blob, error);
     let mut merge = Merge::new(u8::try_from(indexes.len()).unwrap_or(u8::MAX));
     // Collected: a closure held across the await would keep the future from being `Send` for the compiler.
     let firsts: Vec<_> = indexes
         .iter_mut()
         .map(|index| async {
-            let blob = index.layer.body.record().blob.digest;
+            let blob = index.blob();
             index.next().await.map_err(failed(blob))
         })
         .collect();
-    let firsts: Vec<_> = stream::iter(firsts).buffered(LAYERS_AT_ONCE).try_collect().await?;
+    let firsts: Vec<_> = stream::iter(firsts).buffered(LAYERS_AT_ONCE).collect().await;
     for (layer, entries) in firsts.into_iter().enumerate() {
-        match entries {
+        match entries? {
             Some(entries) => merge.feed(layer, entries),
             None => merge.end(layer),
         }
@@ -95,7 +181,7 @@ async fn merge(mut indexes: Vec<Index<'_>>, batches: mpsc::Sender<Batch<Entry>>)
     loop {
         match merge.step() {
             Step::Need(layer) => {
-                let blob = indexes[layer].layer.body.record().blob.digest;
+                let blob = indexes[layer].blob();
                 match indexes[layer].next().await.map_err(failed(blob))? {
                     Some(entries) => merge.feed(layer, entries),
                     None => merge.end(layer),
@@ -121,17 +207,26 @@ async fn merge(mut indexes: Vec<Index<'_>>, batches: mpsc::Sender<Batch<Entry>>)
     Ok(())
 }
 
-/// Writes the map from the extents as they come. Nothing appears unless they came to their end.
+/// Writes the map from the extents as they come, and shows how far it is. Nothing gets the map's name unless they came to their end.
 fn write_map(
     maps_dir: &Path,
     layers: &[LayerRecord],
-    device_bytes: u64,
-    mut batches: mpsc::Receiver<Batch<Entry>>,
+    growing: &Growing,
+    mut batches: mpsc::Receiver<Batch>,
 ) -> Result<(), TableError> {
     let mut writer = MapWriter::new(maps_dir, layers)?;
+    growing.begin(writer.begun()?);
     while let Some(batch) = batches.blocking_recv() {
-        let Some(extents) = batch else { return writer.finish(device_bytes) };
+        let Some(extents) = batch else {
+            let (map, sealed) = writer.finish(growing.device_bytes())?;
+            growing.complete(map);
+            if let Err(error) = sealed.persist() {
+                tracing::warn!(%error, "a map is not kept; it will be made again");
+            }
+            return Ok(());
+        };
         extents.into_iter().try_for_each(|extent| writer.push(extent))?;
+        growing.grow(writer.show()?);
     }
     Ok(())
 }

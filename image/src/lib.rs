@@ -40,27 +40,37 @@
 
 mod body;
 mod crc;
+mod draft;
+mod filling;
 mod frames;
+mod growing;
 mod image;
 mod index;
 mod layer;
 pub mod lsmt;
+mod making;
 mod map;
+mod maps;
 mod merge;
+mod over;
 pub mod pages;
 mod plan;
 mod read;
 mod recognise;
 pub mod recording;
 mod scratch;
+mod stack;
+mod sums;
 pub mod tar;
 pub mod trace;
 mod units;
+mod window;
 pub mod write;
 pub mod zfile;
 
 pub use image::{Image, Kind, Layer, MAX_LAYERS, OpenError, tables};
 pub use layer::LayerError;
+pub use maps::Maps;
 pub use pages::{TableError, collect, sweep};
 pub use plan::{PlacedStep, Plan, PlanError, Step};
 pub use read::{DeviceReadError, Held, read};

@@ -12,6 +12,7 @@ use std::{
 use penstock_blob::{Blob, ByteRange, Digest};
 
 use crate::{
+    draft::Sealed,
     lsmt::{ENTRY_BYTES, Entry},
     pages::{self, HEADER_FIELDS, PAGE_BYTES, PAGE_HEAD, Page, PageKind, Table, TableError, TableWriter, put},
     units::{field, in_memory, u32_at, u64_at},
@@ -67,7 +68,8 @@ struct Level {
     pages: u32,
 }
 
-fn identity(layers: &[Blob]) -> Digest {
+/// What names the map of this stack of blobs.
+pub(crate) fn identity(layers: &[Blob]) -> Digest {
     pages::identity("map", layers.iter().map(|blob| blob.digest))
 }
 
@@ -143,6 +145,11 @@ impl Map {
         self.device_bytes
     }
 
+    /// Whether a page of it was found damaged.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.table.is_broken()
+    }
+
     /// Extents in the map.
     pub(crate) const fn extents(&self) -> u64 {
         self.extents
@@ -154,7 +161,8 @@ impl Map {
 
     /// The extents from the first one that ends behind `sector` on.
     pub(crate) fn from(&self, sector: u64) -> Result<Cursor<'_>, TableError> {
-        let mut cursor = Cursor { map: self, page: *self.root, leaf: 0, held: 0, slot: 0 };
+        let leaves = self.levels.first().copied().unwrap_or(Level { first: 0, pages: 0 });
+        let mut cursor = Cursor::new(&self.table, self.layers.len(), leaves, *self.root);
         let Some(root) = self.levels.last() else { return Ok(cursor) };
         let mut number = root.first;
         for height in (1..self.levels.len()).rev() {
@@ -168,9 +176,42 @@ impl Map {
             number = below.first + child;
             self.table.read(kind_at(height - 1), number, &mut cursor.page)?;
         }
-        cursor.leaf = number - self.levels[0].first;
+        cursor.leaf = number - leaves.first;
         cursor.enter(number)?;
         cursor.slot = cursor.first_ending_behind(sector);
+        Ok(cursor)
+    }
+}
+
+/// The leaves of a map in the making: everything below a sector that grows.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    table: Table,
+    layers: usize,
+    first: u32,
+    /// The first sector of each leaf that is there: at most 512 KiB for the largest map, given back once it is whole.
+    keys: Vec<u64>,
+    below: u64,
+}
+
+impl Begun {
+    /// The first sector of which is not known yet what is there.
+    pub(crate) const fn below(&self) -> u64 {
+        self.below
+    }
+
+    /// The extents from the first one that ends behind `sector` on: those below [`Begun::below`], and perhaps more.
+    pub(crate) fn from(&self, sector: u64) -> Result<Cursor<'_>, TableError> {
+        let leaves = Level { first: self.first, pages: u32::try_from(self.keys.len()).unwrap_or(0) };
+        let mut cursor = Cursor::new(&self.table, self.layers, leaves, [0; PAGE_BYTES]);
+        if leaves.pages > 0 {
+            let leaf = self.keys.partition_point(|&key| key <= sector).saturating_sub(1);
+            cursor.leaf = u32::try_from(leaf).unwrap_or(0);
+            let number = leaves.first + cursor.leaf;
+            self.table.read(PageKind::Extents, number, &mut cursor.page)?;
+            cursor.enter(number)?;
+            cursor.slot = cursor.first_ending_behind(sector);
+        }
         Ok(cursor)
     }
 }
@@ -231,32 +272,49 @@ fn read_layers(table: &Table, layers: &[Blob]) -> Result<Vec<LayerRecord>, Table
     Ok(records)
 }
 
+/// A leaf's first 8 bytes hold the length above the sector's 50 bits.
+const SECTOR_MASK: u64 = (1 << 50) - 1;
+
+/// The first sector of a leaf.
+fn key_of(leaf: &Page) -> u64 {
+    u64_at(leaf, PAGE_HEAD) & SECTOR_MASK
+}
+
 /// A place in a map, moving upwards. Holds one page.
 pub(crate) struct Cursor<'a> {
-    map: &'a Map,
+    table: &'a Table,
+    layers: usize,
+    leaves: Level,
     page: Page,
     leaf: u32,
     held: usize,
     slot: usize,
 }
 
-impl Cursor<'_> {
+impl<'a> Cursor<'a> {
+    const fn new(table: &'a Table, layers: usize, leaves: Level, page: Page) -> Self {
+        Self { table, layers, leaves, page, leaf: 0, held: 0, slot: 0 }
+    }
+
     /// The next extent.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, TableError> {
-        let Some(leaves) = self.map.levels.first() else { return Ok(None) };
+        let leaves = self.leaves;
+        if leaves.pages == 0 {
+            return Ok(None);
+        }
         while self.slot == self.held {
             self.leaf += 1;
             if self.leaf >= leaves.pages {
                 return Ok(None);
             }
             let number = leaves.first + self.leaf;
-            self.map.table.read(PageKind::Extents, number, &mut self.page)?;
+            self.table.read(PageKind::Extents, number, &mut self.page)?;
             self.enter(number)?;
         }
         let entry = self.entry(self.slot);
         self.slot += 1;
-        if usize::from(entry.tag) >= self.map.layers.len() || entry.sectors == 0 {
-            return Err(self.map.table.damaged(leaves.first + self.leaf, "an extent names no layer"));
+        if usize::from(entry.tag) >= self.layers || entry.sectors == 0 {
+            return Err(self.table.damaged(leaves.first + self.leaf, "an extent names no layer"));
         }
         Ok(Some(entry))
     }
@@ -266,7 +324,7 @@ impl Cursor<'_> {
         self.slot = 0;
         self.held = usize::from(u16::from_le_bytes(field(&self.page, 8)));
         if self.held == 0 || self.held > EXTENTS_PER_PAGE {
-            return Err(self.map.table.damaged(number, "it holds another number of extents"));
+            return Err(self.table.damaged(number, "it holds another number of extents"));
         }
         Ok(())
     }
@@ -285,13 +343,25 @@ impl Cursor<'_> {
     }
 }
 
+impl Begun {
+    /// Adds leaves, as [`MapWriter::show`] gives them.
+    pub(crate) fn add(&mut self, (keys, below): (Vec<u64>, u64)) {
+        self.keys.extend(keys);
+        self.below = below;
+    }
+}
+
 /// Writes a map from its extents, in order.
 pub(crate) struct MapWriter {
     writer: TableWriter,
-    layers: usize,
+    blobs: Vec<Blob>,
     page: Page,
     held: u16,
     extents: u64,
+    /// First sectors of the leaves since they were last taken.
+    keys: Vec<u64>,
+    /// Where the last extent ends.
+    end: u64,
 }
 
 impl MapWriter {
@@ -308,7 +378,27 @@ impl MapWriter {
             }
             writer.push(PageKind::Layers, &mut page, held)?;
         }
-        Ok(Self { writer, layers: layers.len(), page: [0; PAGE_BYTES], held: 0, extents: 0 })
+        Ok(Self { writer, blobs, page: [0; PAGE_BYTES], held: 0, extents: 0, keys: Vec::new(), end: 0 })
+    }
+
+    const fn first_leaf(&self) -> u32 {
+        // At most 255 layers: 5 pages.
+        let pages = self.blobs.len().div_ceil(LAYERS_PER_PAGE);
+        1 + if pages > 255 { 255 } else { pages.to_le_bytes()[0] as u32 }
+    }
+
+    /// Nothing of the map yet: what [`MapWriter::show`] adds to.
+    pub(crate) fn begun(&mut self) -> Result<Begun, TableError> {
+        self.writer.flush()?;
+        let (first, layers) = (self.first_leaf(), self.blobs.len());
+        Ok(Begun { table: self.writer.table()?, layers, first, keys: Vec::new(), below: 0 })
+    }
+
+    /// What was written since the last call: the first sectors of new leaves, which can be read from here on, and the sector below which no more comes.
+    pub(crate) fn show(&mut self) -> Result<(Vec<u64>, u64), TableError> {
+        self.writer.flush()?;
+        let below = if self.held == 0 { self.end } else { key_of(&self.page) };
+        Ok((std::mem::take(&mut self.keys), below))
     }
 
     /// Adds the next extent; its tag is the layer.
@@ -316,18 +406,20 @@ impl MapWriter {
         put(&mut self.page, PAGE_HEAD + ENTRY_BYTES * usize::from(self.held), &extent.to_bytes());
         self.held += 1;
         self.extents += 1;
+        self.end = extent.end();
         if usize::from(self.held) == EXTENTS_PER_PAGE { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<(), TableError> {
+        self.keys.push(key_of(&self.page));
         self.writer.push(PageKind::Extents, &mut self.page, self.held)?;
         (self.page, self.held) = ([0; PAGE_BYTES], 0);
         Ok(())
     }
 
-    /// Writes the upper levels and makes the map appear under its name.
-    pub(crate) fn finish(mut self, device_bytes: u64) -> Result<(), TableError> {
-        let leaves = 1 + u32::try_from(self.layers.div_ceil(LAYERS_PER_PAGE)).unwrap_or(u32::MAX);
+    /// Writes the upper levels: the whole map, and the file that is to get its name.
+    pub(crate) fn finish(mut self, device_bytes: u64) -> Result<(Map, Sealed), TableError> {
+        let leaves = self.first_leaf();
         if self.held > 0 {
             self.flush()?;
         }
@@ -343,13 +435,15 @@ impl MapWriter {
         let mut header = [0; PAGE_BYTES];
         put(&mut header, HEADER_FIELDS, &device_bytes.to_le_bytes());
         put(&mut header, HEADER_FIELDS + 8, &self.extents.to_le_bytes());
-        put(&mut header, HEADER_FIELDS + 16, &u32::try_from(self.layers).unwrap_or(u32::MAX).to_le_bytes());
+        put(&mut header, HEADER_FIELDS + 16, &u32::try_from(self.blobs.len()).unwrap_or(u32::MAX).to_le_bytes());
         put(&mut header, HEADER_FIELDS + 20, &u32::try_from(levels.len()).unwrap_or(u32::MAX).to_le_bytes());
         for (i, level) in levels.iter().enumerate() {
             put(&mut header, HEADER_FIELDS + 24 + 8 * i, &level.first.to_le_bytes());
             put(&mut header, HEADER_FIELDS + 28 + 8 * i, &level.pages.to_le_bytes());
         }
-        self.writer.finish(&mut header)
+        let table = self.writer.table()?;
+        let sealed = self.writer.seal(&mut header)?;
+        Ok((Map::load(table, &header, &self.blobs)?, sealed))
     }
 
     /// Writes the first sectors of a level's pages as the level above it.
@@ -358,8 +452,7 @@ impl MapWriter {
         let mut page = [0; PAGE_BYTES];
         let mut held = 0_u16;
         for number in below.first..below.first + below.pages {
-            // A leaf's first 8 bytes hold the length above the sector's 50 bits.
-            let key = self.writer.first_key(number)? & ((1 << 50) - 1);
+            let key = self.writer.first_key(number)? & SECTOR_MASK;
             put(&mut page, PAGE_HEAD + 8 * usize::from(held), &key.to_le_bytes());
             held += 1;
             if u32::from(held) == KEYS_PER_PAGE || number + 1 == below.first + below.pages {

@@ -7,16 +7,19 @@
 use std::{
     collections::HashSet,
     fs::{self, File},
-    io::{self, Write as _},
+    io,
     os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     time::SystemTime,
 };
 
 use penstock_blob::{Digest, Hasher};
-use tempfile::NamedTempFile;
 
-use crate::units::{field, u32_at, u64_at};
+use crate::{
+    draft::{Draft, Sealed},
+    units::{field, u32_at, u64_at},
+};
 
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
@@ -31,7 +34,7 @@ const MAGIC: &[u8; 8] = b"PNSTKTBL";
 /// Pages written at once.
 const WRITE_PAGES: usize = 64;
 /// How temporary files begin, for [`sweep`].
-const TEMPORARY: &str = ".building-";
+pub(crate) const TEMPORARY: &str = ".building-";
 /// How the names of maps end.
 pub(crate) const MAP: &str = "map";
 /// How the names of tables of frames end.
@@ -139,6 +142,12 @@ fn common_header(page: &mut Page, pages: u32, identity: &Digest) {
     page[PAGE_HEAD + 16..PAGE_HEAD + 48].copy_from_slice(identity.as_bytes());
 }
 
+/// Finishes a header page of a table of `pages` pages.
+pub(crate) fn seal_header(page: &mut Page, pages: u32, identity: &Digest) {
+    common_header(page, pages, identity);
+    seal(page, PageKind::Header, 0, 0, identity);
+}
+
 /// Checks the common part of a header page of a file of `file_bytes`.
 ///
 /// # Errors
@@ -165,9 +174,25 @@ pub(crate) struct Table {
     path: PathBuf,
     identity: Digest,
     pages: u32,
+    /// A page of it was found damaged: nobody is to begin with it any more.
+    broken: AtomicBool,
 }
 
 impl Table {
+    /// A table whose file this process writes, or has written.
+    pub(crate) const fn made(file: File, path: PathBuf, identity: Digest, pages: u32) -> Self {
+        Self { file, path, identity, pages, broken: AtomicBool::new(false) }
+    }
+
+    /// Whether a page of it was found damaged.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    pub(crate) const fn identity(&self) -> &Digest {
+        &self.identity
+    }
+
     /// Opens a table if it is there and its header is right, and gives its header page. A damaged one is removed.
     pub(crate) fn open(path: &Path, identity: Digest) -> Result<Option<(Self, Page)>, TableError> {
         let failed = |error| TableError::Io { path: path.to_owned(), error };
@@ -177,7 +202,7 @@ impl Table {
             Err(error) => return Err(failed(error)),
         };
         let file_bytes = file.metadata().map_err(failed)?.len();
-        let mut table = Self { file, path: path.to_owned(), identity, pages: 1 };
+        let mut table = Self::made(file, path.to_owned(), identity, 1);
         let mut page = [0; PAGE_BYTES];
         let read = table
             .read(PageKind::Header, 0, &mut page)
@@ -216,7 +241,11 @@ impl Table {
     /// The error for a damaged page, after removing the file so that the next open builds a new one. An open handle
     /// stays good for the pages that are.
     pub(crate) fn damaged(&self, page: u32, what: &'static str) -> TableError {
-        if let Err(error) = fs::remove_file(&self.path) {
+        self.broken.store(true, Ordering::Relaxed);
+        // One that is still being made has no name yet.
+        if let Err(error) = fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
             tracing::warn!(%error, path = %self.path.display(), "a damaged map could not be removed");
         }
         tracing::warn!(path = %self.path.display(), page, what, "a map page is damaged; the map was removed");
@@ -227,9 +256,7 @@ impl Table {
 /// Writes a table: pages in order behind a header that is written last. Dropped unfinished, it leaves nothing.
 #[derive(Debug)]
 pub(crate) struct TableWriter {
-    file: NamedTempFile,
-    path: PathBuf,
-    identity: Digest,
+    draft: Draft,
     pages: u32,
     buffer: Vec<u8>,
 }
@@ -237,13 +264,8 @@ pub(crate) struct TableWriter {
 impl TableWriter {
     /// A table that will appear at `path` once finished.
     pub(crate) fn new(path: &Path, identity: Digest) -> Result<Self, TableError> {
-        let failed = |error| TableError::Io { path: path.to_owned(), error };
-        let dir = path.parent().unwrap_or(Path::new("."));
-        let file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(dir).map_err(failed)?;
         let buffer = Vec::with_capacity(WRITE_PAGES * PAGE_BYTES);
-        let mut writer = Self { file, path: path.to_owned(), identity, pages: 0, buffer };
-        writer.append(&[0; PAGE_BYTES])?;
-        Ok(writer)
+        Ok(Self { draft: Draft::new(path, identity)?, pages: 1, buffer })
     }
 
     /// The number that the next page gets.
@@ -251,20 +273,23 @@ impl TableWriter {
         self.pages
     }
 
-    /// Seals a page with `count` entries and appends it.
-    pub(crate) fn push(&mut self, kind: PageKind, page: &mut Page, count: u16) -> Result<(), TableError> {
-        seal(page, kind, self.pages, count, &self.identity);
-        self.append(page)
+    /// The pages that were flushed, for reading.
+    pub(crate) fn table(&self) -> Result<Table, TableError> {
+        self.draft.table(self.pages)
     }
 
-    fn append(&mut self, page: &Page) -> Result<(), TableError> {
+    /// Seals a page with `count` entries and appends it.
+    pub(crate) fn push(&mut self, kind: PageKind, page: &mut Page, count: u16) -> Result<(), TableError> {
+        seal(page, kind, self.pages, count, self.draft.identity());
         self.buffer.extend_from_slice(page);
         self.pages += 1;
         if self.buffer.len() == WRITE_PAGES * PAGE_BYTES { self.flush() } else { Ok(()) }
     }
 
-    fn flush(&mut self) -> Result<(), TableError> {
-        self.file.write_all(&self.buffer).map_err(|error| TableError::Io { path: self.path.clone(), error })?;
+    /// Writes what was pushed: it can be read from here on.
+    pub(crate) fn flush(&mut self) -> Result<(), TableError> {
+        let held = u32::try_from(self.buffer.len() / PAGE_BYTES).unwrap_or(0);
+        self.draft.write(self.pages - held, &self.buffer)?;
         self.buffer.clear();
         Ok(())
     }
@@ -273,26 +298,14 @@ impl TableWriter {
     pub(crate) fn first_key(&mut self, number: u32) -> Result<u64, TableError> {
         self.flush()?;
         let mut key = [0; 8];
-        let at = u64::from(number) * PAGE_BYTES as u64 + PAGE_HEAD as u64;
-        let read = self.file.as_file().read_exact_at(&mut key, at);
-        read.map_err(|error| TableError::Io { path: self.path.clone(), error })?;
+        self.draft.read(number, PAGE_HEAD, &mut key)?;
         Ok(u64_at(&key, 0))
     }
 
-    /// Completes the header page, whose bytes from [`HEADER_FIELDS`] on are the caller's, and makes the file appear
-    /// under its name, all of it on disk. Whatever had that name before is replaced by the same content.
-    pub(crate) fn finish(mut self, header: &mut Page) -> Result<(), TableError> {
+    /// Completes the header page, whose bytes from [`HEADER_FIELDS`] on are the caller's.
+    pub(crate) fn seal(mut self, header: &mut Page) -> Result<Sealed, TableError> {
         self.flush()?;
-        common_header(header, self.pages, &self.identity);
-        seal(header, PageKind::Header, 0, 0, &self.identity);
-        let Self { file, path, .. } = self;
-        let persist = || {
-            file.as_file().write_all_at(header, 0)?;
-            file.as_file().sync_all()?;
-            file.persist(&path)?;
-            File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-        };
-        persist().map_err(|error| TableError::Io { path: path.clone(), error })
+        self.draft.seal(self.pages, header)
     }
 }
 

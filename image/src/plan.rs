@@ -41,9 +41,9 @@ pub enum Step {
     },
     /// Frames to be decoded.
     Frame(FrameRun),
-    /// Bytes that must be fetched; then the request is planned again.
+    /// Bytes that must be fetched; then the request is planned again. They may be a part of a table that is still being made: see [`crate::Image::over`].
     Missing {
-        /// The blob.
+        /// The blob, or the table as it is asked for.
         blob: Blob,
         /// Its bytes.
         range: ByteRange,
@@ -185,6 +185,11 @@ impl<'a> Planner<'a> {
         self.push(len, Step::Zero);
     }
 
+    /// Adds bytes of which is not known yet where they are: what must be asked for first.
+    pub(crate) fn unknown(&mut self, len: u64, table: Blob, part: ByteRange) {
+        self.push(len, Step::Missing { blob: table, range: part });
+    }
+
     /// Adds bytes of a blob as they are.
     pub(crate) fn plain(&mut self, blob: Blob, range: ByteRange) {
         let step = match self.source.locate(&blob, range) {
@@ -197,6 +202,10 @@ impl<'a> Planner<'a> {
     /// Adds bytes `range` of the decoded file.
     pub(crate) fn frames(&mut self, frames: &Frames, range: ByteRange) -> Result<(), TableError> {
         let (first, count) = frames.shape().frames_of(range);
+        if let Some(pages) = frames.lacking(first, count) {
+            self.unknown(range.len(), frames.named(), pages);
+            return Ok(());
+        }
         let stored = frames.stored(first, count)?;
         let skip = range.start() - first * u64::from(frames.shape().format.block_bytes);
         let until = skip + range.len();

@@ -124,6 +124,7 @@ pub enum DeviceReadError {
 /// # Errors
 /// [`DeviceReadError`]. Bytes that fail a check are rejected and fetched anew once before.
 pub async fn read(image: &Image, source: &Arc<dyn BlobSource>, range: ByteRange) -> Result<Bytes, DeviceReadError> {
+    let source = &image.over(source.clone());
     // Planned before anything is allocated: a range beyond the device is refused here.
     let mut plans = vec![(range, image.plan(range, source)?)];
     let mut buf = vec![0; in_memory(range.len())];

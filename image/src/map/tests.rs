@@ -12,9 +12,16 @@ fn build(dir: &Path, layers: &[LayerRecord], extents: impl Iterator<Item = Entry
     for extent in extents {
         writer.push(extent).unwrap();
     }
-    writer.finish(1 << 40).unwrap();
+    let (map, sealed) = writer.finish(1 << 40).unwrap();
+    sealed.persist().unwrap();
     let blobs: Vec<Blob> = layers.iter().map(|layer| layer.blob).collect();
-    Map::open(dir, &blobs).unwrap().unwrap()
+    let opened = Map::open(dir, &blobs).unwrap().unwrap();
+    assert_eq!(
+        (map.extents(), map.levels.len()),
+        (opened.extents(), opened.levels.len()),
+        "whole before it had its name"
+    );
+    opened
 }
 
 /// Extent `i` covers 2 of every 5 sectors.
@@ -45,6 +52,31 @@ fn lookups_are_right_at_every_height_of_the_tree() {
         let walked = std::iter::from_fn(|| cursor.next().unwrap()).zip(0..);
         assert_eq!(walked.inspect(|(found, i)| assert_eq!(*found, extent(*i))).count() as u64, count);
     }
+}
+
+#[test]
+fn a_map_in_the_making_is_right_below_where_it_has_grown_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = MapWriter::new(dir.path(), &[record(b"a", false), record(b"b", true)]).unwrap();
+    let mut begun = writer.begun().unwrap();
+    assert!(begun.from(0).unwrap().next().unwrap().is_none(), "nothing is there");
+    let mut written = 0;
+    for step in [1, 253, 1, 1, 300, 5000, 130_000] {
+        (written..written + step).map(extent).try_for_each(|extent| writer.push(extent)).unwrap();
+        written += step;
+        begun.add(writer.show().unwrap());
+        let below = begun.below();
+        assert!(below <= extent(written - 1).end() && below > 5 * written.saturating_sub(256), "{below} of {written}");
+        for sector in [0, 1, 2, 3, below / 2, below.saturating_sub(6), below.saturating_sub(1)] {
+            let found = begun.from(sector).unwrap().next().unwrap().filter(|found| found.start < below);
+            let model = |i: u64| Some(extent(i)).filter(|extent| i < written && extent.start < below);
+            let i = if sector % 5 == 0 || sector % 5 < 3 { sector / 5 } else { sector / 5 + 1 };
+            assert_eq!(found, model(i), "sector {sector} of {below}, {written} written");
+        }
+    }
+    let (map, _sealed) = writer.finish(1 << 40).unwrap();
+    assert_eq!(map.extents(), written);
+    assert_eq!(map.from(5 * 777).unwrap().next().unwrap(), Some(extent(777)));
 }
 
 #[test]

@@ -33,6 +33,13 @@ pub(crate) fn source(blobs: Vec<Bytes>) -> (Arc<Memory>, Vec<Layer>) {
     (memory, layers(&blobs))
 }
 
+/// Opens an image and waits until its tables are whole and kept.
+pub(crate) async fn complete(layers: Vec<Layer>, source: Arc<dyn BlobSource>, maps: &Path) -> Image {
+    let image = Image::open(layers, source, maps).await.unwrap();
+    image.completed().await.unwrap();
+    image
+}
+
 pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/overlaybd")
 }

@@ -13,7 +13,7 @@ use penstock_image::{
     write::{LayerWriter, Options, Uuid},
 };
 
-use crate::common::{LZ4, blob, range, source};
+use crate::common::{LZ4, blob, complete, range, source};
 
 fn assert_golden(name: &str, found: &[u8]) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -28,7 +28,7 @@ fn assert_golden(name: &str, found: &[u8]) {
 async fn table_files_are_as_documented() {
     let (memory, layers) = source(LZ4.map(blob).to_vec());
     let maps = tempfile::tempdir().unwrap();
-    Image::open(layers, memory, maps.path()).await.unwrap();
+    complete(layers, memory, maps.path()).await;
     let frames = std::fs::read(maps.path().join(format!("{}.v1.frames", LZ4[2]))).unwrap();
     assert_golden("layer3.frames", &frames);
     let mut entries = std::fs::read_dir(maps.path()).unwrap().map(|entry| entry.unwrap().path());

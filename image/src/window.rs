@@ -1,0 +1,134 @@
+//! The parts of a blob that opening its layer needs, read once and held until its tables are made.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use penstock_blob::{Blob, BlobSource, ByteRange, Purpose, ReadError};
+
+use crate::{layer::LayerError, units::in_memory};
+
+/// Bytes read at the start of a blob: tar headers, ZFile header and the layer's first frames.
+pub(crate) const HEAD_BYTES: u64 = 16 << 10;
+
+/// A blob, and its head, its tail and what lies around its jump table once read.
+#[derive(Debug)]
+pub(crate) struct Window {
+    source: Arc<dyn BlobSource>,
+    blob: Blob,
+    /// Parts that do not touch, each with its place.
+    held: Mutex<Vec<(u64, Bytes)>>,
+    /// What was read, to be rejected if it makes no sense.
+    touched: Mutex<Vec<ByteRange>>,
+}
+
+impl Window {
+    pub(crate) fn new(source: Arc<dyn BlobSource>, blob: Blob) -> Self {
+        Self { source, blob, held: Mutex::default(), touched: Mutex::default() }
+    }
+
+    pub(crate) const fn blob(&self) -> &Blob {
+        &self.blob
+    }
+
+    /// Reads the head and the tail, in one read if they meet; nothing when they are held.
+    pub(crate) async fn load(&self, tail_bytes: u64) -> Result<(), LayerError> {
+        let size = self.blob.size_bytes;
+        if size <= HEAD_BYTES + tail_bytes {
+            return self.load_more(self.blob.all().ok_or(LayerError::Empty)?).await;
+        }
+        let head = ByteRange::new(0, HEAD_BYTES).map_err(|_| LayerError::Empty)?;
+        let tail = ByteRange::new(size - tail_bytes, size).map_err(|_| LayerError::Empty)?;
+        futures_util::future::try_join(self.load_more(head), self.load_more(tail)).await?;
+        Ok(())
+    }
+
+    /// Reads what is not held of a range and holds it, unless it lies in the middle of it.
+    pub(crate) async fn load_more(&self, range: ByteRange) -> Result<(), LayerError> {
+        let (mut start, mut end) = (range.start(), range.end());
+        for (at, bytes) in &*self.held.lock() {
+            let behind = at + bytes.len() as u64;
+            if (*at..=behind).contains(&start) {
+                start = behind;
+            }
+            if (*at..=behind).contains(&end) {
+                end = *at;
+            }
+        }
+        let Ok(lacking) = ByteRange::new(start, end) else { return Ok(()) };
+        // Copied: what comes may be a small part of what a cache below read at once.
+        let bytes = Bytes::copy_from_slice(&self.bytes(lacking, Purpose::Demand).await?);
+        self.hold(start, bytes);
+        Ok(())
+    }
+
+    /// Holds a part, joined with those that it touches.
+    fn hold(&self, mut at: u64, mut bytes: Bytes) {
+        let mut held = self.held.lock();
+        for (other, part) in std::mem::take(&mut *held) {
+            let (first, second) = if other < at { (&part, &bytes) } else { (&bytes, &part) };
+            if other.min(at) + first.len() as u64 == other.max(at) {
+                let mut joined = BytesMut::with_capacity(first.len() + second.len());
+                joined.extend_from_slice(first);
+                joined.extend_from_slice(second);
+                (at, bytes) = (other.min(at), joined.freeze());
+            } else {
+                held.push((other, part));
+            }
+        }
+        held.push((at, bytes));
+    }
+
+    /// Bytes of the blob that are held.
+    pub(crate) fn held(&self, range: ByteRange) -> Option<Bytes> {
+        self.held.lock().iter().find_map(|(at, bytes)| {
+            let start = in_memory(range.start().checked_sub(*at)?);
+            let end = start.checked_add(in_memory(range.len())).filter(|&end| end <= bytes.len())?;
+            Some(bytes.slice(start..end))
+        })
+    }
+
+    /// The start of the blob, as far as it is held.
+    pub(crate) fn head(&self) -> Option<Bytes> {
+        self.held.lock().iter().find(|(at, _)| *at == 0).map(|(_, bytes)| bytes.clone())
+    }
+
+    /// Bytes of the blob: from what is held if they are there, else through the source.
+    pub(crate) async fn bytes(&self, range: ByteRange, purpose: Purpose) -> Result<Bytes, LayerError> {
+        self.blob.check(range)?;
+        if let Some(held) = self.held(range) {
+            return Ok(held);
+        }
+        self.touch(range);
+        let bytes = self.source.read(self.blob, range, purpose).await?;
+        if bytes.len() as u64 == range.len() {
+            return Ok(bytes);
+        }
+        let reason = format!("{} bytes instead of {}", bytes.len(), range.len());
+        Err(ReadError::WrongBytes { blob: self.blob.digest, range, endpoint: "the source".into(), reason }.into())
+    }
+
+    fn touch(&self, range: ByteRange) {
+        let mut touched = self.touched.lock();
+        match touched.last_mut() {
+            Some(last) if last.end() >= range.start() && range.start() >= last.start() => *last = last.cover(range),
+            _ => touched.push(range),
+        }
+    }
+
+    /// Has the source drop everything that was read, and forgets it.
+    pub(crate) fn reject(&self) {
+        for range in std::mem::take(&mut *self.touched.lock()) {
+            self.source.reject(&self.blob, range);
+        }
+        self.held.lock().clear();
+    }
+
+    /// Drops the head: only what lies behind it, which holds the index of a small layer, is needed once the layer is open.
+    pub(crate) fn forget_head(&self) {
+        let mut held = self.held.lock();
+        if held.len() > 1 {
+            held.retain(|(at, _)| *at > 0);
+        }
+    }
+}
