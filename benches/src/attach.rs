@@ -47,12 +47,14 @@ struct Shape {
     extents: u64,
     pages: u64,
     stride: u64,
+    /// Bytes of each page that do not compress.
+    noisy: u64,
 }
 
 const SHAPES: [Shape; 3] = [
-    Shape { name: "SMALL (100 MB)", extents: 1, pages: 25_000, stride: 25_000 },
-    Shape { name: "EXTENTS (64 GiB, 65 536 extents)", extents: 65_536, pages: 1, stride: 256 },
-    Shape { name: "FRAMES (50 GiB, 13 million frames)", extents: 1, pages: 13_107_200, stride: 13_107_200 },
+    Shape { name: "SMALL (100 MB)", extents: 1, pages: 25_000, stride: 25_000, noisy: 2000 },
+    Shape { name: "EXTENTS (64 GiB, 65 536 extents)", extents: 65_536, pages: 1, stride: 256, noisy: 2000 },
+    Shape { name: "FRAMES (50 GiB, 13 million frames)", extents: 1, pages: 13_107_200, stride: 13_107_200, noisy: 0 },
 ];
 
 impl Shape {
@@ -66,11 +68,11 @@ impl Shape {
     }
 }
 
-/// Page `nth` of every disk: text, its number, and some bytes that do not compress, so that frames differ in length.
-fn page(nth: u64, out: &mut [u8]) {
+/// Page `nth` of a disk: text, its number, and some bytes that do not compress, so many that frames differ in length.
+fn page(nth: u64, noisy: u64, out: &mut [u8]) {
     out.fill(b'.');
     out[..8].copy_from_slice(&nth.to_le_bytes());
-    let noisy = usize::try_from(nth % 16).unwrap_or(0);
+    let noisy = usize::try_from(noisy + nth % 16).unwrap_or(0);
     let mut state = nth.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     for byte in &mut out[8..8 + noisy] {
         state ^= state << 13;
@@ -97,6 +99,10 @@ pub struct Row {
     pub first_page: Sample,
     /// From the beginning until a page of its middle was read, too.
     pub middle_page: Sample,
+    /// From the beginning until its tables were whole and kept.
+    pub completed: Sample,
+    /// Body bytes that the registry sent until then, on average.
+    pub completed_bytes: u64,
     /// Most anonymous memory seen in an open and its reads beyond that before, in bytes; with the registry's share.
     pub memory_bytes: u64,
 }
@@ -134,6 +140,8 @@ impl Report {
             ">FETCHED",
             ">FIRST PAGE",
             ">MIDDLE PAGE",
+            ">COMPLETE",
+            ">FETCHED",
             ">MEMORY",
         ];
         let mut table = Table::new(&titles);
@@ -148,6 +156,8 @@ impl Report {
                 size(row.fetched_bytes),
                 time(row.first_page.median_seconds),
                 time(row.middle_page.median_seconds),
+                time(row.completed.median_seconds),
+                size(row.completed_bytes),
                 size(row.memory_bytes),
             ]);
         }
@@ -190,6 +200,8 @@ struct Side {
     opened: Durations,
     first: Durations,
     middle: Durations,
+    completed: Durations,
+    completed_bytes: u64,
     requests: u64,
     fetched_bytes: u64,
     memory_bytes: u64,
@@ -214,6 +226,8 @@ impl Side {
             opened: Durations::new()?,
             first: Durations::new()?,
             middle: Durations::new()?,
+            completed: Durations::new()?,
+            completed_bytes: 0,
             requests: 0,
             fetched_bytes: 0,
             memory_bytes: 0,
@@ -246,6 +260,9 @@ impl Side {
         self.first.add(began.elapsed());
         self.read(&image, &source, self.shape.middle()).await?;
         self.middle.add(began.elapsed());
+        image.completed().await?;
+        self.completed.add(began.elapsed());
+        self.completed_bytes += registry.counts().bytes;
         self.memory_bytes = self.memory_bytes.max(usage::anonymous_bytes().saturating_sub(before));
         drop(image);
         cache.close().await;
@@ -257,7 +274,7 @@ impl Side {
     async fn read(&self, image: &Image, source: &Arc<dyn BlobSource>, at: u64) -> anyhow::Result<()> {
         let found = penstock_image::read(image, source, ByteRange::at(at, PAGE)?).await?;
         let mut expected = vec![0; found.len()];
-        page(at / PAGE, &mut expected);
+        page(at / PAGE, self.shape.noisy, &mut expected);
         ensure!(found == expected, "WRONG BYTES: a page at byte {at} of {}", self.shape.name);
         Ok(())
     }
@@ -273,6 +290,8 @@ impl Side {
             fetched_bytes: self.fetched_bytes / n,
             first_page: self.first.sample(),
             middle_page: self.middle.sample(),
+            completed: self.completed.sample(),
+            completed_bytes: self.completed_bytes / n,
             memory_bytes: self.memory_bytes,
         }
     }
@@ -289,7 +308,10 @@ fn write(path: &Path, shape: Shape) -> anyhow::Result<write::Written> {
         while at < end {
             let count = BATCH.min(end - at);
             buffer.resize(usize::try_from(count * PAGE)?, 0);
-            buffer.chunks_exact_mut(usize::try_from(PAGE)?).zip(at..).for_each(|(out, nth)| page(nth, out));
+            buffer
+                .chunks_exact_mut(usize::try_from(PAGE)?)
+                .zip(at..)
+                .for_each(|(out, nth)| page(nth, shape.noisy, out));
             writer.data(at * PAGE / SECTOR, &buffer)?;
             at += count;
         }

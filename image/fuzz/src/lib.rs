@@ -12,7 +12,7 @@ use penstock_image::{
 
 /// Opens the blob as an image and reads the start of its device. What comes out does not matter.
 pub fn exercise(bytes: Bytes, maps: &Path) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
         let memory = Memory::new(vec![bytes]);
         let layer = Layer { blob: memory.blob(0), media_type: String::new(), annotations: Default::default() };
