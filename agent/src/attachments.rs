@@ -3,9 +3,11 @@
 //! What changes something runs in a task of its own, owned by the table: a client that goes away neither stops it halfway nor leaves
 //! anything behind. The table's lock is held for moments only, never across an await or a system call.
 
+mod ahead;
 mod error;
 mod live;
 mod maps;
+mod opened;
 mod part;
 mod policy;
 mod proof;
@@ -42,6 +44,7 @@ use crate::{
     keeper::Keeper,
     mount::{self, Flag, Unmount},
     remains::Remaining,
+    shelf::Shelf,
     state::{
         StateDir,
         record::{LayerRecord, New, Owner, Record},
@@ -58,6 +61,8 @@ pub(crate) struct Parts {
     pub(crate) cache: Arc<Cache>,
     /// What finds the indexes that images are verified by.
     pub(crate) indexes: Indexes,
+    /// The manifests that are kept.
+    pub(crate) shelf: Arc<Shelf>,
     /// What images and devices read: the cache, which reads the fetcher.
     pub(crate) source: Arc<dyn BlobSource>,
     pub(crate) state: Arc<StateDir>,
@@ -110,6 +115,8 @@ pub(crate) struct Attachments {
     tasks: TaskTracker,
     /// Told whenever an attachment has been made, unmade or has failed.
     settled: Notify,
+    /// Images that are being opened before anybody attaches them.
+    ahead: ahead::Ahead,
 }
 
 impl Attachments {
@@ -121,7 +128,13 @@ impl Attachments {
             tellers: Mutex::default(),
             tasks: TaskTracker::new(),
             settled: Notify::new(),
+            ahead: ahead::Ahead::default(),
         })
+    }
+
+    /// What they are made from.
+    pub(crate) const fn parts(&self) -> &Parts {
+        &self.parts
     }
 
     /// Attaches an image; answers once it can be read and is recorded.
@@ -132,7 +145,7 @@ impl Attachments {
 
     async fn attach_checked(self: &Arc<Self>, request: Request) -> Result<(DeviceId, api::Device), AttachError> {
         let claim = self.table.lock().claim(&request)?;
-        let ask = Ask::Registry { require: request.require_verified };
+        let ask = request.ask();
         let this = Arc::clone(self);
         self.run("attaching", async move {
             match claim {
@@ -196,7 +209,17 @@ impl Attachments {
     }
 
     async fn restore_all(&self, records: Vec<Record>) {
-        let indexes = self.parts.indexes.restore(&records).await;
+        let shelf = Arc::clone(&self.parts.shelf);
+        let pulled = blocking("listing manifests", move || shelf.all()).await;
+        let pulled = pulled.map_err(|error| error.to_string()).and_then(|all| all.map_err(|error| error.to_string()));
+        let pulled = pulled.unwrap_or_else(|error| {
+            tracing::warn!(
+                error,
+                "kept manifests cannot be listed; the indexes of images that no device shows are looked for again"
+            );
+            Vec::new()
+        });
+        let indexes = self.parts.indexes.restore(&records, &pulled).await;
         stream::iter(records)
             .for_each_concurrent(RESTORED_AT_ONCE, |record| async move {
                 // What went wrong is in the attachment's state, and an event.
@@ -286,8 +309,16 @@ impl Attachments {
     }
 
     async fn try_build(&self, id: &DeviceId, request: Request) -> Result<api::Device, AttachError> {
+        let ask = request.ask();
         let (manifest, part) = match request.part {
-            Some(part) => (part.manifest, Some(part.part)),
+            Some(part) => {
+                let opened = async {
+                    self.ahead.join(part.manifest.digest).await;
+                    Ok::<_, AttachError>(())
+                };
+                self.parts.unless_stopping(opened).await?;
+                (part.manifest, Some(part.part))
+            }
             None => {
                 let resolving = self.parts.fetcher.resolve(&request.reference, &request.platform);
                 (Arc::new(self.parts.unless_stopping(resolving).await?), None)
@@ -305,7 +336,7 @@ impl Attachments {
             policy: request.policy,
         };
         let mut record = Record::new(new, request.mount);
-        let plan = Plan::new(&record, Ask::Registry { require: request.require_verified });
+        let plan = Plan::new(&record, ask);
         let live = Live::make(&self.parts, &plan, None).await?;
         record.seen = live.seen(&self.parts);
         record.number = live.device.number();
@@ -400,7 +431,11 @@ impl Attachments {
             };
             manifests(true).next().filter(|manifest| !manifests(false).any(|other| other == *manifest))
         };
-        if let Some(manifest) = manifest {
+        let Some(manifest) = manifest else { return };
+        let shelf = Arc::clone(&self.parts.shelf);
+        // Another layer of it may still be shown: then no registry is to be asked.
+        let is_kept = blocking("looking for a manifest", move || shelf.has(&manifest)).await.unwrap_or(false);
+        if !is_kept {
             if let Some(live) = live {
                 live.proof.discard();
             }

@@ -6,7 +6,12 @@
 mod file;
 mod look;
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use penstock_blob::{Blob, Digest};
 use penstock_cache::{Cache, Whole};
@@ -46,6 +51,11 @@ pub(crate) enum Ask {
         /// Whether the image is refused without one.
         require: bool,
     },
+    /// As [`Ask::Registry`], but the image was pulled: when it had none then, it has none.
+    Pulled {
+        /// Whether the image is refused without one.
+        require: bool,
+    },
 }
 
 /// An image whose index is wanted.
@@ -65,6 +75,8 @@ pub(crate) struct Image<'a> {
 pub(crate) struct Unverified {
     reference: String,
     reason: String,
+    /// Whether another try may find one: the registry did not say that there is none.
+    pub(crate) is_transient: bool,
 }
 
 /// What an attached image has of its index. Dropping it lets that go.
@@ -116,6 +128,8 @@ struct Known {
     /// What is to be remembered; `None` when it is already, or is not worth it.
     remember: Option<Remembered>,
     note: Option<String>,
+    /// Whether looking for one failed, so that there may be one.
+    is_unknown: bool,
 }
 
 impl Indexes {
@@ -125,8 +139,8 @@ impl Indexes {
     /// [`Unverified`] when an index is required and there is none that can be used.
     pub(crate) async fn settle(&self, image: Image<'_>, ask: Ask) -> Result<Proof, Unverified> {
         let expected = self.verified.expect(image.blobs);
-        let require = matches!(ask, Ask::Registry { require: true });
-        let Known { outcome, remember, mut note } = self.known(image, ask).await;
+        let require = matches!(ask, Ask::Registry { require: true } | Ask::Pulled { require: true });
+        let Known { outcome, remember, mut note, is_unknown } = self.known(image, ask).await;
         let lists = if let Outcome::Index(lists) = &outcome { lists.as_slice() } else { &[] };
         let mut lists = Served::new(&self.fetcher, image.reference, lists);
         let settled = match expected.settle(outcome) {
@@ -138,7 +152,7 @@ impl Indexes {
                 // Without a list there is nothing to contradict.
                 match self.verified.expect(image.blobs).settle(Outcome::None) {
                     Ok(settled) => settled,
-                    Err(conflict) => return Err(unverified(image, conflict.to_string())),
+                    Err(conflict) => return Err(unverified(image, conflict.to_string(), false)),
                 }
             }
         };
@@ -148,10 +162,10 @@ impl Indexes {
             let reason = proof.note.clone().unwrap_or_else(|| "it has none".to_owned());
             let text = format!("{} has no index that can be used ({reason}) and is not attached", image.reference);
             self.events.record(Kind::IndexMissing, &text, &[]);
-            return Err(unverified(image, reason));
+            return Err(unverified(image, reason, is_unknown));
         }
         if ask != Ask::Recorded {
-            self.audit(&fresh).await.map_err(|error| unverified(image, error.to_string()))?;
+            self.audit(&fresh).await.map_err(|error| unverified(image, error.to_string(), true))?;
         }
         if let Some(remembered) = remember {
             self.remember(image, remembered).await;
@@ -164,33 +178,36 @@ impl Indexes {
         let path = file::path(&self.dir, &image.manifest);
         let read = tokio::task::spawn_blocking(move || file::read(&path)).await;
         let read = read.unwrap_or_else(|error| Err(error.to_string()));
-        let plain = |outcome| Known { outcome, remember: None, note: None };
+        let plain = |outcome| Known { outcome, remember: None, note: None, is_unknown: false };
         let unreadable = match read {
             Ok(Some(Remembered::Index(bytes))) => match lists(&bytes, image) {
                 Ok(lists) => return plain(Outcome::Index(lists)),
                 Err(reason) => Some(reason),
             },
-            Ok(Some(Remembered::None) | None) if ask == Ask::Recorded => return plain(Outcome::None),
+            Ok(Some(Remembered::None)) if !matches!(ask, Ask::Registry { .. }) => return plain(Outcome::None),
+            Ok(None) if ask == Ask::Recorded => return plain(Outcome::None),
             Ok(_) => None,
             Err(reason) => Some(reason),
         };
         match self.look(image).await {
             Found::Index(bytes, lists) => {
-                Known { outcome: Outcome::Index(lists), remember: Some(Remembered::Index(bytes)), note: None }
+                Known { remember: Some(Remembered::Index(bytes)), ..plain(Outcome::Index(lists)) }
             }
-            Found::None => Known { outcome: Outcome::None, remember: Some(Remembered::None), note: None },
+            Found::None => Known { remember: Some(Remembered::None), ..plain(Outcome::None) },
             Found::Refused(reason) => {
                 self.refused(image, &reason);
-                Known { outcome: Outcome::None, remember: Some(Remembered::None), note: Some(reason) }
+                Known { remember: Some(Remembered::None), note: Some(reason), ..plain(Outcome::None) }
             }
             Found::Failed(reason) => {
                 let note = Some(format!("looking for one failed: {reason}"));
                 match unreadable {
                     // There was something: without it, what is fetched is not passed on.
                     Some(damage) => {
-                        Known { outcome: Outcome::Unreadable(format!("{damage}; {reason}")), remember: None, note }
+                        let outcome = Outcome::Unreadable(format!("{damage}; {reason}"));
+                        Known { outcome, remember: None, note, is_unknown: true }
                     }
-                    None => Known { outcome: Outcome::None, remember: Some(Remembered::None), note },
+                    // Nor is it known that there is none: who attaches it next looks again.
+                    None => Known { outcome: Outcome::None, remember: None, note, is_unknown: true },
                 }
             }
         }
@@ -237,10 +254,10 @@ impl Indexes {
         let _ = tokio::task::spawn_blocking(move || std::fs::remove_file(path)).await;
     }
 
-    /// Removes what no record needs, and puts the rest to use, so that no blob is read without its list while the first of the
-    /// images that share it is restored. Hold the answer until all are.
-    pub(crate) async fn restore(&self, records: &[Record]) -> Vec<Proof> {
-        let (mut proofs, mut kept) = (Vec::new(), HashSet::new());
+    /// Removes what neither a record nor an image that was `pulled` needs, and puts what records need to use, so that no blob is read without its
+    /// list while the first of the images that share it is restored. Hold the answer until all are.
+    pub(crate) async fn restore(&self, records: &[Record], pulled: &[Digest]) -> Vec<Proof> {
+        let (mut proofs, mut kept) = (Vec::new(), self.kept(pulled).await);
         for record in records {
             let reference = record.reference.with_digest(record.manifest);
             let blobs: Vec<Blob> = record.layers.iter().map(|layer| layer.blob()).collect();
@@ -250,7 +267,7 @@ impl Indexes {
             let read = tokio::task::spawn_blocking(move || file::read(&path)).await;
             let Ok(Ok(Some(Remembered::Index(bytes)))) = read else { continue };
             let Ok(lists) = lists(&bytes, image) else { continue };
-            kept.extend(lists.iter().map(|listed| self.dir.join(format!("{}.list", listed.root.to_hex()))));
+            kept.extend(lists.iter().map(|listed| list_path(&self.dir, listed)));
             let served = Served::new(&self.fetcher, &reference, &lists);
             // Two records that contradict each other: the second one's own restore says so.
             if let Ok((used, _)) = self.verified.expect(&blobs).settle(Outcome::Index(lists)) {
@@ -264,10 +281,33 @@ impl Indexes {
         }
         proofs
     }
+
+    /// The files of images that were pulled and that no device shows yet.
+    async fn kept(&self, pulled: &[Digest]) -> HashSet<PathBuf> {
+        let (dir, pulled) = (self.dir.clone(), pulled.to_vec());
+        let list = move || {
+            let mut kept = HashSet::new();
+            for path in pulled.iter().map(|manifest| file::path(&dir, manifest)) {
+                if let Ok(Some(Remembered::Index(bytes))) = file::read(&path)
+                    && let Ok(artifact) = Artifact::parse(&bytes)
+                {
+                    kept.extend(artifact.lists.iter().map(|listed| list_path(&dir, listed)));
+                }
+                kept.insert(path);
+            }
+            kept
+        };
+        tokio::task::spawn_blocking(list).await.unwrap_or_default()
+    }
 }
 
-fn unverified(image: Image<'_>, reason: String) -> Unverified {
-    Unverified { reference: image.reference.to_string(), reason }
+/// Where the list of a blob is kept.
+fn list_path(dir: &Path, listed: &Listed) -> PathBuf {
+    dir.join(format!("{}.list", listed.root.to_hex()))
+}
+
+fn unverified(image: Image<'_>, reason: String, is_transient: bool) -> Unverified {
+    Unverified { reference: image.reference.to_string(), reason, is_transient }
 }
 
 /// The lists of an index's manifest, when it is one of this image.

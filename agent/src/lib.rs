@@ -14,6 +14,7 @@
 //! - `attachments`: the table of attachments, and what makes, restores and unmakes them.
 //! - `indexes`: what attached images are verified by. [`index`]: making that.
 //! - [`events`]: what happened lately. `node`: the admin API's calls. `serve`, [`socket`]: where it answers.
+//! - `shelf`: manifests of images that containerd was told are there.
 //! - `images`: the image service between the kubelet and containerd, and the credentials that it hears.
 //! - `pull`: images put whole into containerd's content store.
 //! - [`Agent`]: all of these together. [`run`]: as a process.
@@ -48,6 +49,7 @@ mod pull;
 mod remains;
 pub mod run;
 mod serve;
+mod shelf;
 mod snapshots;
 pub mod socket;
 pub mod state;

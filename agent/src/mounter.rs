@@ -1,32 +1,38 @@
 //! What the snapshotter asks of whoever makes devices, answered by the table of attachments.
 //!
 //! An *offer* says whether a layer can be read on demand: its image is resolved once for all layers, and what a layer is follows from its annotations,
-//! its media type or its first bytes. A *mount* is an attachment of some layers of an image, recorded as all attachments are: it is made again at
+//! its media type or its first bytes. When it can, the manifest is kept on disk, and the image is opened while containerd goes on with the pull. A *mount* is an attachment of some layers of an image, recorded as all attachments are: it is made again at
 //! the agent's start without a registry, and lives as long as its snapshot.
 
 mod chain;
 mod images;
 mod kind;
+mod told;
 mod turns;
 
 use std::{
+    collections::HashSet,
     io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use penstock_api::NodeError;
-use penstock_fetcher::{Fetcher, Platform, Reference};
-use penstock_snapshotter::{Answer, Figures, Layer, MountError, Mounter, Offer, Shape, Stack};
+use penstock_blob::Digest;
+use penstock_fetcher::Reference;
+use penstock_snapshotter::{Answer, Declined, Figures, Layer, MountError, Mounter, Offer, Shape, Stack};
 use tokio::time::timeout;
 
 use crate::{
     attachments::{At, AttachError, Attachments},
     events::{Events, Kind},
-    state::record::{MAX_LAYERS, Part},
+    shelf,
+    state::record::Part,
 };
 use images::{Images, Known, Unknown};
+use kind::Decision;
+use told::Told;
 use turns::Turns;
 
 /// Longest time that an offer may take: containerd waits for it with the pull of the layer, and has nothing to lose by fetching it itself.
@@ -39,23 +45,31 @@ const SETTLING: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub(crate) struct LayerMounter {
     attachments: Arc<Attachments>,
-    images: Images,
+    images: Arc<Images>,
     deadline: Duration,
     events: Events,
+    told: Told,
     /// Whose directory is being changed.
     turns: Turns<PathBuf>,
 }
 
 impl LayerMounter {
-    /// Over `attachments`; no request to a registry takes longer than `deadline`.
-    pub(crate) fn new(
-        attachments: Arc<Attachments>,
-        (fetcher, platform): (Arc<Fetcher>, Platform),
-        deadline: Duration,
-        events: Events,
-    ) -> Self {
-        let (images, deadline) = (Images::new(fetcher, platform), deadline.min(OFFER_DEADLINE));
-        Self { attachments, images, deadline, events, turns: Turns::default() }
+    /// Over `attachments`, from what those are made from. No request to a registry takes longer than `deadline`.
+    pub(crate) fn new(attachments: Arc<Attachments>, deadline: Duration) -> Self {
+        let (images, events) = (Arc::new(Images::new(attachments.parts())), attachments.parts().events.clone());
+        let (deadline, told, turns) = (deadline.min(OFFER_DEADLINE), Told::default(), Turns::default());
+        Self { attachments, images, deadline, events, told, turns }
+    }
+
+    /// Forgets images that none of the lazy snapshots, whose manifests are `named`, is of, once they are old.
+    pub(crate) async fn forget_images(&self, named: HashSet<Digest>) {
+        let Some(before) = SystemTime::now().checked_sub(shelf::UNNAMED) else { return };
+        let kept = Arc::clone(&self.attachments.parts().shelf);
+        let collected = tokio::task::spawn_blocking(move || kept.collect(&named, before)).await;
+        match collected.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            Ok(gone) => self.attachments.forget_images(gone).await,
+            Err(error) => tracing::warn!(%error, "manifests of images that were removed stay"),
+        }
     }
 
     /// Lets go the attachments whose directory is gone: that of a snapshot which was removed, or of a root that was deleted, while no agent ran.
@@ -76,41 +90,38 @@ impl LayerMounter {
     }
 
     async fn consider(&self, layer: &Layer) -> Result<Offer, Unknown> {
-        let known = match self.images.of(layer).await {
-            Err(Unknown { reason: why, is_transient: false }) => {
-                self.tell_eager(layer, &why);
-                return Ok(Offer::Eager { why });
-            }
-            other => other?,
-        };
+        let known = self.images.of(layer).await?;
         let offer = self.decide(&known, layer).await?;
-        if let Offer::Eager { why } = &offer
-            && known.is_news(why)
-        {
-            self.tell_eager(layer, why);
+        if matches!(offer, Offer::Lazy { .. }) {
+            self.images.keep(&known).await;
+            self.open_ahead(&known);
         }
         Ok(offer)
     }
 
     async fn decide(&self, known: &Known, layer: &Layer) -> Result<Offer, Unknown> {
-        let layers = &known.manifest.layers;
-        if layers.len() > MAX_LAYERS {
-            let why = format!("the image has {} layers, more than {MAX_LAYERS}: unpacked in full", layers.len());
-            return Ok(Offer::Eager { why });
-        }
         let kind = self.images.kind(known, layer.depth).await?;
         let mut below = Vec::new();
-        if kind == kind::Kind::OverlayBd {
+        if kind != kind::Kind::OverlayBd {
+            // Each is shown alone, or not at all: how many there are below counts, not what they are.
+            below.resize(layer.depth, kind.clone());
+        } else {
             for nth in 0..layer.depth {
                 below.push(self.images.kind(known, nth).await?);
             }
         }
         let (shape, how) = match kind::decide(&kind, &below) {
-            Ok(decided) => decided,
-            Err(why) => return Ok(Offer::Eager { why }),
+            Decision::Lazy(shape, how) => (shape, how),
+            Decision::Unpacked(why) => return Ok(Offer::Eager { why }),
+            Decision::Refused(why) => return Ok(Offer::Refused { why, is_transient: false }),
         };
+        match known.refused(self.unverified(known)).await {
+            Ok(None) => {}
+            Ok(Some(why)) => return Ok(Offer::Refused { why, is_transient: false }),
+            Err(Unknown { reason: why, is_transient }) => return Ok(Offer::Refused { why, is_transient }),
+        }
         let first = if shape == Shape::Merged { 0 } else { layer.depth };
-        let shown = layers.iter().take(layer.depth + 1).skip(first);
+        let shown = known.manifest.layers.iter().take(layer.depth + 1).skip(first);
         let stack = Stack {
             reference: layer.reference.clone(),
             manifest: known.manifest.digest,
@@ -120,9 +131,20 @@ impl LayerMounter {
         Ok(Offer::Lazy { shape, stack, how })
     }
 
-    fn tell_eager(&self, layer: &Layer, why: &str) {
-        let (digest, text) = (layer.digest.to_string(), format!("{}: {why}", layer.reference));
-        self.events.record(Kind::SnapshotEager, &text, &[("reference", &layer.reference), ("layer", &digest)]);
+    /// Why the image may not be attached, because no index verifies it and one is required.
+    async fn unverified(&self, known: &Known) -> Result<Option<String>, Unknown> {
+        match self.attachments.check_verifiable(&known.manifest).await {
+            Ok(()) => Ok(None),
+            Err(error) if error.is_transient => Err(Unknown { reason: error.to_string(), is_transient: true }),
+            Err(error) => Ok(Some(error.to_string())),
+        }
+    }
+
+    /// Begins to open what a container will need of the image.
+    fn open_ahead(&self, known: &Arc<Known>) {
+        let (images, of) = (Arc::clone(&self.images), Arc::clone(known));
+        let needed = async move { images.kinds(&of).await.map(|kinds| kind::needed(&kinds)).unwrap_or_default() };
+        self.attachments.open_ahead((known.reference().clone(), Arc::clone(&known.manifest)), needed);
     }
 
     async fn show(&self, stack: &Stack, target: &Path) -> Result<String, MountError> {
@@ -157,14 +179,14 @@ impl LayerMounter {
             wrong(format!("{:?} is no reference: {error}", stack.reference))
         })?;
         let late = || Unknown { reason: late(&stack.reference, self.deadline), is_transient: true };
-        let asked = timeout(self.deadline, self.images.manifest(&reference, stack.manifest)).await;
+        let asked = timeout(self.deadline, Box::pin(self.images.manifest(&reference, stack.manifest))).await;
         let manifest = asked.unwrap_or_else(|_elapsed| Err(late())).map_err(unknown)?;
         let listed = part.of(&manifest.layers).map(|layers| layers.iter().map(|layer| layer.digest));
         if !listed.is_some_and(|listed| listed.eq(stack.layers.iter().copied())) {
             return Err(wrong(format!("the manifest {} does not list the layers of this snapshot", stack.manifest)));
         }
         self.attachments.clear_stray(target, true).await.map_err(not_shown)?;
-        self.attachments.attach_part((reference, manifest), part, target).await.map_err(not_shown)
+        Box::pin(self.attachments.attach_part((reference, manifest), part, target)).await.map_err(not_shown)
     }
 
     async fn hide(&self, target: &Path) -> Result<(), MountError> {
@@ -186,11 +208,23 @@ impl Mounter for LayerMounter {
         Box::pin(async move {
             let considered = timeout(self.deadline, self.consider(layer)).await;
             let late = || Unknown { reason: late(&layer.reference, self.deadline), is_transient: true };
-            considered.unwrap_or_else(|_elapsed| Err(late())).map_err(|error| {
-                self.tell_eager(layer, &error.reason);
-                unknown(error)
-            })
+            considered.unwrap_or_else(|_elapsed| Err(late())).map_err(unknown)
         })
+    }
+
+    fn declined(&self, Declined { key, layer, why, is_refused }: Declined<'_>) {
+        let image = layer.map_or("", |layer| layer.reference.as_str());
+        if !self.told.is_news(image, why) {
+            return;
+        }
+        let kind = if is_refused { Kind::SnapshotRefused } else { Kind::SnapshotEager };
+        match layer {
+            Some(layer) => {
+                let (digest, text) = (layer.digest.to_string(), format!("{image}: {why}"));
+                self.events.record(kind, &text, &[("reference", image), ("layer", &digest)]);
+            }
+            None => self.events.record(kind, &format!("{key}: {why}"), &[("snapshot", key)]),
+        }
     }
 
     fn mount<'a>(&'a self, stack: &'a Stack, target: &'a Path) -> Answer<'a, String, MountError> {

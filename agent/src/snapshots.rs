@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use penstock_snapshotter::{Mounter, OpenError, Snapshotter};
+use penstock_snapshotter::{Mounter, OpenError, Snapshotter, Source};
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,9 @@ use crate::{
 
 /// How long calls of containerd that are under way may take to end once the agent stops; what they change ends in any case.
 const CLOSING: Duration = Duration::from_secs(5);
+
+/// How often is looked for images that no snapshot is of any more.
+const LOOK: Duration = Duration::from_secs(24 * 3600);
 
 /// Why containerd cannot be served. Each text is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +82,7 @@ impl Snapshots {
         let snapshotter = opened?;
         let (listener, socket) = socket::listen(&config.snapshotter_socket, None)?;
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
-        tasks.spawn(async move { mounter.forget_missing().await });
+        tasks.spawn(look_after(mounter, Arc::clone(&snapshotter), stop.clone()));
         let (served, stopped) = (Arc::clone(&snapshotter), stop.clone());
         tasks.spawn(async move {
             if let Err(error) = served.serve(listener, stopped.cancelled_owned()).await {
@@ -107,6 +110,20 @@ impl Snapshots {
             tracing::warn!("calls of containerd are still under way, and are cut off");
             self.tasks.shutdown().await;
         }
+    }
+}
+
+/// Lets go what belongs to no snapshot: attachments at the start, what is remembered of images then and once a day.
+async fn look_after(mounter: Arc<LayerMounter>, snapshotter: Arc<Snapshotter>, stop: CancellationToken) {
+    mounter.forget_missing().await;
+    let mut looks = tokio::time::interval(LOOK);
+    while stop.run_until_cancelled(looks.tick()).await.is_some() {
+        let shown = snapshotter.snapshots().into_iter();
+        let named = shown.filter_map(|shown| match shown.source {
+            Source::Lazy { manifest, .. } => Some(manifest),
+            Source::Directory { .. } => None,
+        });
+        mounter.forget_images(named.collect()).await;
     }
 }
 

@@ -3,6 +3,8 @@
 //! ```text
 //! lock                     locked by the one agent that uses the directory; holds its process id
 //! attachments/<id>.json    one record per attachment, see `record`, and its `check`
+//! indexes/                 what images are verified by
+//! manifests/               of images whose layers containerd was told are there
 //! maps/                    merged maps of images, made again when lost
 //! fuse/                    where images are shown as files without ublk; empty while no agent runs
 //! cache/                   chunks, unless `cache.dir` says otherwise
@@ -10,6 +12,7 @@
 
 pub mod check;
 pub mod record;
+pub(crate) mod sealed;
 
 use std::{
     fs::{self, DirBuilder, File, TryLockError},
@@ -93,9 +96,8 @@ impl StateDir {
     /// # Errors
     /// [`StateError::InUse`] when another agent has it; else what the system says.
     pub fn open(root: &Path) -> Result<Self, StateError> {
-        for dir in
-            [root.to_path_buf(), root.join("attachments"), root.join("maps"), root.join("fuse"), root.join("indexes")]
-        {
+        let below = ["attachments", "maps", "fuse", "indexes", "manifests"].map(|name| root.join(name));
+        for dir in std::iter::once(root.to_path_buf()).chain(below) {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(StateError::io("create", &dir))?;
         }
         let lock = lock(root)?;
@@ -132,6 +134,12 @@ impl StateDir {
     #[must_use]
     pub fn indexes(&self) -> PathBuf {
         self.root.join("indexes")
+    }
+
+    /// Where manifests of images are kept whose layers containerd was told are there.
+    #[must_use]
+    pub fn manifests(&self) -> PathBuf {
+        self.root.join("manifests")
     }
 
     /// Where images are shown as files.

@@ -82,6 +82,34 @@ pub struct Manifest {
     pub annotations: BTreeMap<String, String>,
 }
 
+impl Manifest {
+    /// The image manifest in `bytes`, of the repository of `reference`; its digest is theirs. `media_type` is what the registry said they are; the
+    /// document's own word goes before it.
+    ///
+    /// # Errors
+    /// [`ManifestError`]; an index is [`ManifestError::Ambiguous`] here.
+    pub fn parse(reference: &Reference, bytes: &[u8], media_type: &str) -> Result<Self, ManifestError> {
+        match Document::parse(bytes, Some(media_type))? {
+            Document::Image(image) => Ok(Self::of(reference, bytes, *image)),
+            Document::Index(_) => Err(ManifestError::Ambiguous { media_type: shown(media_type) }),
+        }
+    }
+
+    pub(crate) fn of(reference: &Reference, bytes: &[u8], image: ImageDocument) -> Self {
+        let digest = Digest::of(bytes);
+        Self {
+            reference: reference.with_digest(digest),
+            digest,
+            size_bytes: bytes.len() as u64,
+            media_type: image.media_type,
+            artifact_type: image.artifact_type,
+            config: image.config,
+            layers: image.layers,
+            annotations: image.annotations,
+        }
+    }
+}
+
 /// What a registry answers for a reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Document {

@@ -26,9 +26,7 @@ use crate::{
     failure::{Class, Failure},
     fetch::no_url,
     fetcher::Core,
-    manifest::{
-        ACCEPTED, Document, ImageDocument, MAX_MANIFEST_BYTES, ManifestError, Served, choose, index_type, offered,
-    },
+    manifest::{ACCEPTED, Document, MAX_MANIFEST_BYTES, ManifestError, Served, choose, index_type, offered},
     metrics::Purpose,
     namespace::{Host, Namespace},
     referrers::Referrers,
@@ -133,7 +131,7 @@ impl Core {
             match Document::parse(&verified.bytes, content_type).map_err(unusable)? {
                 Document::Image(image) => {
                     served.push(verified.served(image.media_type.clone(), None));
-                    return Ok((manifest(reference, &verified, *image), served));
+                    return Ok((Manifest::of(reference, &verified.bytes, *image), served));
                 }
                 Document::Index(entries) => {
                     let entry = choose(&entries, platform).ok_or_else(|| ResolveError::Platform {
@@ -333,19 +331,6 @@ pub(crate) fn late(reference: &Reference, after: Duration, last: Option<(String,
     let nothing = || (reference.host().to_owned(), "waiting for the first answer".to_owned());
     let (endpoint, last) = last.unwrap_or_else(nothing);
     ResolveError::Deadline { reference: reference.clone(), endpoint, after, last }
-}
-
-fn manifest(reference: &Reference, verified: &Verified, image: ImageDocument) -> Manifest {
-    Manifest {
-        reference: reference.with_digest(verified.digest),
-        digest: verified.digest,
-        size_bytes: verified.bytes.len() as u64,
-        media_type: image.media_type,
-        artifact_type: image.artifact_type,
-        config: image.config,
-        layers: image.layers,
-        annotations: image.annotations,
-    }
 }
 
 #[cfg(test)]

@@ -15,8 +15,11 @@ pub type Answer<'a, T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send + '
 pub trait Mounter: Debug + Send + Sync + 'static {
     /// Whether a layer can be read on demand. May resolve the image's manifest, a few small requests; never fetches a layer.
     ///
-    /// An error is transient trouble. The snapshotter then unpacks the layer, as it does with [`Offer::Eager`], and says why.
+    /// An error: it cannot be told what the layer is. The snapshotter then has it unpacked, as with [`Offer::Eager`], but looks at what comes of that.
     fn offer<'a>(&'a self, layer: &'a Layer) -> Answer<'a, Offer, MountError>;
+
+    /// Told of each layer of an image that is not read on demand. Never blocks.
+    fn declined(&self, declined: Declined<'_>);
 
     /// Shows `stack`, read-only, at the directory `target`, which exists. It is shown there already: success.
     ///
@@ -57,11 +60,31 @@ pub enum Offer {
         /// For people: `OverlayBD, 7 layers`.
         how: String,
     },
-    /// It cannot: containerd is to fetch and unpack it.
+    /// It cannot, and is a layer as others unpack it: containerd is to fetch and unpack it.
     Eager {
         /// For people: why not.
         why: String,
     },
+    /// It cannot, and must not be unpacked: it is a disk, of which nothing would be left.
+    Refused {
+        /// For people: why not, and what to do.
+        why: String,
+        /// Whether another try may help.
+        is_transient: bool,
+    },
+}
+
+/// A layer that is not read on demand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Declined<'a> {
+    /// containerd's key of the snapshot.
+    pub key: &'a str,
+    /// The layer, if the labels say which.
+    pub layer: Option<&'a Layer>,
+    /// For people: why not.
+    pub why: &'a str,
+    /// Whether it is not even unpacked, so that the pull fails.
+    pub is_refused: bool,
 }
 
 /// What a device shows. Written into records: names are part of the format.

@@ -1,6 +1,7 @@
 //! The snapshotter: what each call of containerd does. Calls that change something run on when their client is gone.
 
 mod commit;
+mod hollow;
 mod lazy;
 mod open;
 mod prepare;

@@ -4,19 +4,20 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use penstock_api::PolicyChange;
-use penstock_blob::{Blob, ByteRange, Digest};
-use penstock_cache::Cache;
+use penstock_blob::Digest;
 use penstock_device::{Choice, Content, Device, DeviceError, DeviceId, Remains, Wanted};
-use penstock_fetcher::{Fetcher, Reference};
+use penstock_fetcher::Reference;
 use penstock_image::Image;
 
-use super::{AttachError, Parts, blocking, proof, watch::Watched};
+use super::{
+    AttachError, Parts, blocking,
+    opened::{self, Meant, Opened, Served},
+    proof,
+    watch::Watched,
+};
 use crate::{
-    indexes::{self, Ask, Proof},
-    mount::{
-        self, MountError, Mounted, Unmount,
-        found::{self, LOOKED_AT_BYTES},
-    },
+    indexes::{Ask, Proof},
+    mount::{self, MountError, Mounted, Unmount, found},
     state::record::{LayerRecord, Owner, Record, Seen},
 };
 
@@ -65,6 +66,16 @@ impl Plan {
             owner: record.owner,
         }
     }
+
+    fn meant(&self) -> Meant<'_> {
+        Meant {
+            reference: &self.reference,
+            manifest: self.manifest,
+            ask: self.ask,
+            layers: &self.layers,
+            shown: &self.shown,
+        }
+    }
 }
 
 /// An image that is being served.
@@ -80,42 +91,6 @@ pub(super) struct Live {
     owner: Owner,
     /// Lets the blobs go when the device has.
     _served: Served,
-}
-
-/// Blobs that the fetcher knows where to find and the cache prefers to keep. Dropping it takes that back.
-#[derive(Debug)]
-struct Served {
-    fetcher: Arc<Fetcher>,
-    cache: Arc<Cache>,
-    reference: Reference,
-    blobs: Vec<Blob>,
-}
-
-impl Served {
-    fn new(parts: &Parts, reference: &Reference, layers: &[LayerRecord]) -> Self {
-        let mut blobs: Vec<Blob> = layers.iter().map(LayerRecord::blob).collect();
-        blobs.sort_unstable_by_key(|blob| blob.digest);
-        blobs.dedup();
-        for blob in &blobs {
-            parts.fetcher.serve(*blob, reference);
-            parts.cache.retain(&blob.digest);
-        }
-        Self {
-            fetcher: Arc::clone(&parts.fetcher),
-            cache: Arc::clone(&parts.cache),
-            reference: reference.clone(),
-            blobs,
-        }
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        for blob in self.blobs.iter().rev() {
-            self.cache.release(&blob.digest);
-            self.fetcher.forget(&blob.digest, &self.reference);
-        }
-    }
 }
 
 /// The transport of what remains; else the one that is to be had.
@@ -134,12 +109,7 @@ impl Live {
     /// device and mount are gone on with; when that fails they are left as they are.
     pub(super) async fn make(parts: &Parts, plan: &Plan, remains: Option<Remains>) -> Result<Self, AttachError> {
         let choice = choose(plan.transport, remains.as_ref()).await?;
-        let served = Served::new(parts, &plan.reference, &plan.shown);
-        let blobs: Vec<Blob> = plan.layers.iter().map(LayerRecord::blob).collect();
-        let image = indexes::Image { reference: &plan.reference, manifest: plan.manifest, blobs: &blobs };
-        // The index first: reads of the other wait for it from its first step on.
-        let proving = parts.unless_stopping(parts.indexes.settle(image, plan.ask));
-        let (proof, image) = tokio::try_join!(proving, parts.open(&plan.reference, &plan.shown))?;
+        let Opened { image, proof, served } = Opened::open(parts, plan.meant()).await?;
         let source = Watched::new(Arc::clone(&parts.source), plan.id.clone(), parts.events.clone());
         let content = Content { image: Arc::clone(&image), source };
         let (id, config, metrics) = (plan.id.clone(), &parts.device, &parts.device_metrics);
@@ -172,14 +142,7 @@ impl Live {
             *self.mounted.lock() = Some(Arc::new(mounted));
             return Ok(());
         }
-        let looked_at = self.image.size_bytes().min(LOOKED_AT_BYTES as u64);
-        let head = match ByteRange::at(0, looked_at) {
-            Ok(range) => {
-                let reading = penstock_image::read(&self.image, &parts.source, range);
-                parts.unless_stopping(async { reading.await.map_err(AttachError::Head) }).await?
-            }
-            Err(_) => bytes::Bytes::new(),
-        };
+        let head = opened::head(parts, &self.image).await?;
         let file_system = found::find(&head).map_err(MountError::NoFileSystem)?;
         let flags = match self.owner {
             Owner::Operator => parts.mount_flags.clone(),

@@ -11,7 +11,10 @@ use super::{
     live::Live,
     state::{Change, Illegal, State},
 };
-use crate::state::record::{Owner, Part, Record};
+use crate::{
+    indexes::Ask,
+    state::record::{Owner, Part, Record},
+};
 
 /// Most attachments of a node. Each has a thread or two and a dozen descriptors; containerd starts at most 250 pods of a few images.
 pub(super) const MOST: usize = 1024;
@@ -59,6 +62,12 @@ pub(super) struct ImagePart {
 }
 
 impl Request {
+    /// Where the index of the image is looked for.
+    pub(super) const fn ask(&self) -> Ask {
+        let require = self.require_verified;
+        if self.part.is_some() { Ask::Pulled { require } } else { Ask::Registry { require } }
+    }
+
     const fn owner(&self) -> Owner {
         if self.part.is_some() { Owner::Snapshotter } else { Owner::Operator }
     }

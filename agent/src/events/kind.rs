@@ -101,7 +101,10 @@ kinds! {
     DeviceBytesRejected = "device.bytes_rejected", Warning, "bytes from the cache failed a check of the image's format; they are fetched again";
 
     // snapshot: layers that containers read on demand, and those that they do not.
-    SnapshotEager = "snapshot.eager", Note, "a layer that containerd pulls is not read on demand but unpacked; said once for each reason and image";
+    SnapshotEager = "snapshot.eager", Note, "a layer that containerd pulls is not read on demand but unpacked; said once an hour for each reason and image";
+    SnapshotRefused = "snapshot.refused", Warning, "a layer that containerd pulls is a disk and cannot be read on demand: its pull fails, since unpacked it would be empty";
+    SnapshotOpened = "snapshot.opened", Note, "an image that containerd pulls has been opened: its first mount asks no registry what it is";
+    SnapshotOpenFailed = "snapshot.open_failed", Warning, "an image that containerd pulls could not be opened: its first mount tries again, and says so if it fails too";
     SnapshotMounted = "snapshot.mounted", Note, "a device shows layers of an image to containers";
     SnapshotUnmounted = "snapshot.unmounted", Note, "layers are not shown to containers any more, because their snapshot was removed";
 

@@ -8,8 +8,8 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource as _, ByteRange, Digest, Purpose, ReadError};
-use penstock_fetcher::{Fetcher, Manifest, Platform, Reference, ResolveError};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Purpose, ReadError};
+use penstock_fetcher::{Fetcher, Manifest, Platform, Reference, ResolveError, Served};
 use penstock_snapshotter::Layer;
 use tokio::sync::OnceCell;
 
@@ -18,6 +18,7 @@ use super::{
     kind::{self, Kind},
     turns::Turns,
 };
+use crate::{attachments::Parts, shelf::Shelf};
 
 /// Images known at once. A node pulls a few at a time; one that is forgotten is resolved again.
 const KNOWN: usize = 64;
@@ -28,8 +29,6 @@ const FAILED: (usize, Duration) = (64, Duration::from_secs(5));
 const HEAD_BYTES: u64 = 4096;
 /// Longest config read, in bytes: as manifests.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
-/// Reasons told of one image; more would be the same in other words.
-const MOST_TOLD: usize = 8;
 
 /// Why nothing is known of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,14 +46,30 @@ pub(super) struct Known {
     pub(super) manifest: Arc<Manifest>,
     kinds: Vec<OnceCell<Kind>>,
     chains: OnceCell<Vec<Digest>>,
-    told: Mutex<Vec<String>>,
+    /// The manifest's bytes.
+    served: Served,
+    /// Why it is refused; set once its index was looked for.
+    refused: OnceCell<Option<String>>,
 }
 
 impl Known {
-    fn new(reference: Reference, manifest: Manifest) -> Self {
+    fn new(reference: Reference, (manifest, served): (Manifest, Served)) -> Self {
         let kinds = manifest.layers.iter().map(|_| OnceCell::new()).collect();
-        let (chains, told) = (OnceCell::new(), Mutex::default());
-        Self { reference, manifest: Arc::new(manifest), kinds, chains, told }
+        let (chains, refused) = (OnceCell::new(), OnceCell::new());
+        Self { reference, manifest: Arc::new(manifest), kinds, chains, served, refused }
+    }
+
+    /// As containerd named it.
+    pub(super) const fn reference(&self) -> &Reference {
+        &self.reference
+    }
+
+    /// Why the image is refused, if it is; `look` finds out, once.
+    pub(super) async fn refused<F>(&self, look: F) -> Result<Option<String>, Unknown>
+    where
+        F: Future<Output = Result<Option<String>, Unknown>>,
+    {
+        self.refused.get_or_try_init(|| look).await.cloned()
     }
 
     /// Whether this image has `layer` where containerd says.
@@ -62,22 +77,15 @@ impl Known {
         self.manifest.layers.get(layer.depth).is_some_and(|known| known.digest == layer.digest)
             && layer.manifest.is_none_or(|manifest| manifest == self.manifest.digest)
     }
-
-    /// Whether `why` was not told of this image before; from now on it was.
-    pub(super) fn is_news(&self, why: &str) -> bool {
-        let mut told = self.told.lock();
-        let is_news = told.len() < MOST_TOLD && !told.iter().any(|known| known == why);
-        if is_news {
-            told.push(why.to_owned());
-        }
-        is_news
-    }
 }
 
 /// The images.
 #[derive(Debug)]
 pub(super) struct Images {
     fetcher: Arc<Fetcher>,
+    /// What reads blobs: the cache, so that what was looked at to tell a layer is not fetched again to open it.
+    source: Arc<dyn BlobSource>,
+    shelf: Arc<Shelf>,
     platform: Platform,
     /// The latest used last.
     known: Mutex<VecDeque<Arc<Known>>>,
@@ -87,25 +95,25 @@ pub(super) struct Images {
 
 /// A blob that the fetcher knows where to find while this lives.
 struct Lent<'a> {
-    fetcher: &'a Fetcher,
+    images: &'a Images,
     blob: Blob,
     from: &'a Reference,
 }
 
 impl<'a> Lent<'a> {
-    fn new(fetcher: &'a Fetcher, blob: Blob, from: &'a Reference) -> Self {
-        fetcher.serve(blob, from);
-        Self { fetcher, blob, from }
+    fn new(images: &'a Images, blob: Blob, from: &'a Reference) -> Self {
+        images.fetcher.serve(blob, from);
+        Self { images, blob, from }
     }
 
     async fn read(&self, range: ByteRange) -> Result<Bytes, ReadError> {
-        self.fetcher.read(self.blob, range, Purpose::Demand).await
+        self.images.source.read(self.blob, range, Purpose::Demand).await
     }
 }
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
-        self.fetcher.forget(&self.blob.digest, self.from);
+        self.images.fetcher.forget(&self.blob.digest, self.from);
     }
 }
 
@@ -126,8 +134,16 @@ fn unusable(reason: String) -> Unknown {
 }
 
 impl Images {
-    pub(super) fn new(fetcher: Arc<Fetcher>, platform: Platform) -> Self {
-        Self { fetcher, platform, known: Mutex::default(), failed: Mutex::default(), turns: Turns::default() }
+    pub(super) fn new(parts: &Parts) -> Self {
+        Self {
+            fetcher: Arc::clone(&parts.fetcher),
+            source: Arc::clone(&parts.source),
+            shelf: Arc::clone(&parts.shelf),
+            platform: parts.platform.clone(),
+            known: Mutex::default(),
+            failed: Mutex::default(),
+            turns: Turns::default(),
+        }
     }
 
     /// The image that `layer` is of. The registry is asked once for all layers.
@@ -173,6 +189,26 @@ impl Images {
         Ok(known)
     }
 
+    /// Keeps the manifest on disk: containerd is about to be told that a layer of it is there.
+    pub(super) async fn keep(&self, known: &Known) {
+        let (shelf, served) = (Arc::clone(&self.shelf), known.served.clone());
+        let kept = tokio::task::spawn_blocking(move || shelf.put(&served)).await;
+        if let Err(error) = kept.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            let reference = &known.reference;
+            tracing::warn!(%reference, %error, "its manifest cannot be kept; after a restart of the agent its first mount asks the registry for it");
+        }
+    }
+
+    /// The manifest, where it is kept on disk.
+    async fn kept(&self, reference: &Reference, manifest: Digest) -> Option<(Manifest, Served)> {
+        let (shelf, of) = (Arc::clone(&self.shelf), reference.clone());
+        let found = tokio::task::spawn_blocking(move || shelf.find(&of, manifest)).await;
+        found.map_err(|error| error.to_string()).and_then(|found| found).unwrap_or_else(|reason| {
+            tracing::warn!(%reference, reason, "a kept manifest cannot be used; its registry is asked");
+            None
+        })
+    }
+
     /// The manifest of an image that was offered, from the registry if it was forgotten.
     pub(super) async fn manifest(&self, reference: &Reference, manifest: Digest) -> Result<Arc<Manifest>, Unknown> {
         let known = self.known.lock().iter().find(|known| known.manifest.digest == manifest).cloned();
@@ -197,8 +233,20 @@ impl Images {
 
     async fn resolve(&self, reference: &Reference, manifest: Option<Digest>) -> Result<Arc<Known>, Unknown> {
         let pinned = manifest.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest));
-        let manifest = self.fetcher.resolve(&pinned, &self.platform).await?;
-        let known = Arc::new(Known::new(reference.clone(), manifest));
+        let kept = match manifest {
+            Some(manifest) => self.kept(reference, manifest).await,
+            None => None,
+        };
+        let found = match kept {
+            Some(found) => found,
+            None => {
+                let (manifest, mut served) = self.fetcher.resolve_served(&pinned, &self.platform).await?;
+                // The last is the image's own, those before led to it.
+                let served = served.pop().ok_or_else(|| unusable("the registry gave no manifest".to_owned()))?;
+                (manifest, served)
+            }
+        };
+        let known = Arc::new(Known::new(reference.clone(), found));
         let mut all = self.known.lock();
         all.retain(|other| other.reference != known.reference || other.manifest.digest != known.manifest.digest);
         if all.len() == KNOWN {
@@ -235,11 +283,20 @@ impl Images {
         let blob = manifest.config.blob();
         let range = blob.all().filter(|range| range.len() <= MAX_CONFIG_BYTES);
         let range = range.ok_or_else(|| unusable(format!("the image's config has {} bytes", blob.size_bytes)))?;
-        let bytes = Lent::new(&self.fetcher, blob, &manifest.reference).read(range).await?;
+        let bytes = Lent::new(self, blob, &manifest.reference).read(range).await?;
         if Digest::of(&bytes) != blob.digest {
             return Err(unusable(format!("the registry's bytes for the config are not those of {}", blob.digest)));
         }
         chain::ids(&bytes, manifest.layers.len()).map_err(|reason| unusable(format!("the image's config {reason}")))
+    }
+
+    /// What all layers of an image are, the lowest first.
+    pub(super) async fn kinds(&self, known: &Known) -> Result<Vec<Kind>, Unknown> {
+        let mut kinds = Vec::with_capacity(known.manifest.layers.len());
+        for nth in 0..known.manifest.layers.len() {
+            kinds.push(self.kind(known, nth).await?);
+        }
+        Ok(kinds)
     }
 
     /// What the layer `nth` of an image is; its first bytes are fetched when the manifest does not say.
@@ -252,7 +309,7 @@ impl Images {
             }
             let blob = layer.blob();
             let head = match ByteRange::new(0, blob.size_bytes.min(HEAD_BYTES)) {
-                Ok(range) => Lent::new(&self.fetcher, blob, &known.manifest.reference).read(range).await?,
+                Ok(range) => Lent::new(self, blob, &known.manifest.reference).read(range).await?,
                 Err(_) => Bytes::new(),
             };
             Ok::<_, Unknown>(kind::seen(penstock_image::content(&head, blob.size_bytes)))

@@ -4,6 +4,8 @@ use penstock_fetcher::Descriptor;
 use penstock_image::{Annotated, Content, FileSystem, What};
 use penstock_snapshotter::Shape;
 
+use crate::state::record::{MAX_LAYERS, Part};
+
 /// What a layer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -49,20 +51,51 @@ pub(super) fn seen(content: Content) -> Kind {
     }
 }
 
-/// How a layer of `kind` is shown, over layers of the kinds `below` (the lowest first): what the device shows, and in words; or why it is unpacked.
-pub(super) fn decide(kind: &Kind, below: &[Kind]) -> Result<(Shape, String), String> {
+/// What becomes of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Decision {
+    /// A device shows this; in words.
+    Lazy(Shape, String),
+    /// It is unpacked, as on every other node; why.
+    Unpacked(String),
+    /// It is a disk, which unpacked would be a layer without files, and it cannot be shown; why.
+    Refused(String),
+}
+
+/// What becomes of a layer of `kind` over layers of the kinds `below` (the lowest first).
+pub(super) fn decide(kind: &Kind, below: &[Kind]) -> Decision {
+    let lazy = |shape, how: String| Decision::Lazy(shape, how);
     match kind {
-        Kind::Ordinary(what) => Err(format!("{what}: unpacked in full")),
-        Kind::Disk(file_system) => Ok((Shape::Single, format!("raw {file_system} layer"))),
+        Kind::Ordinary(what) => Decision::Unpacked(format!("{what}: unpacked in full")),
+        _ if below.len() >= MAX_LAYERS => {
+            Decision::Refused(format!("a device shows at most {MAX_LAYERS} layers, and the image has more"))
+        }
+        Kind::Disk(file_system) => lazy(Shape::Single, format!("raw {file_system} layer")),
         Kind::OverlayBd => match below.iter().position(|kind| *kind != Kind::OverlayBd) {
-            None if below.is_empty() => Ok((Shape::Merged, "OverlayBD, 1 layer".to_owned())),
-            None => Ok((Shape::Merged, format!("OverlayBD, {} layers", below.len() + 1))),
-            Some(other) => Err(format!(
-                "an OverlayBD layer over layer {}, which is none, cannot be merged with it: unpacked in full",
+            None if below.is_empty() => lazy(Shape::Merged, "OverlayBD, 1 layer".to_owned()),
+            None => lazy(Shape::Merged, format!("OverlayBD, {} layers", below.len() + 1)),
+            Some(other) => Decision::Refused(format!(
+                "an OverlayBD layer over layer {}, which is none, cannot be merged with it",
                 other + 1
             )),
         },
     }
+}
+
+/// What devices show of an image with layers of these kinds, the lowest first, when a container runs it: each disk alone, and the highest stack.
+pub(super) fn needed(kinds: &[Kind]) -> Vec<Part> {
+    let mut parts = Vec::new();
+    for (depth, kind) in kinds.iter().enumerate().rev() {
+        match decide(kind, &kinds[..depth]) {
+            Decision::Lazy(Shape::Single, _) => parts.push(Part { first: depth, count: 1 }),
+            Decision::Lazy(Shape::Merged, _) => {
+                parts.push(Part::all(depth + 1));
+                break;
+            }
+            Decision::Unpacked(_) | Decision::Refused(_) => {}
+        }
+    }
+    parts
 }
 
 #[cfg(test)]
@@ -102,13 +135,34 @@ mod tests {
     }
 
     #[test]
-    fn a_stack_is_merged_a_disk_stands_alone_and_the_rest_is_unpacked_with_the_reason() {
+    fn a_stack_is_merged_a_disk_stands_alone_and_what_is_a_tar_is_unpacked_with_the_reason() {
         let (obd, erofs, tar) = (Kind::OverlayBd, Kind::Disk(FileSystem::Erofs), seen(Content::Other(What::Tar)));
-        let merged = |how: &str| Ok((Shape::Merged, how.to_owned()));
+        let merged = |how: &str| Decision::Lazy(Shape::Merged, how.to_owned());
         assert_eq!(decide(&obd, &[]), merged("OverlayBD, 1 layer"));
         assert_eq!(decide(&obd, &[obd.clone(), obd.clone()]), merged("OverlayBD, 3 layers"));
-        assert_eq!(decide(&erofs, std::slice::from_ref(&tar)), Ok((Shape::Single, "raw erofs layer".to_owned())));
-        assert_eq!(decide(&tar, std::slice::from_ref(&obd)), Err("an ordinary tar layer: unpacked in full".to_owned()));
-        assert!(decide(&obd, &[obd.clone(), tar]).unwrap_err().contains("over layer 2"));
+        let single = Decision::Lazy(Shape::Single, "raw erofs layer".to_owned());
+        assert_eq!(decide(&erofs, std::slice::from_ref(&tar)), single);
+        let unpacked = Decision::Unpacked("an ordinary tar layer: unpacked in full".to_owned());
+        assert_eq!(decide(&tar, std::slice::from_ref(&obd)), unpacked);
+        assert_eq!(decide(&tar, &vec![tar.clone(); 300]), unpacked, "containerd unpacks as many as it likes");
+        for (kind, below) in
+            [(&obd, vec![obd.clone(), tar]), (&obd, vec![obd.clone(); 255]), (&erofs, vec![erofs.clone(); 255])]
+        {
+            assert!(matches!(decide(kind, &below), Decision::Refused(_)), "unpacked it would be empty");
+        }
+        assert!(matches!(decide(&obd, &[obd.clone(), erofs]), Decision::Refused(why) if why.contains("over layer 2")));
+    }
+
+    #[test]
+    fn a_container_needs_the_highest_stack_and_the_disks_above_it() {
+        let (obd, erofs, tar) = (Kind::OverlayBd, Kind::Disk(FileSystem::Erofs), seen(Content::Other(What::Tar)));
+        let part = |first, count| Part { first, count };
+        assert_eq!(needed(&[obd.clone(), obd.clone(), obd.clone()]), [part(0, 3)]);
+        assert_eq!(
+            needed(&[obd.clone(), obd, tar.clone(), erofs.clone(), erofs.clone()]),
+            [part(4, 1), part(3, 1), part(0, 2)]
+        );
+        assert_eq!(needed(&[erofs, tar.clone()]), [part(0, 1)]);
+        assert_eq!(needed(&[tar]), []);
     }
 }

@@ -181,7 +181,7 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    fn labels(&self, depth: usize) -> HashMap<String, String> {
+    pub(crate) fn labels(&self, depth: usize) -> HashMap<String, String> {
         let (reference, digest) = (self.reference.clone(), self.layers[depth].to_string());
         let mut labels = match self.manifest {
             Some(manifest) => HashMap::from([

@@ -32,6 +32,8 @@ macro_rules! require_mounts {
     };
 }
 
+mod pulled;
+
 fn cannot_mount() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("needs root to mount".into());

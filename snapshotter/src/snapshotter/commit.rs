@@ -45,20 +45,25 @@ impl Snapshotter {
             if files.join(OVERLAYBD_FILE).symlink_metadata().is_ok() {
                 return Ok(None);
             }
+            let is_empty = files.read_dir()?.next().is_none();
             dirs.sync_all()?;
-            usage::of(&files).map(Some)
+            Ok(Some((usage::of(&files)?, is_empty)))
         });
         let (usage, now) = (usage.await?, Stamp::now());
-        let usage = usage.ok_or_else(|| {
+        let (usage, is_empty) = usage.ok_or_else(|| {
             SnapshotError::precondition(
                 "an OverlayBD layer was unpacked, which leaves a disk and no files: pull the image through CRI, or as \
                  docs/containerd.md says for other clients, so that it is read on demand",
             )
         })?;
+        let parent = active.parent.clone().or(commit.parent);
+        if is_empty {
+            self.check_hollow(&active, parent.as_deref()).await?;
+        }
         let record = Record {
             name: commit.name,
             kind: Kind::Committed,
-            parent: active.parent.clone().or(commit.parent),
+            parent,
             labels: labels::kept(commit.labels)?,
             created: now,
             updated: now,

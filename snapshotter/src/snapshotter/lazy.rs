@@ -7,7 +7,7 @@ use crate::{
     dirs::Owner,
     error::SnapshotError,
     labels::{self, TARGET},
-    mounter::{Layer, MountError, Offer},
+    mounter::{Declined, Layer, MountError, Offer},
     record::{Content, Kind, Labels, Record, Stamp},
 };
 
@@ -18,21 +18,12 @@ const OFFER_PATIENCE: Duration = Duration::from_secs(60);
 /// What the annotations of an OverlayBD layer begin with (accelerated-container-image, `pkg/label/label.go`), and so its labels.
 const OVERLAYBD: &str = "containerd.io/snapshot/overlaybd/";
 
-/// Why a layer is not read on demand.
-struct Declined {
-    why: String,
-    /// Another try may find otherwise.
-    is_transient: bool,
-}
-
-impl Declined {
-    const fn for_good(why: String) -> Self {
-        Self { why, is_transient: false }
-    }
-
-    const fn for_now(why: String) -> Self {
-        Self { why, is_transient: true }
-    }
+/// What becomes of a layer that is not read on demand.
+enum Verdict {
+    /// containerd unpacks it; why.
+    Unpack(String),
+    /// It must not be unpacked.
+    Refuse(SnapshotError),
 }
 
 impl Snapshotter {
@@ -42,19 +33,30 @@ impl Snapshotter {
             let table = self.table.lock();
             (table.chain(new.parent.as_deref())?.len(), table.contains(&new.key))
         };
-        let Some(layer) = labels::layer(&new.labels, depth).filter(|_| !there) else { return Ok(None) };
-        let declined = match layer {
-            Ok(layer) => self.offered(new, layer).await?,
-            Err(why) => Declined::for_good(why),
+        let Some(described) = labels::layer(&new.labels, depth).filter(|_| !there) else { return Ok(None) };
+        let (layer, verdict) = match described {
+            Ok(layer) => {
+                let verdict = self.offered(new, &layer).await?;
+                (Some(layer), verdict)
+            }
+            Err(why) => (None, unpackable(&new.labels, why, false)),
         };
-        let why = unpackable(&new.labels, declined)?;
+        let (why, refused) = match verdict {
+            Verdict::Unpack(why) => (why, None),
+            Verdict::Refuse(error) => (error.to_string(), Some(error)),
+        };
+        let (key, layer, is_refused) = (new.key.as_str(), layer.as_ref(), refused.is_some());
+        self.mounter.declined(Declined { key, layer, why: &why, is_refused });
+        if let Some(error) = refused {
+            return Err(error);
+        }
         self.metrics.eager_layers.inc();
-        tracing::info!(key = new.key, why, "layer is unpacked");
+        tracing::info!(key, why, "layer is unpacked");
         Ok(Some(why))
     }
 
     /// Asks for an offer and takes it. Answers why there is none to take.
-    async fn offered(&self, new: &New, layer: Layer) -> Result<Declined, SnapshotError> {
+    async fn offered(&self, new: &New, layer: &Layer) -> Result<Verdict, SnapshotError> {
         let chain = layer.chain.to_string();
         let parent = new.parent.as_deref();
         // One at a time for one layer: of several that pull it at once, the first makes it and the others find it.
@@ -68,23 +70,26 @@ impl Snapshotter {
                 return Err(SnapshotError::exists(name));
             }
         }
-        let offer = match tokio::time::timeout(OFFER_PATIENCE, self.mounter.offer(&layer)).await {
-            Ok(Ok(offer)) => offer,
-            Ok(Err(error @ MountError::Permanent { .. })) => return Ok(Declined::for_good(error.to_string())),
-            Ok(Err(error)) => return Ok(Declined::for_now(error.to_string())),
-            Err(_) => {
-                return Ok(Declined::for_now(format!(
-                    "it was not known within {OFFER_PATIENCE:?} whether the layer can be read on demand"
-                )));
-            }
-        };
-        match offer {
-            Offer::Eager { why } => Ok(Declined::for_good(why)),
-            Offer::Lazy { shape, stack, how } => {
+        match self.offer(layer).await {
+            Ok(Offer::Eager { why }) => Ok(unpackable(&new.labels, why, false)),
+            Ok(Offer::Refused { why, is_transient }) => Ok(Verdict::Refuse(refusal(why, is_transient))),
+            Ok(Offer::Lazy { shape, stack, how }) => {
                 let content = Content::Lazy { shape, stack, how };
                 Err(SnapshotError::exists(&self.commit_lazily(new, &chain, content).await?))
             }
+            Err(error) => {
+                let is_transient = !matches!(error, MountError::Permanent { .. });
+                Ok(unpackable(&new.labels, error.to_string(), is_transient))
+            }
         }
+    }
+
+    /// What the mounter offers, unless that takes too long.
+    pub(super) async fn offer(&self, layer: &Layer) -> Result<Offer, MountError> {
+        let late = |_elapsed| MountError::Transient {
+            reason: format!("it was not known within {OFFER_PATIENCE:?} whether the layer can be read on demand"),
+        };
+        tokio::time::timeout(OFFER_PATIENCE, self.mounter.offer(layer)).await.map_err(late)?
     }
 
     async fn commit_lazily(&self, new: &New, chain: &str, content: Content) -> Result<String, SnapshotError> {
@@ -113,12 +118,17 @@ impl Snapshotter {
     }
 }
 
-/// Why the layer is unpacked, unless it must not be: an OverlayBD layer is a disk in a tar, and unpacked it would be a container without files.
-fn unpackable(labels: &Labels, declined: Declined) -> Result<String, SnapshotError> {
-    let Declined { why, is_transient } = declined;
+/// The layer is unpacked, unless its labels say that it is an OverlayBD layer: that is a disk in a tar, and unpacked it would be a container without
+/// files.
+fn unpackable(labels: &Labels, why: String, is_transient: bool) -> Verdict {
     if !labels.keys().any(|key| key.starts_with(OVERLAYBD)) {
-        return Ok(why);
+        return Verdict::Unpack(why);
     }
     let reason = format!("an OverlayBD layer can only be read on demand, and this one cannot be: {why}");
-    Err(if is_transient { SnapshotError::unavailable(reason) } else { SnapshotError::precondition(reason) })
+    Verdict::Refuse(refusal(reason, is_transient))
+}
+
+/// What containerd is told of a layer that it must not unpack.
+fn refusal(why: String, is_transient: bool) -> SnapshotError {
+    if is_transient { SnapshotError::unavailable(why) } else { SnapshotError::precondition(why) }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use parking_lot::Mutex;
 use penstock_blob::Digest;
-use penstock_snapshotter::{Answer, Figures, Layer, MountError, Mounter, Offer, Shape, Stack};
+use penstock_snapshotter::{Answer, Declined, Figures, Layer, MountError, Mounter, Offer, Shape, Stack};
 use rustix::{
     fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx},
     mount::{UnmountFlags, unmount},
@@ -43,6 +43,10 @@ pub(crate) struct Binds {
     /// Mounts that were asked for, made or not.
     pub(crate) begun: watch::Sender<usize>,
     pub(crate) asked: Mutex<Vec<Layer>>,
+    /// What was told of layers that are not lazy: which, why, and whether it was refused.
+    pub(crate) declined: Mutex<Vec<(Option<Digest>, String, bool)>>,
+    /// What to refuse a layer with that is none of those prepared; whether another try may help.
+    pub(crate) refuses: Mutex<Option<(String, bool)>>,
 }
 
 impl Binds {
@@ -57,6 +61,8 @@ impl Binds {
             mounts: AtomicUsize::new(0),
             begun: watch::Sender::new(0),
             asked: Mutex::default(),
+            declined: Mutex::default(),
+            refuses: Mutex::default(),
         }
     }
 
@@ -137,6 +143,9 @@ impl Mounter for Binds {
             if let Some(error) = self.trouble.lock().clone() {
                 return Err(error);
             }
+            if let Some((why, is_transient)) = self.refuses.lock().clone() {
+                return Ok(Offer::Refused { why, is_transient });
+            }
             let Ok((shape, _)) = self.shown(layer.digest) else {
                 return Ok(Offer::Eager { why: "the layer is an ordinary tar".into() });
             };
@@ -145,6 +154,11 @@ impl Mounter for Binds {
                 Stack { reference: layer.reference.clone(), manifest, layers: vec![layer.digest], first: layer.depth };
             Ok(Offer::Lazy { shape, stack, how: "a prepared directory".into() })
         })
+    }
+
+    fn declined(&self, declined: Declined<'_>) {
+        let layer = declined.layer.map(|layer| layer.digest);
+        self.declined.lock().push((layer, declined.why.to_owned(), declined.is_refused));
     }
 
     fn mount<'a>(&'a self, stack: &'a Stack, target: &'a Path) -> Answer<'a, String, MountError> {

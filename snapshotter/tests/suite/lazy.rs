@@ -133,6 +133,62 @@ async fn an_overlaybd_layer_is_never_unpacked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_cannot_be_shown_is_refused_and_whoever_watches_is_told() {
+    let node = Node::start().await;
+    let wanted = layer_labels(Digest::of(b"disk"), "");
+    for (is_transient, code) in [(false, Code::FailedPrecondition), (true, Code::Unavailable)] {
+        *node.mounter.refuses.lock() = Some(("it has no index".into(), is_transient));
+        let refused = node.prepare("extract", "", wanted.clone()).await.expect_err("it is not unpacked");
+        assert_eq!((refused.code(), refused.message()), (code, "it has no index"));
+        assert!(node.list(&[]).await.is_empty());
+    }
+    *node.mounter.refuses.lock() = None;
+    node.prepare("extract", "", wanted).await.expect("it is unpacked");
+    node.prepare("other", "", labels(&[(TARGET, "chain")])).await.expect("it is unpacked");
+    let told = node.mounter.declined.lock().clone();
+    let disk = Some(Digest::of(b"disk"));
+    let refused = (disk, "it has no index".to_owned(), true);
+    assert_eq!(told[..3], [refused.clone(), refused, (disk, "the layer is an ordinary tar".to_owned(), false)]);
+    assert!(told[3].0.is_none() && told[3].1.contains("no image reference") && !told[3].2, "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_was_taken_for_a_tar_is_never_committed_as_an_empty_layer() {
+    let node = Node::start().await;
+    let (disk, away) = (layer_labels(Digest::of(b"disk"), ""), MountError::Transient { reason: "no answer".into() });
+    *node.mounter.trouble.lock() = Some(away.clone());
+    node.prepare("extract", "", disk.clone()).await.map(drop).expect("to be unpacked");
+    let refused = node.commit("name", "extract", disk.clone()).await.expect_err("nothing came of it");
+    assert_eq!(refused.code(), Code::Unavailable, "the registry may answer the next try");
+    assert!(refused.message().contains("may be a disk") && refused.message().contains("no answer"), "{refused}");
+    // It is told by now.
+    *node.mounter.trouble.lock() = None;
+    *node.mounter.refuses.lock() = Some(("it is a disk".into(), false));
+    let refused = node.commit("name", "extract", disk.clone()).await.expect_err("nothing came of it");
+    assert!(refused.code() == Code::FailedPrecondition && refused.message().contains("it is a disk"), "{refused}");
+    *node.mounter.refuses.lock() = None;
+    node.commit("told", "extract", disk.clone()).await.expect("an ordinary tar, of whatever");
+    // Files came of it: it is no disk, whoever knows more.
+    *node.mounter.trouble.lock() = Some(away);
+    node.prepare("extract", "", disk.clone()).await.map(drop).expect("to be unpacked");
+    let dir = node.mounts("extract").await.expect("mounts")[0].source.clone();
+    fs::write(Path::new(&dir).join("file"), "").expect("written");
+    node.commit("files", "extract", disk).await.expect("it has files");
+    // A layer of nothing, as docker writes it, is known by its chain ID, whoever is away and whatever labels there are.
+    let diff = Digest::of(&[0; 1024]);
+    let chain =
+        Digest::of(format!("{} {diff}", node.stat("files").await.expect("it exists").labels[TARGET]).as_bytes());
+    for (key, labels) in [("a", labels(&[(TARGET, &chain.to_string())])), ("b", layer_labels(diff, "files"))] {
+        let labels = Labels::from_iter(labels.into_iter().chain([(TARGET.to_owned(), chain.to_string())]));
+        node.prepare(key, "files", labels.clone()).await.map(drop).expect("to be unpacked");
+        node.commit(&format!("empty {key}"), key, labels).await.expect("it is meant to be empty");
+    }
+    // What is committed by anybody else may be empty.
+    node.prepare("container", "", Labels::new()).await.map(drop).expect("prepared");
+    node.commit("image", "container", Labels::new()).await.expect("committed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_containerd_does_not_say_and_trouble_with_the_registry_are_reasons() {
     let node = Node::start().await;
     let (digest, chain) = (Digest::of(b"layer").to_string(), Digest::of(b"chain").to_string());

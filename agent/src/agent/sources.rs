@@ -1,0 +1,84 @@
+//! What devices read: the sources, how they are set up by the config, and what they have to say.
+
+use std::sync::Arc;
+
+use penstock_cache::Cache;
+use penstock_fetcher::Fetcher;
+use penstock_index::Verified;
+use prometheus_client::registry::Registry;
+use tokio::task::JoinSet;
+
+use super::StartError;
+use crate::{
+    config::Config,
+    events::{self, Events},
+    indexes::{self, Indexes},
+    state::StateDir,
+};
+
+/// The sources, the lowest first; each reads the one before. The one between is steered by what finds indexes.
+pub(super) type Sources = (Arc<Fetcher>, Indexes, Arc<Cache>);
+
+/// What devices read: the cache, which reads the fetcher.
+pub(super) async fn open(
+    config: &Config,
+    (state, events): (&StateDir, &Events),
+    registry: &mut Registry,
+) -> Result<Sources, StartError> {
+    let fetcher = Fetcher::new(fetcher_config(config), registry.sub_registry_with_prefix("fetcher"))?;
+    let index_config = penstock_index::Config { dir: state.indexes(), deadline: config.fetch_deadline };
+    let index_metrics = registry.sub_registry_with_prefix("index");
+    let verified = Verified::new(Arc::clone(&fetcher) as _, index_config, index_metrics);
+    let metrics = registry.sub_registry_with_prefix("cache");
+    let cache = Cache::open(cache_config(config), Arc::clone(&verified) as _, metrics).await?;
+    let indexes = Indexes {
+        fetcher: Arc::clone(&fetcher),
+        cache: Arc::clone(&cache),
+        verified,
+        dir: state.indexes(),
+        require: config.verify_require,
+        deadline: config.verify_deadline,
+        events: events.clone(),
+    };
+    Ok((fetcher, indexes, cache))
+}
+
+/// What the sources have to say goes into the events.
+pub(super) async fn watch(parts: (&Cache, &Indexes), fetcher: &Fetcher, events: &Events) -> JoinSet<()> {
+    let (cache, indexes) = parts;
+    events::credentials::check(fetcher, events).await;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(events::fetcher::pass_on(fetcher.events(), events.clone()));
+    tasks.spawn(events::cache::pass_on(cache.events(), events.clone()));
+    tasks.spawn(indexes::pass_on(indexes.verified.events(), events.clone()));
+    tasks
+}
+
+/// How the fetcher is set up by this config.
+pub(crate) fn fetcher_config(config: &Config) -> penstock_fetcher::Config {
+    penstock_fetcher::Config {
+        deadline: config.fetch_deadline,
+        max_requests: usize::try_from(config.fetch_requests_in_flight).unwrap_or(usize::MAX),
+        max_bytes: config.fetch_bytes_in_flight,
+        ca_bundle: config.ca_bundle.clone(),
+        plain_http: config.plain_http.clone(),
+        hosts_dirs: config.hosts_dirs.clone(),
+        redirects_allowed: config.redirects_allowed.clone(),
+        tls: config.tls.clone(),
+        proxy: config.proxy.clone().map(penstock_fetcher::Secret::new),
+        no_proxy: config.no_proxy.clone(),
+        credentials: config.credentials.sources(config.docker_config.clone(), &config.socket),
+        ..penstock_fetcher::Config::default()
+    }
+}
+
+fn cache_config(config: &Config) -> penstock_cache::Config {
+    penstock_cache::Config {
+        watermarks: config.cache_watermarks,
+        reserve_bytes: config.cache_reserve_bytes,
+        scrub_interval: Some(config.cache_scrub_interval).filter(|interval| !interval.is_zero()),
+        beside: vec![config.state_dir.join("maps")],
+        chunk_size: config.chunk_size,
+        ..penstock_cache::Config::new(config.cache_dir(), config.cache_cap_bytes)
+    }
+}
