@@ -18,6 +18,7 @@ pub async fn check(source: Arc<dyn BlobSource>, blobs: &[(Blob, Bytes)]) {
     for (blob, bytes) in blobs {
         for range in ranges(blob) {
             exact(&*source, blob, bytes, range).await;
+            widens_soundly(&*source, blob, range);
         }
         refuses_what_lies_outside(&*source, blob).await;
     }
@@ -67,6 +68,16 @@ async fn exact(source: &dyn BlobSource, blob: &Blob, bytes: &Bytes, range: ByteR
             assert!(buf == want, "located other bytes than the blob's for {range}");
         }
     }
+}
+
+/// `widen` holds what it was asked for, stays inside the blob and leads no further; outside the blob it answers all the same.
+fn widens_soundly(source: &dyn BlobSource, blob: &Blob, range: ByteRange) {
+    let wide = source.widen(blob, range);
+    assert!(wide.contains(range), "{range} widened to {wide}");
+    assert!(wide.end() <= blob.size_bytes, "{range} of {} bytes widened to {wide}", blob.size_bytes);
+    assert_eq!(source.widen(blob, wide), wide, "{wide}, to which {range} is widened, is widened further");
+    let beyond = ByteRange::new(range.start(), blob.size_bytes.saturating_add(range.len())).expect("not empty");
+    assert!(source.widen(blob, beyond).contains(beyond), "{beyond}, which lies outside, lost bytes");
 }
 
 async fn refuses_what_lies_outside(source: &dyn BlobSource, blob: &Blob) {

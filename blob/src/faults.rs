@@ -122,6 +122,10 @@ macro_rules! pass_on {
         fn reject(&self, blob: &Blob, range: ByteRange) {
             self.below.reject(blob, range);
         }
+
+        fn widen(&self, blob: &Blob, range: ByteRange) -> ByteRange {
+            self.below.widen(blob, range)
+        }
     };
 }
 
@@ -181,6 +185,46 @@ impl BlobSource for Slow {
             tokio::time::sleep(self.delay).await;
             self.below.read(blob, range, purpose).await
         })
+    }
+}
+
+/// Reads by whole frames of a fixed size, as a source that decodes does, and says so.
+#[derive(Debug)]
+pub struct Framed {
+    below: Arc<dyn BlobSource>,
+    frame_bytes: u64,
+}
+
+impl Framed {
+    /// Frames of `frame_bytes`, at least 1.
+    pub fn new(below: Arc<dyn BlobSource>, frame_bytes: u64) -> Arc<Self> {
+        Arc::new(Self { below, frame_bytes: frame_bytes.max(1) })
+    }
+}
+
+impl BlobSource for Framed {
+    fn locate(&self, blob: &Blob, range: ByteRange) -> Option<Located> {
+        self.below.locate(blob, range)
+    }
+
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
+        Box::pin(async move {
+            blob.check(range)?;
+            let wide = self.widen(&blob, range);
+            let bytes = self.below.read(blob, wide, purpose).await?;
+            let index = |byte: u64| usize::try_from(byte - wide.start()).unwrap_or(usize::MAX).min(bytes.len());
+            Ok(bytes.slice(index(range.start())..index(range.end())))
+        })
+    }
+
+    fn reject(&self, blob: &Blob, range: ByteRange) {
+        self.below.reject(blob, range);
+    }
+
+    fn widen(&self, blob: &Blob, range: ByteRange) -> ByteRange {
+        let start = range.start() / self.frame_bytes * self.frame_bytes;
+        let end = range.end().div_ceil(self.frame_bytes).saturating_mul(self.frame_bytes);
+        ByteRange::new(start, end.min(blob.size_bytes).max(range.end())).unwrap_or(range)
     }
 }
 

@@ -59,6 +59,12 @@ pub trait BlobSource: fmt::Debug + Send + Sync + 'static {
     /// The reader found that bytes it was given fail a check of the format that holds them. A source that keeps bytes drops
     /// its copy, so that the next read asks the one below; others pass it on. Never blocks.
     fn reject(&self, blob: &Blob, range: ByteRange);
+
+    /// What a read of `range` makes this source fetch or decode anyway: whole hashed chunks, whole frames. Who keeps bytes asks for all of
+    /// it at once. Holds `range`, lies inside the blob when `range` does, and is its own answer. Never blocks.
+    fn widen(&self, _: &Blob, range: ByteRange) -> ByteRange {
+        range
+    }
 }
 
 impl<S: BlobSource + ?Sized> BlobSource for Arc<S> {
@@ -72,5 +78,9 @@ impl<S: BlobSource + ?Sized> BlobSource for Arc<S> {
 
     fn reject(&self, blob: &Blob, range: ByteRange) {
         (**self).reject(blob, range);
+    }
+
+    fn widen(&self, blob: &Blob, range: ByteRange) -> ByteRange {
+        (**self).widen(blob, range)
     }
 }

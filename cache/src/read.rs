@@ -1,6 +1,9 @@
 //! Reading: what is here is read from disk, what is not is filled, and the pieces are put together.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    ops::RangeInclusive,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::{Bytes, BytesMut};
 use penstock_blob::{Blob, BlobSource, ByteRange, Located, Purpose, ReadError};
@@ -27,6 +30,8 @@ enum Stand {
     Present,
     Absent,
     Filling(Arc<Fill>),
+    /// Not asked for, and not absent.
+    Outside,
 }
 
 impl Stand {
@@ -145,6 +150,19 @@ fn plan(store: &Arc<Store>, asked: &Asked) -> Result<Option<Vec<Part>>, ReadErro
     }
 }
 
+/// The chunks of `span`, and those around it that a read of them brings whole anyway: at most `most` on either side.
+fn widened(store: &Store, entry: &Entry, span: &RangeInclusive<u32>, most: u32) -> RangeInclusive<u32> {
+    let (blob, size) = (&entry.blob, entry.chunk_size);
+    let cover = size.range(blob, *span.start()).zip(size.range(blob, *span.end()));
+    let Some(cover) = cover.map(|(first, last)| first.cover(last)) else { return span.clone() };
+    let wide = store.upstream.widen(blob, cover);
+    let is_whole = |chunk: &u32| size.range(blob, *chunk).is_some_and(|range| wide.contains(range));
+    let chunks = size.span(wide);
+    let first = (*chunks.start().max(&span.start().saturating_sub(most))..*span.start()).find(is_whole);
+    let last = (*span.end()..=*chunks.end().min(&span.end().saturating_add(most))).rev().find(is_whole);
+    first.unwrap_or(*span.start())..=last.unwrap_or(*span.end())
+}
+
 /// As [`plan`]; `None` when the entry is retired.
 fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, asked: &Asked) -> Result<Option<Vec<Part>>, ReadError> {
     let window = asked.window;
@@ -158,13 +176,22 @@ fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, asked: &Asked) -> Result<O
     }
     // Set once the files exist; a chunk that is stored meanwhile is still in `fills`.
     let slots = entry.slots.get();
-    let cut = pieces(*span.start(), *span.end(), most, |chunk| match (state.fills.get(&chunk), slots) {
+    let stand = |chunk| match (state.fills.get(&chunk), slots) {
         (Some(fill), _) => Stand::Filling(fill.clone()),
         (None, Some(slots)) if slots.is_checked(chunk) => Stand::Checked,
         (None, Some(slots)) if slots.is_present(chunk) => Stand::Present,
         _ => Stand::Absent,
+    };
+    let is_absent = |chunk| matches!(stand(chunk), Stand::Absent);
+    let wide = if span.clone().any(is_absent) { widened(store, entry, &span, most) } else { span.clone() };
+    let cut = pieces(*wide.start(), *wide.end(), most, |chunk| match stand(chunk) {
+        Stand::Absent => Stand::Absent,
+        stand if span.contains(&chunk) => stand,
+        _ => Stand::Outside,
     });
-    if store.closing.load(Ordering::SeqCst) && cut.iter().any(|piece| piece.stand.is_bounded()) {
+    let is_asked = |piece: &Piece| piece.first <= *span.end() && *span.start() <= piece.last;
+    let mut asked_for = cut.iter().filter(|piece| is_asked(piece));
+    if store.closing.load(Ordering::SeqCst) && asked_for.any(|piece| piece.stand.is_bounded()) {
         return Err(ReadError::Stopping);
     }
     for piece in cut {
@@ -195,6 +222,7 @@ fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, asked: &Asked) -> Result<O
             }
             Stand::Present => Kind::Check,
             Stand::Absent => Kind::Fetch,
+            Stand::Outside => continue,
         };
         let lead = Lead::new(store, entry, (piece.first, piece.last), (whole, asked.purpose));
         state.fills.extend((piece.first..=piece.last).map(|chunk| (chunk, lead.fill().clone())));

@@ -114,8 +114,17 @@ impl Bench {
 
     /// Opened with a disk and an index that may fail.
     pub(crate) async fn open_with(&self, disk: Arc<dyn Disk>, index: OpenIndex) -> Arc<Cache> {
+        self.open_seams(self.memory.clone(), disk, index).await
+    }
+
+    /// As [`Bench::open_with`], in front of `upstream`.
+    pub(crate) async fn open_seams(
+        &self,
+        upstream: Arc<dyn BlobSource>,
+        disk: Arc<dyn Disk>,
+        index: OpenIndex,
+    ) -> Arc<Cache> {
         let seams = Seams { disk, index, backoff: Duration::from_millis(1) };
-        let upstream = self.memory.clone();
         Cache::open_with(self.config.clone(), upstream, &mut Registry::default(), seams).await.unwrap()
     }
 

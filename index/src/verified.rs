@@ -302,6 +302,14 @@ impl BlobSource for Verified {
     fn reject(&self, blob: &Blob, range: ByteRange) {
         self.below.reject(blob, range);
     }
+
+    fn widen(&self, blob: &Blob, range: ByteRange) -> ByteRange {
+        match self.standing(&blob.digest) {
+            Standing::Listed(list) if list.listed.blob.check(range).is_ok() => list.shape.widen(range),
+            Standing::Listed(_) => range,
+            Standing::Unlisted | Standing::Pending(_) | Standing::Unreadable(_) => self.below.widen(blob, range),
+        }
+    }
 }
 
 /// Somebody finds out whether some blobs have lists. Dropped, it is as if nobody had asked.

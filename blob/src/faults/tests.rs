@@ -79,3 +79,15 @@ async fn stuck_holds_only_what_it_was_told_and_counts_who_waits() {
     stuck.release();
     conformance::check(stuck, &pairs).await;
 }
+
+#[tokio::test]
+async fn framed_reads_whole_frames_and_conforms() {
+    let (memory, pairs) = sample();
+    let framed = Framed::new(memory.clone(), 100_000);
+    let (blob, bytes) = pairs.iter().find(|(blob, _)| blob.size_bytes > 200_000).unwrap();
+    let range = ByteRange::new(150_000, 150_001).unwrap();
+    assert_eq!(framed.widen(blob, range), ByteRange::new(100_000, 200_000).unwrap());
+    assert_eq!(framed.read(*blob, range, Purpose::Demand).await.unwrap(), bytes.slice(150_000..150_001));
+    assert_eq!(memory.bytes_read(), 100_000);
+    conformance::check(framed, &pairs).await;
+}

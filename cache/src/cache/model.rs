@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use penstock_blob::{BlobSource, Purpose};
+use penstock_blob::{BlobSource, Purpose, faults::Framed};
 use proptest::prelude::*;
 
 use crate::{
@@ -14,6 +14,8 @@ use crate::{
 /// Sizes of the model's blobs in bytes; together more than the cap.
 const SIZES: [u64; 3] = [9 * CHUNK + 1, 20 * CHUNK, 70];
 const CAP: u64 = 17 * CHUNK;
+/// Size of a frame of the source below in bytes.
+const FRAME_BYTES: u64 = 3 * CHUNK + 1000;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -88,7 +90,9 @@ async fn start(model: &Model, adopted: &mut u64) -> Arc<Cache> {
     model.free();
     let bench = &model.bench;
     let index = Seams::real(&bench.config).index;
-    let cache = bench.open_with(model.disk.clone(), index).await;
+    // Frames that fit no grid: reads bring more than they are asked for.
+    let upstream = Framed::new(bench.memory.clone(), FRAME_BYTES);
+    let cache = bench.open_seams(upstream, model.disk.clone(), index).await;
     let usage = cache.usage();
     *adopted = usage.present_chunks - usage.durable_chunks;
     cache

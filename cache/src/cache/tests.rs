@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::FileExt, sync::Arc};
 
 use penstock_blob::{
     Blob, BlobSource, Digest, Purpose, ReadError, conformance,
-    faults::{Corrupt, Flaky, Memory, Stuck},
+    faults::{Corrupt, Flaky, Framed, Memory, Stuck},
 };
 use tokio::task::JoinSet;
 
@@ -198,6 +198,47 @@ async fn a_whole_blob_that_is_not_its_digest_is_dropped_and_told() {
     corrupt.set(false);
     bench.read_all(&cache).await;
     assert_eq!(events.recv().await.unwrap(), Event::BlobVerified { digest });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_read_brings_anyway_is_stored_with_it() {
+    let bench = Bench::new(&[12 * CHUNK + 9]);
+    let framed = Framed::new(bench.memory.clone(), 5 * CHUNK + 100);
+    let cache = bench.open_on(framed).await;
+    let (blob, bytes) = bench.blobs[0].clone();
+    let held = |chunks: std::ops::Range<u64>| {
+        chunks
+            .map(|chunk| u8::from(cache.locate(&blob, range(chunk * CHUNK, chunk * CHUNK + 1)).is_some()))
+            .collect::<Vec<_>>()
+    };
+    // The first frame holds chunks 0 to 4, and the beginning of 5.
+    assert!(
+        cache.read(blob, range(2 * CHUNK, 2 * CHUNK + 1), Purpose::Demand).await.unwrap()
+            == part(&bytes, range(2 * CHUNK, 2 * CHUNK + 1))
+    );
+    cache.settle().await;
+    assert_eq!(held(0..13), [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!((bench.memory.reads(), bench.memory.bytes_read()), (1, 5 * CHUNK + 100));
+    // The last one: its end is the blob's.
+    cache.read(blob, range(12 * CHUNK, 12 * CHUNK + 9), Purpose::Ahead).await.unwrap();
+    cache.settle().await;
+    assert_eq!(held(0..13), [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1]);
+    // A chunk of two frames brings both; what is here is not asked for again.
+    let before = bench.memory.bytes_read();
+    cache.read(blob, range(5 * CHUNK + 99, 5 * CHUNK + 101), Purpose::Demand).await.unwrap();
+    cache.settle().await;
+    assert_eq!(held(0..13), [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1]);
+    assert_eq!(bench.memory.bytes_read() - before, 2 * (5 * CHUNK + 100));
+    bench.read_all(&cache).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_of_frames_keeps_every_promise_through_the_cache() {
+    for frame_bytes in [CHUNK, 100_000, 3 * CHUNK + 1, 9 << 20] {
+        let bench = Bench::new(&[40 * CHUNK + 9, 5, CHUNK]);
+        let cache = bench.open_on(Framed::new(bench.memory.clone(), frame_bytes)).await;
+        conformance::check(cache, &bench.blobs).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
