@@ -9,7 +9,8 @@
 //!    its numbers fit a Linux inode. Who takes entries need not ask again.
 //! 2. Readers are total: any bytes give entries or a typed error, never a panic, and memory stays within the bounds that each
 //!    module states, whatever the numbers inside say.
-//! 3. Whiteouts are understood here: an entry says that a path is hidden, not that a file is called `.wh.something`.
+//! 3. What a [`Builder`] made is of the layer and the archive that it was told, by sha256 of both.
+//! 4. Whiteouts are understood here: an entry says that a path is hidden, not that a file is called `.wh.something`.
 //!
 //! # Layout
 //!
@@ -17,13 +18,33 @@
 //! |---|---|
 //! | [`entry`] | one path of a layer, and the checked types it is made of |
 //! | [`tar`] | the entries of a tar archive that is fed in pieces |
+//! | `frame` | pieces of a layer that decode alone: [`Frame`], how one is decoded and verified |
+//! | `gzip`, `zstandard`, `plain` | where frames may begin in each [`Coding`]; gzip's checkpoints |
+//! | `unpacked` | [`Unpacked`]: the source that answers reads of archives |
+//! | `index` | the layer index: [`Builder`] makes one while a layer goes by, [`Index`] reads one |
 //!
 //! # Concurrency
 //!
 //! None here: readers are values that are fed by their owner.
 
 pub mod entry;
+mod frame;
+mod gzip;
+mod index;
+mod plain;
 pub mod tar;
+#[cfg(test)]
+mod testing;
+mod unpacked;
+mod zstandard;
 
 pub use entry::{Content, DeviceNumber, Entry, EntryError, EntryPath, Kind, LinkTarget, Piece, Time, Xattrs};
+pub use frame::{Coding, Frame, FrameError, Start};
+pub use index::{
+    build::{BuildError, Builder, Built},
+    entries::EntriesError,
+    format::{FormatError, Layer},
+    read::{Entries, Index, IndexError},
+};
 pub use tar::{TarError, TarReader};
+pub use unpacked::{Config, Event, Registered, Unpacked};

@@ -1,0 +1,363 @@
+//! The source that decodes: archives of layers as blobs of their own, over a source of the layers in the registry.
+
+use std::{
+    collections::{HashMap, hash_map},
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::{Mutex, RwLock};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadError, ReadFuture};
+use prometheus_client::registry::Registry;
+use tokio::{
+    sync::{Semaphore, broadcast},
+    time::Instant,
+};
+
+use crate::{
+    frame::{self, FrameError},
+    index::read::{Index, IndexError, Placed},
+};
+
+mod metrics;
+mod recent;
+
+use metrics::Metrics;
+use recent::Recent;
+
+/// Times that a frame is read anew when it is wrong: more than a node has mirrors of one registry. The deadline may end it sooner.
+const TRIES: u32 = 8;
+/// Decoded bytes of the frames that one read works on at once: a fill of the cache and the rest of its frames fit.
+const BATCH_BYTES: u64 = 16 << 20;
+/// Events kept for a receiver that is slow; older ones are counted as lost.
+const EVENTS: usize = 64;
+
+/// How an [`Unpacked`] is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// No further try is begun after this time when bytes are wrong.
+    pub deadline: Duration,
+    /// Frames decoded at once, at least 1: as many as there are CPUs to spare. Half of them at most, and at least one, for reads ahead.
+    pub decodes: usize,
+    /// Decoded bytes kept in memory: frames end inside chunks, and who reads on needs the last one again. Two frames for each
+    /// reader that is to find it.
+    pub recent_bytes: usize,
+}
+
+/// Something worth telling an operator, once per change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Event {
+    /// Bytes of a layer are not what its index says. Said again only after right ones came.
+    #[error(
+        "bytes {range} of layer {layer} do not decode to what its index says ({reason}); they were thrown away and are read from elsewhere"
+    )]
+    WrongBytes {
+        /// The compressed layer.
+        layer: Digest,
+        /// The bytes of it that are wrong.
+        range: ByteRange,
+        /// What is wrong with them.
+        reason: String,
+    },
+}
+
+/// A source of archives: reads of a registered one are answered by decoding, all else passes through.
+#[derive(Debug)]
+pub struct Unpacked {
+    below: Arc<dyn BlobSource>,
+    config: Config,
+    /// By diff ID. Layers that are compressed differently may have the same archive: the first one is read.
+    layers: RwLock<HashMap<Digest, Vec<Arc<Layer>>>>,
+    decodes: Arc<Semaphore>,
+    ahead: Arc<Semaphore>,
+    recent: Arc<Mutex<Recent>>,
+    metrics: Metrics,
+    events: broadcast::Sender<Event>,
+}
+
+/// A layer that can be read.
+#[derive(Debug)]
+struct Layer {
+    index: Index,
+    /// Wrong bytes came, and no right ones since.
+    doubted: AtomicBool,
+}
+
+impl Unpacked {
+    /// A source over `below` without any layer yet, which counts under `metrics`'s prefix.
+    pub fn new(below: Arc<dyn BlobSource>, config: Config, metrics: &mut Registry) -> Arc<Self> {
+        let (events, _) = broadcast::channel(EVENTS);
+        let decodes = config.decodes.clamp(1, Semaphore::MAX_PERMITS);
+        Arc::new(Self {
+            below,
+            config,
+            layers: RwLock::default(),
+            decodes: Arc::new(Semaphore::new(decodes)),
+            ahead: Arc::new(Semaphore::new((decodes / 2).max(1))),
+            recent: Arc::new(Mutex::new(Recent::new(config.recent_bytes))),
+            metrics: Metrics::new(metrics),
+            events,
+        })
+    }
+
+    /// What happens from now on.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// From now on the archive of this layer, [`crate::Layer::unpacked`], can be read.
+    pub fn register(self: &Arc<Self>, index: Index) -> Registered {
+        let layer = Arc::new(Layer { index, doubted: false.into() });
+        self.layers.write().entry(layer.blob().digest).or_default().push(layer.clone());
+        self.metrics.layers.inc();
+        Registered { unpacked: self.clone(), layer }
+    }
+
+    fn layer(&self, blob: &Blob) -> Option<Arc<Layer>> {
+        self.layers.read().get(&blob.digest)?.first().cloned()
+    }
+
+    /// The bytes of `range` of the archive of `layer`, a batch of frames at a time.
+    async fn unpack(&self, layer: &Arc<Layer>, range: ByteRange, purpose: Purpose) -> Result<Bytes, ReadError> {
+        layer.blob().check(range)?;
+        let span = layer.index.span(range);
+        let (mut parts, mut next) = (Vec::new(), span.start);
+        while next < span.end {
+            let batch = layer.batch(next..span.end);
+            next = batch.end;
+            for (nth, bytes) in batch.clone().zip(self.frames(layer, batch, purpose).await?) {
+                let whole = layer.index.bytes_of(nth);
+                let part = whole.and_then(|whole| Some(slice(&bytes, whole, whole.intersection(range)?)));
+                parts.extend(part);
+            }
+        }
+        if parts.len() == 1 {
+            return Ok(parts.swap_remove(0));
+        }
+        let mut all = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
+        parts.iter().for_each(|part| all.extend_from_slice(part));
+        Ok(all.freeze())
+    }
+
+    /// The decoded frames with these numbers, in order. What is wrong is rejected and read again.
+    async fn frames(&self, layer: &Arc<Layer>, span: Range<usize>, purpose: Purpose) -> Result<Vec<Bytes>, ReadError> {
+        let digest = layer.blob().digest;
+        let mut found: Vec<Option<Bytes>> = span.clone().map(|nth| self.recent.lock().find(&digest, nth)).collect();
+        self.metrics.recent_frames.inc_by(found.iter().flatten().count() as u64);
+        let started = Instant::now();
+        let mut last = None;
+        for _ in 0..TRIES {
+            let Some(missing) = hull(&found) else { return Ok(found.into_iter().flatten().collect()) };
+            if last.is_some() && started.elapsed() >= self.config.deadline {
+                break;
+            }
+            let numbers = span.start + missing.start..span.start + missing.end;
+            last = self.attempt(layer, numbers, (&mut found[missing], purpose)).await?;
+            match &last {
+                Some((range, error)) => self.doubt(layer, *range, error),
+                None => layer.doubted.store(false, Ordering::Relaxed),
+            }
+        }
+        match last {
+            Some((range, error)) => Err(ReadError::WrongBytes {
+                blob: layer.packed().digest,
+                range,
+                endpoint: "every endpoint asked".to_owned(),
+                reason: format!("a frame of the layer is wrong: {error}"),
+            }),
+            None => Ok(found.into_iter().flatten().collect()),
+        }
+    }
+
+    /// Reads and decodes these frames, except those that are `found` already. Answers what was wrong last, with its compressed bytes.
+    async fn attempt(
+        &self,
+        layer: &Arc<Layer>,
+        numbers: Range<usize>,
+        (found, purpose): (&mut [Option<Bytes>], Purpose),
+    ) -> Result<Option<(ByteRange, FrameError)>, ReadError> {
+        let (first, of) = (numbers.start, layer.clone());
+        let placed = blocking(move || of.index.frames(numbers)).await?;
+        let placed = placed.map_err(|error| storage(layer, &error))?;
+        let Some(whole) = placed.iter().map(|placed| placed.frame.packed).reduce(ByteRange::cover) else {
+            return Ok(None);
+        };
+        let bytes = self.below.read(layer.packed(), whole, purpose).await?;
+        let work = placed.iter().enumerate().filter(|(nth, _)| found.get(*nth).is_some_and(Option::is_none));
+        let work = work.map(|(nth, placed)| {
+            let packed = slice(&bytes, whole, placed.frame.packed);
+            let decoded = self.decode(layer, (first + nth, *placed), packed, purpose);
+            async move { (nth, placed.frame.packed, decoded.await) }
+        });
+        let mut wrong = None;
+        for (nth, range, decoded) in futures_util::future::join_all(work).await {
+            match decoded? {
+                Ok(bytes) => found[nth] = Some(bytes),
+                Err(error) => {
+                    self.metrics.wrong_frames.inc();
+                    self.below.reject(&layer.packed(), range);
+                    wrong = Some((range, error));
+                }
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// Decodes one frame on the blocking pool, when it is its turn.
+    async fn decode(
+        &self,
+        layer: &Arc<Layer>,
+        (number, placed): (usize, Placed),
+        packed: Bytes,
+        purpose: Purpose,
+    ) -> Result<Result<Bytes, FrameError>, ReadError> {
+        // Never closed.
+        let ahead = match purpose {
+            Purpose::Ahead => self.ahead.clone().acquire_owned().await.ok(),
+            Purpose::Demand => None,
+        };
+        let turn = self.decodes.clone().acquire_owned().await.ok();
+        let (of, recent, metrics) = (layer.clone(), self.recent.clone(), self.metrics.clone());
+        let decoded = blocking(move || {
+            let _turn = (ahead, turn);
+            let digest = of.blob().digest;
+            if let Some(bytes) = recent.lock().find(&digest, number) {
+                metrics.recent_frames.inc();
+                return Ok(Ok(bytes));
+            }
+            let window = of.index.window(&placed)?;
+            let decoded = frame::decode(of.index.layer().coding, &placed.frame, &packed, &window).map(Bytes::from);
+            if let Ok(bytes) = &decoded {
+                metrics.decoded_bytes.inc_by(bytes.len() as u64);
+                recent.lock().keep(digest, number, bytes.clone());
+            }
+            Ok(decoded)
+        });
+        decoded.await?.map_err(|error| storage(layer, &error))
+    }
+
+    fn doubt(&self, layer: &Layer, range: ByteRange, error: &FrameError) {
+        if !layer.doubted.swap(true, Ordering::Relaxed) {
+            let (layer, reason) = (layer.packed().digest, error.to_string());
+            // Nobody may be listening.
+            let _ = self.events.send(Event::WrongBytes { layer, range, reason });
+        }
+    }
+}
+
+impl Layer {
+    const fn blob(&self) -> Blob {
+        self.index.layer().unpacked
+    }
+
+    const fn packed(&self) -> Blob {
+        self.index.layer().packed
+    }
+
+    /// The first frames of `span` that together have at most [`BATCH_BYTES`], and at least one.
+    fn batch(&self, span: Range<usize>) -> Range<usize> {
+        let mut bytes = 0;
+        let fits = |nth: &usize| {
+            bytes += self.index.bytes_of(*nth).map_or(0, ByteRange::len);
+            bytes <= BATCH_BYTES
+        };
+        let count = span.clone().take_while(fits).count().max(1);
+        span.start..span.end.min(span.start + count)
+    }
+}
+
+/// From the first to the last that is missing.
+fn hull(found: &[Option<Bytes>]) -> Option<Range<usize>> {
+    let first = found.iter().position(Option::is_none)?;
+    let last = found.iter().rposition(Option::is_none)?;
+    Some(first..last + 1)
+}
+
+/// The bytes `part` of `bytes`, which are the bytes `whole`.
+fn slice(bytes: &Bytes, whole: ByteRange, part: ByteRange) -> Bytes {
+    let index = |byte: u64| usize::try_from(byte - whole.start()).unwrap_or(usize::MAX).min(bytes.len());
+    bytes.slice(index(part.start())..index(part.end()))
+}
+
+fn storage(layer: &Layer, error: &IndexError) -> ReadError {
+    ReadError::Storage { blob: layer.blob().digest, reason: error.to_string() }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ReadError> {
+    // An error: the runtime is stopping.
+    tokio::task::spawn_blocking(work).await.map_err(|_| ReadError::Stopping)
+}
+
+impl BlobSource for Unpacked {
+    /// Decoded bytes are not kept here: of an archive nothing is located.
+    fn locate(&self, blob: &Blob, range: ByteRange) -> Option<Located> {
+        if self.layer(blob).is_some() { None } else { self.below.locate(blob, range) }
+    }
+
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
+        Box::pin(async move {
+            blob.check(range)?;
+            match self.layer(&blob) {
+                Some(layer) => self.unpack(&layer, range, purpose).await,
+                None => self.below.read(blob, range, purpose).await,
+            }
+        })
+    }
+
+    /// What was decoded is forgotten. The source below is not told: the bytes had the digest that the index says.
+    fn reject(&self, blob: &Blob, range: ByteRange) {
+        match self.layer(blob) {
+            Some(layer) => self.recent.lock().forget(&blob.digest, &layer.index.span(range)),
+            None => self.below.reject(blob, range),
+        }
+    }
+
+    fn widen(&self, blob: &Blob, range: ByteRange) -> ByteRange {
+        match self.layer(blob) {
+            Some(layer) if blob.check(range).is_ok() && layer.blob().check(range).is_ok() => layer.index.widen(range),
+            Some(_) => range,
+            None => self.below.widen(blob, range),
+        }
+    }
+}
+
+/// A layer that can be read until this is dropped.
+#[derive(Debug)]
+#[must_use = "the layer cannot be read any more once it is dropped"]
+pub struct Registered {
+    unpacked: Arc<Unpacked>,
+    layer: Arc<Layer>,
+}
+
+impl Registered {
+    /// The layer's index.
+    #[must_use]
+    pub fn index(&self) -> &Index {
+        &self.layer.index
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let digest = self.layer.blob().digest;
+        let mut layers = self.unpacked.layers.write();
+        if let hash_map::Entry::Occupied(mut same) = layers.entry(digest) {
+            same.get_mut().retain(|layer| !Arc::ptr_eq(layer, &self.layer));
+            if same.get().is_empty() {
+                same.remove();
+            }
+        }
+        drop(layers);
+        self.unpacked.metrics.layers.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests;
