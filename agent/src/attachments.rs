@@ -26,7 +26,7 @@ use penstock_blob::BlobSource;
 use penstock_cache::Cache;
 use penstock_device::{DeviceId, Wanted};
 use penstock_fetcher::{Fetcher, Platform, Reference};
-use penstock_image::{Image, Layer};
+use penstock_image::{Image, Layer, Maps};
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -66,6 +66,8 @@ pub(crate) struct Parts {
     /// What images and devices read: the cache, which reads the fetcher.
     pub(crate) source: Arc<dyn BlobSource>,
     pub(crate) state: Arc<StateDir>,
+    /// The maps of all images: what is open of them is shared.
+    pub(crate) maps: Maps,
     pub(crate) device: penstock_device::Config,
     pub(crate) device_metrics: penstock_device::Metrics,
     pub(crate) mount_flags: Vec<Flag>,
@@ -96,8 +98,7 @@ impl Parts {
 
     async fn open(&self, reference: &Reference, layers: &[LayerRecord]) -> Result<Arc<Image>, AttachError> {
         let layers = to_open(layers);
-        let maps = self.state.maps();
-        let opening = Image::open(layers, Arc::clone(&self.source), &maps);
+        let opening = Image::open_in(layers, Arc::clone(&self.source), &self.maps);
         let failed = |error| AttachError::Open { reference: reference.to_string(), error };
         self.unless_stopping(async { opening.await.map(Arc::new).map_err(failed) }).await
     }

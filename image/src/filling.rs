@@ -57,8 +57,15 @@ pub(crate) async fn begin(
     let draft = blocking(&site.maps_dir, move || draft(&path, &shape, made)).await?;
     let table = draft.table(shape.pages().saturating_add(1))?;
     let progress = Arc::new(Progress::new(sums.reached()));
-    let filling =
-        Filling { begun, sums, window: Arc::clone(window), draft, progress: Arc::clone(&progress), wanted: None };
+    let filling = Filling {
+        begun,
+        sums,
+        window: Arc::clone(window),
+        draft,
+        progress: Arc::clone(&progress),
+        wanted: None,
+        doubted: false,
+    };
     Ok(Frames::in_the_making(table, shape, progress, Work::start(filling.run())))
 }
 
@@ -78,31 +85,33 @@ struct Filling {
     progress: Arc<Progress>,
     /// The page that a reader waits for.
     wanted: Option<u32>,
+    /// It made no sense once, and is read again from nothing.
+    doubted: bool,
 }
 
 impl Filling {
     async fn run(mut self) {
-        let mut again = false;
-        loop {
-            let Err(error) = self.fill().await else { break };
+        while let Err(error) = self.fill().await {
             let blob = self.window.blob().digest;
             match error {
                 LayerError::Fetch(error) => self.progress.making.rest(error).await,
                 LayerError::Table(error) => self.progress.making.rest(storage(blob, &error)).await,
-                error if again => {
+                error if self.doubted => {
                     tracing::warn!(%blob, %error, "the jump table of a layer makes no sense, also after fetching it again");
                     self.progress.making.fail(wrong(self.window.blob(), error.to_string()));
                     return self.progress.making.end();
                 }
                 error => {
                     tracing::warn!(%blob, %error, "the jump table of a layer makes no sense; fetching it again");
-                    again = true;
                     self.window.reject();
+                    self.doubted = true;
                     self.sums = self.begun.clone();
-                    self.progress.set(self.sums.reached());
+                    // Any of it may be wrong: nobody reads by it any more until all of it was checked.
+                    self.progress.set(self.begun.reached());
                 }
             }
         }
+        self.progress.set(self.sums.reached());
         self.persist().await;
     }
 
@@ -127,7 +136,9 @@ impl Filling {
                     move || draft.write(made.first, &made.pages)
                 })
                 .await?;
-                self.progress.set(self.sums.reached());
+                if !self.doubted {
+                    self.progress.set(self.sums.reached());
+                }
                 if self.heading() != (side, purpose) {
                     break;
                 }

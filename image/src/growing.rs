@@ -73,8 +73,11 @@ impl Growing {
         if let Some(map) = self.map() {
             return look(map.from(sectors.start())?).map(Some);
         }
-        match &*self.begun.read() {
-            Some(begun) if begun.below() >= sectors.end() => look(begun.from(sectors.start())?).map(Some),
+        let begun = self.begun.read();
+        match (&*begun, self.map()) {
+            (Some(begun), _) if begun.below() >= sectors.end() => look(begun.from(sectors.start())?).map(Some),
+            // It became whole between the two looks.
+            (_, Some(map)) => look(map.from(sectors.start())?).map(Some),
             _ => Ok(None),
         }
     }

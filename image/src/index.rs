@@ -87,6 +87,10 @@ impl Index {
                     self.again = true;
                     self.layer.window.reject();
                 }
+                // By a frame table that is not checked yet the frame may be another one.
+                Some(Err(LayerError::Frame(error))) => {
+                    self.growing.making.rest(wrong(self.layer.window.blob(), error.to_string())).await;
+                }
                 Some(Err(error)) => return Err(error),
             }
             self.pieces = pieces(&self.layer, (self.at, self.end), self.plan);

@@ -35,6 +35,7 @@ pub(super) fn parts(
         indexes,
         shelf: Arc::new(Shelf::new(state.manifests())),
         state: Arc::clone(state),
+        maps: penstock_image::Maps::new(&state.maps()),
         device: device_config(state),
         device_metrics,
         mount_flags: config.mount_flags.clone(),

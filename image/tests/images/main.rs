@@ -13,4 +13,6 @@ mod model;
 #[cfg(test)]
 mod opening;
 #[cfg(test)]
+mod paging;
+#[cfg(test)]
 mod real;
