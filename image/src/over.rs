@@ -40,6 +40,10 @@ impl BlobSource for Over {
         }
     }
 
+    fn widen(&self, blob: &Blob, range: ByteRange) -> ByteRange {
+        self.below.widen(blob, range)
+    }
+
     fn reject(&self, blob: &Blob, range: ByteRange) {
         self.below.reject(blob, range);
     }
