@@ -99,6 +99,8 @@ pub struct Config {
     pub cache_reserve_bytes: Option<u64>,
     /// How long a pass over all cached chunks may take in the background; zero for none.
     pub cache_scrub_interval: Duration,
+    /// Most bytes under way that nobody asked for yet; 0 for no reading ahead.
+    pub cache_read_ahead_bytes: u64,
     /// Unit of fetching and keeping.
     pub chunk_size: ChunkSize,
     /// Longest time that one fetch may take with its retries.
@@ -183,6 +185,7 @@ impl Default for Config {
             cache_watermarks: Watermarks::default(),
             cache_reserve_bytes: None,
             cache_scrub_interval: Duration::from_secs(7 * 24 * 3600),
+            cache_read_ahead_bytes: 32 << 20,
             chunk_size: ChunkSize::DEFAULT,
             fetch_deadline: Duration::from_secs(30),
             fetch_bytes_in_flight: 64 << 20,

@@ -169,7 +169,7 @@ fn customs_of_other_programs_hold_where_nothing_was_said() {
 fn what_is_printed_reads_back_as_the_same_config() {
     let text = "state_dir = \"/s\"\nsocket = \"/s.sock\"\nsocket_group = \"990\"\nlisten = \"127.0.0.1:9180\"\ndrain_deadline = \"5s\"\non_stop = \"detach\"\n\
         [api]\ntoken_file = \"/t\"\ntls_cert = \"/c.pem\"\ntls_key = \"/c.key\"\nclient_ca = \"/a.pem\"\nplain_token = true\n\
-        [cache]\ndir = \"/c\"\ncap = \"1GiB\"\nchunk_size = \"64KiB\"\nwatermarks = \"80%,70%\"\nreserve = \"2GiB\"\nscrub_interval = \"24h\"\n\
+        [cache]\ndir = \"/c\"\ncap = \"1GiB\"\nchunk_size = \"64KiB\"\nwatermarks = \"80%,70%\"\nreserve = \"2GiB\"\nscrub_interval = \"24h\"\nread_ahead = \"8MiB\"\n\
         [fetch]\ndeadline = \"1500ms\"\nbytes_in_flight = \"8MiB\"\nrequests_in_flight = 4\nca_bundle = \"/ca.pem\"\n\
         hosts_dirs = \"/certs.d:/etc/docker/certs.d\"\nredirects_allowed = [\"minio.lan\", \"10.0.0.0/8\"]\nplain_http = [\"a:1\", \"b\"]\ntls = [\"127.0.0.1:8443\"]\nproxy = \"http://p:1\"\nno_proxy = \"x,y\"\ndocker_config = \"/d.json\"\nplatform = \"linux/arm64/v8\"\n\
         [credentials]\nfile = \"/c.toml\"\nkubelet_config = \"/k.yaml\"\nkubelet_bin_dir = \"/bin\"\nsecret_dirs = [\"/a\", \"/b\"]\ntimeout = \"5s\"\nkeep = \"no\"\n\

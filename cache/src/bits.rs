@@ -113,6 +113,23 @@ impl AtomicBits {
         self.0[word].load(Ordering::SeqCst) & mask != 0
     }
 
+    /// Clears bits; answers those that were set.
+    pub(crate) fn take(&self, bits: Bits) -> Bits {
+        Bits(std::array::from_fn(|i| match (self.0.get(i), bits.0.get(i)) {
+            (Some(word), Some(&mask)) if mask != 0 => word.fetch_and(!mask, Ordering::SeqCst) & mask,
+            _ => 0,
+        }))
+    }
+
+    /// Whether a slot from `first` to `last` inclusive is set.
+    pub(crate) fn has_any(&self, first: u32, last: u32) -> bool {
+        if first == last {
+            return self.has(first);
+        }
+        let want = Bits::span(first, last);
+        self.0.iter().zip(want.0).any(|(word, mask)| mask != 0 && word.load(Ordering::SeqCst) & mask != 0)
+    }
+
     /// Whether every slot from `first` to `last` inclusive is set.
     pub(crate) fn has_all(&self, first: u32, last: u32) -> bool {
         if first == last {
@@ -158,9 +175,14 @@ mod tests {
         let atomic = AtomicBits::default();
         atomic.add(Bits::span(10, 200));
         assert!(atomic.has_all(10, 200) && !atomic.has_all(9, 200) && !atomic.has_all(10, 201));
+        assert!(
+            atomic.has_any(0, 10) && atomic.has_any(200, 255) && !atomic.has_any(0, 9) && !atomic.has_any(201, 255)
+        );
         let mut hole = Bits::default();
         hole.set(128);
         atomic.remove(hole);
         assert!(!atomic.has_all(10, 200) && atomic.has_all(10, 127) && atomic.has_all(129, 200));
+        assert_eq!(atomic.take(Bits::span(120, 130)).count(), 10);
+        assert!(!atomic.has_any(120, 130) && atomic.has(119) && atomic.has(131));
     }
 }

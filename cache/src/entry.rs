@@ -24,7 +24,8 @@ use parking_lot::{Mutex, MutexGuard};
 use penstock_blob::{Blob, ChunkSize};
 
 use crate::{
-    bits::Bits,
+    ahead::Streams,
+    bits::{Bits, SEGMENT_CHUNKS},
     fill::Fill,
     metrics::Metrics,
     queue::{Leaving, Queue},
@@ -37,6 +38,8 @@ use crate::{
 pub(crate) struct State {
     /// The fill of each chunk that is being fetched or checked.
     pub(crate) fills: HashMap<u32, Arc<Fill>>,
+    /// Where it is read in order.
+    pub(crate) streams: Streams,
     /// Removed from the table: find or make another entry.
     pub(crate) retired: bool,
     /// Times that chunks were dropped: who hashes the whole blob sees that it changed meanwhile.
@@ -69,7 +72,13 @@ pub(crate) enum Kept {
 
 impl Entry {
     pub(crate) fn new(blob: Blob, chunk_size: ChunkSize, chunks: u32) -> Self {
-        let state = State { fills: HashMap::new(), retired: false, drops: 0, whole: Whole::Partial };
+        let state = State {
+            fills: HashMap::new(),
+            streams: Streams::default(),
+            retired: false,
+            drops: 0,
+            whole: Whole::Partial,
+        };
         Self {
             blob,
             chunk_size,
@@ -115,6 +124,16 @@ impl Change<'_> {
         segment.checked.add(bit);
         self.slots.present.fetch_add(1, Ordering::Relaxed);
         self.metrics.present_chunks.inc();
+    }
+
+    /// A chunk that was just stored was fetched ahead, and nobody waits for it.
+    pub(crate) fn stored_ahead(&self, number: u32, segment: &Segment, slot: u32) {
+        let mut bit = Bits::default();
+        bit.set(slot);
+        if self.state.streams.is_marked(number * SEGMENT_CHUNKS + slot) {
+            segment.marks.add(bit);
+        }
+        segment.ahead.add(bit);
     }
 
     /// Chunks were synced and recorded. Those dropped meanwhile are not counted.
@@ -167,6 +186,9 @@ impl Change<'_> {
         let durable = bits.and(segment.durable.load());
         segment.durable.remove(durable);
         segment.leaving.add(bits);
+        segment.marks.remove(bits);
+        let wasted = segment.ahead.take(bits);
+        self.metrics.ahead_wasted_bytes.inc_by(self.slots.charge(number, wasted));
         self.slots.mark_leaving(number, bits);
         self.slots.present.fetch_sub(bits.count(), Ordering::Relaxed);
         self.slots.durable.fetch_sub(durable.count(), Ordering::Relaxed);

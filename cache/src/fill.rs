@@ -20,6 +20,7 @@ use crate::{
     format::HEADER_BYTES,
     room::{Pending, Taken},
     slots::{Hold, Segment, Slots, by_segment, charge, overhead},
+    speculate::Speculated,
     store::Store,
 };
 
@@ -69,11 +70,13 @@ impl Fill {
         self.rejected.load(Ordering::Relaxed)
     }
 
-    /// Somebody joins it.
-    pub(crate) fn joined(&self, purpose: Purpose) {
-        if purpose == Purpose::Demand {
-            self.wanted.send_if_modified(|wanted| !std::mem::replace(wanted, true));
-        }
+    /// Somebody joins it; whether he is the first who waits for it.
+    pub(crate) fn joined(&self, purpose: Purpose) -> bool {
+        purpose == Purpose::Demand && self.wanted.send_if_modified(|wanted| !std::mem::replace(wanted, true))
+    }
+
+    pub(crate) fn is_wanted(&self) -> bool {
+        *self.wanted.borrow()
     }
 
     /// Ends when somebody waits for it.
@@ -102,6 +105,10 @@ pub(crate) struct Lead {
     entry: Arc<Entry>,
     fill: Arc<Fill>,
     tell: watch::Sender<Option<Outcome>>,
+    /// Whether nobody waited when it began.
+    is_ahead: bool,
+    /// Its part of what may be under way ahead.
+    _speculated: Option<Speculated>,
 }
 
 impl Lead {
@@ -116,23 +123,35 @@ impl Lead {
         store.fills.send_modify(|n| *n += 1);
         let wanted = watch::Sender::new(purpose == Purpose::Demand);
         let fill = Arc::new(Fill { first, last, range, wanted, rejected: AtomicBool::new(false), outcome });
-        Self { store: store.clone(), entry: entry.clone(), fill, tell }
+        let is_ahead = purpose == Purpose::Ahead;
+        Self { store: store.clone(), entry: entry.clone(), fill, tell, is_ahead, _speculated: None }
     }
 
     pub(crate) const fn fill(&self) -> &Arc<Fill> {
         &self.fill
     }
 
-    /// Starts the fill on a task that the cache owns.
-    pub(crate) fn start(self, kind: Kind) {
-        let store = self.store.clone();
+    /// It is one of those that nobody asked for.
+    pub(crate) fn with(mut self, speculated: Speculated) -> Self {
+        self._speculated = Some(speculated);
+        self
+    }
+
+    /// Starts fills on one task that the cache owns: what they ask of the source below they ask in one go, in order, so that
+    /// neighbours are fetched together, and each ends as soon as its own bytes are here.
+    pub(crate) fn start(leads: Vec<(Self, Kind)>) {
+        let Some(store) = leads.first().map(|(lead, _)| lead.store.clone()) else { return };
         let mut tasks = store.tasks.lock();
         // Ended tasks are reaped as new ones come. A panic was logged by its hook, and its `Lead` told those who wait.
         while tasks.try_join_next().is_some() {}
-        match kind {
-            Kind::Fetch => tasks.spawn_on(self.fetch(), &store.handle),
-            Kind::Check => tasks.spawn_on(self.check(), &store.handle),
-        };
+        let runs = leads.into_iter().map(|(lead, kind)| async move {
+            match kind {
+                Kind::Fetch => lead.fetch().await,
+                Kind::Check => lead.check().await,
+            }
+        });
+        let runs = futures_util::future::join_all(runs);
+        tasks.spawn_on(async { drop(runs.await) }, &store.handle);
     }
 
     /// Frees the chunks, then tells: who is told and looks again must not meet this fill.
@@ -154,7 +173,7 @@ impl Lead {
     /// join the two, and hurry.
     async fn ask(&self) -> Result<Bytes, Outcome> {
         let (upstream, blob, range) = (&self.store.upstream, self.entry.blob, self.fill.range);
-        if *self.fill.wanted.borrow() {
+        if self.fill.is_wanted() {
             return upstream.read(blob, range, Purpose::Demand).await.map_err(Outcome::Failed);
         }
         let mut ahead = upstream.read(blob, range, Purpose::Ahead);
@@ -194,6 +213,9 @@ impl Lead {
             Ok(bytes) => {
                 store.metrics.fills.inc();
                 store.metrics.filled_bytes.inc_by(range.len());
+                if self.is_ahead {
+                    store.metrics.ahead_bytes.inc_by(range.len());
+                }
                 self.entry.fetched_bytes.fetch_add(range.len(), Ordering::Relaxed);
                 self.tell.send_replace(Some(Outcome::Bytes(bytes.clone())));
                 if !self.keep(bytes).await {
@@ -219,9 +241,11 @@ impl Lead {
         if entry.slots.get().is_none() {
             charged += overhead(entry.chunks, block);
         }
-        let Some(space) = Space::take(store, charged).await.filter(|_| store.storing.is_allowed()) else {
-            return false;
+        let space = match self.fill.is_wanted() {
+            true => Space::take(store, charged).await,
+            false => Space::spare(store, charged),
         };
+        let Some(space) = space.filter(|_| store.storing.is_allowed()) else { return false };
         if !self.until_left().await {
             return false;
         }
@@ -295,6 +319,11 @@ impl Space {
         granted.then(|| Self { store: store.clone(), bytes })
     }
 
+    /// Takes room that nobody has to leave.
+    fn spare(store: &Arc<Store>, bytes: u64) -> Option<Self> {
+        store.room().take_spare(bytes).then(|| Self { store: store.clone(), bytes })
+    }
+
     /// `bytes` of it are used for good and belong to `slots` now; the rest goes back.
     pub(crate) fn spend(&mut self, slots: &Slots, bytes: u64) {
         let used = bytes.min(self.bytes);
@@ -323,6 +352,7 @@ fn write(store: &Arc<Store>, entry: &Arc<Entry>, fill: &Fill, bytes: &Bytes, mut
         unwrite(store, &slots, fill);
         return Ok(false);
     }
+    let is_wanted = fill.is_wanted();
     space.spend(&slots, charge(&entry.blob, entry.chunk_size, fill.first, fill.last, store.shared.block));
     for (number, first, last) in by_segment(fill.first, fill.last) {
         let Some(segment) = slots.segment_or_new(number) else { continue };
@@ -331,6 +361,9 @@ fn write(store: &Arc<Store>, entry: &Arc<Entry>, fill: &Fill, bytes: &Bytes, mut
         for slot in first..=last {
             let crc = crcs.get((base + slot - fill.first) as usize).copied().unwrap_or_default();
             change.stored((number, segment), slot, crc);
+            if !is_wanted {
+                change.stored_ahead(number, segment, slot);
+            }
         }
         let bytes = u64::from(last - first + 1) * u64::from(entry.chunk_size.bytes());
         store.queue().dirty(slots.no, entry, number, bytes);

@@ -20,6 +20,7 @@
 //! |---|---|
 //! | `cache` | [`Cache`]: the public face, and its life |
 //! | `read`, `fill` | the miss path: plan, single flight, fetch, check, store |
+//! | `ahead`, `speculate` | what is fetched before anybody asks: the decision, and its bounds |
 //! | `store`, `entry`, `slots`, `bits` | what is present: table, blob, files and pins, bitmaps |
 //! | `room`, `evict`, [`policy`] | the cap, and who has to go |
 //! | `health`, `scrub` | the look around every few seconds; reading again what is on disk |
@@ -44,9 +45,10 @@
 //!
 //! # Memory
 //!
-//! About 1.75 KiB for each 64 MiB segment (at 256 KiB chunks) that ever held a chunk, so 28 MiB per TiB cached; 4 bytes of ghosts for each MiB
+//! About 1.8 KiB for each 64 MiB segment (at 256 KiB chunks) that ever held a chunk, so 29 MiB per TiB cached; 4 bytes of ghosts for each MiB
 //! of the cap, at most 16 MiB; sled's own cache of 16 MiB; at most [`Config::pending_bytes`] waiting for the disk.
 
+mod ahead;
 mod bits;
 mod cache;
 mod commit;
@@ -70,6 +72,7 @@ mod recover;
 mod room;
 mod scrub;
 mod slots;
+mod speculate;
 mod store;
 #[cfg(test)]
 mod testing;

@@ -17,7 +17,7 @@ use penstock_blob::BlobSource;
 use rustix::fs::{SeekFrom, seek};
 use tokio::{
     runtime::Handle,
-    sync::{Notify, broadcast, watch},
+    sync::{Notify, broadcast, mpsc, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -40,6 +40,7 @@ use crate::{
     recover::{Presence, Records, Trust, Witness, presence, trust},
     room::Room,
     slots::{Shared, Slots, extents_in, overhead},
+    speculate::{self, Touch},
     store::{Store, Table},
     usage::{Event, IndexState, Whole},
     verify::Verifier,
@@ -87,7 +88,8 @@ pub(crate) fn open(config: Config, parts: Parts) -> Result<Opened, OpenError> {
     index.sys.next_no = index.sys.next_no.max(seen.map_or(0, |no| no.saturating_add(1)));
 
     let backoff = parts.seams.backoff;
-    let (store, events) = new_store(config, parts, (layout, lock), &index.sys);
+    let (touches, touched) = mpsc::channel(speculate::TOUCHES);
+    let (store, events) = new_store(config, parts, (layout, lock), (&index.sys, touches));
     let stale = load(&store, scan, &mut index);
     report(&store, &index, stale.adopted);
     store.measure();
@@ -100,6 +102,7 @@ pub(crate) fn open(config: Config, parts: Parts) -> Result<Opened, OpenError> {
         .map_err(failed("start a thread for"))?;
     store.tasks.lock().spawn_on(crate::verify::run(store.clone()), &store.handle);
     store.tasks.lock().spawn_on(crate::health::run(store.clone()), &store.handle);
+    store.tasks.lock().spawn_on(speculate::run(store.clone(), touched), &store.handle);
     if let Some(interval) = store.config.scrub_interval {
         store.tasks.lock().spawn_on(crate::scrub::run(store.clone(), interval), &store.handle);
     }
@@ -110,7 +113,7 @@ fn new_store(
     config: Config,
     parts: Parts,
     (layout, lock): (Layout, Arc<DirLock>),
-    sys: &SysRecord,
+    (sys, touches): (&SysRecord, mpsc::Sender<Touch>),
 ) -> (Arc<Store>, broadcast::Receiver<Event>) {
     let queue = Arc::new(Queue::default());
     let metrics = parts.metrics;
@@ -143,6 +146,8 @@ fn new_store(
         events: sender,
         tasks: Mutex::new(JoinSet::new()),
         fills: watch::Sender::new(0),
+        ahead_bytes: AtomicU64::new(0),
+        touches,
         left: Notify::new(),
         closing: AtomicBool::new(false),
         stop: CancellationToken::new(),

@@ -6,12 +6,13 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use penstock_blob::{Blob, BlobSource, ByteRange, Located, Purpose, ReadError};
+use penstock_blob::{Blob, BlobSource, ByteRange, ChunkSize, Located, Purpose, ReadError};
 
 use crate::{
-    entry::Entry,
+    entry::{Entry, State},
     fill::{Fill, Kind, Lead, Outcome},
     slots::Want,
+    speculate,
     store::Store,
 };
 
@@ -163,17 +164,9 @@ fn widened(store: &Store, entry: &Entry, span: &RangeInclusive<u32>, most: u32) 
     first.unwrap_or(*span.start())..=last.unwrap_or(*span.end())
 }
 
-/// As [`plan`]; `None` when the entry is retired.
-fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, asked: &Asked) -> Result<Option<Vec<Part>>, ReadError> {
-    let window = asked.window;
-    let span = entry.chunk_size.span(window);
-    let most = (MAX_RUN_BYTES / entry.chunk_size.bytes()).max(1);
-    let mut leads = Vec::new();
-    let mut parts = Vec::new();
-    let mut state = entry.lock();
-    if state.retired {
-        return Ok(None);
-    }
+/// How the chunks of a window stand, cut into pieces; and those around them that a read brings anyway.
+fn cut(store: &Store, entry: &Entry, state: &State, asked: &Asked) -> Vec<Piece> {
+    let span = entry.chunk_size.span(asked.window);
     // Set once the files exist; a chunk that is stored meanwhile is still in `fills`.
     let slots = entry.slots.get();
     let stand = |chunk| match (state.fills.get(&chunk), slots) {
@@ -182,26 +175,46 @@ fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, asked: &Asked) -> Result<O
         (None, Some(slots)) if slots.is_present(chunk) => Stand::Present,
         _ => Stand::Absent,
     };
+    let most = match asked.purpose {
+        Purpose::Demand => longest_run(entry.chunk_size),
+        // Who comes for a part of what nobody waits for need not wait for the rest.
+        Purpose::Ahead => speculate::unit(store, entry, *span.start()),
+    };
     let is_absent = |chunk| matches!(stand(chunk), Stand::Absent);
     let wide = if span.clone().any(is_absent) { widened(store, entry, &span, most) } else { span.clone() };
-    let cut = pieces(*wide.start(), *wide.end(), most, |chunk| match stand(chunk) {
+    pieces(*wide.start(), *wide.end(), most, |chunk| match stand(chunk) {
         Stand::Absent => Stand::Absent,
         stand if span.contains(&chunk) => stand,
         _ => Stand::Outside,
+    })
+}
+
+/// The longest run of chunks that one fill gets.
+pub(crate) fn longest_run(chunk_size: ChunkSize) -> u32 {
+    (MAX_RUN_BYTES / chunk_size.bytes()).max(1)
+}
+
+/// As [`plan`]; `None` when the entry is retired.
+fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, asked: &Asked) -> Result<Option<Vec<Part>>, ReadError> {
+    let window = asked.window;
+    let (mut leads, mut parts) = (Vec::new(), Vec::new());
+    let (mut missed, mut touched) = (None, Vec::new());
+    let mut state = entry.lock();
+    if state.retired {
+        return Ok(None);
+    }
+    let slots = entry.slots.get();
+    let size = entry.chunk_size;
+    let runs = cut(store, entry, &state, asked).into_iter().filter_map(|piece| {
+        let whole = size.range(&entry.blob, piece.first)?.cover(size.range(&entry.blob, piece.last)?);
+        // What lies around the window is filled only with what lies in it.
+        Some((whole, whole.intersection(window)?, piece))
     });
-    let is_asked = |piece: &Piece| piece.first <= *span.end() && *span.start() <= piece.last;
-    let mut asked_for = cut.iter().filter(|piece| is_asked(piece));
-    if store.closing.load(Ordering::SeqCst) && asked_for.any(|piece| piece.stand.is_bounded()) {
+    let runs: Vec<_> = runs.collect();
+    if store.closing.load(Ordering::SeqCst) && runs.iter().any(|(.., piece)| piece.stand.is_bounded()) {
         return Err(ReadError::Stopping);
     }
-    for piece in cut {
-        let (Some(start), Some(end)) =
-            (entry.chunk_size.range(&entry.blob, piece.first), entry.chunk_size.range(&entry.blob, piece.last))
-        else {
-            continue;
-        };
-        let whole = start.cover(end);
-        let Some(range) = whole.intersection(window) else { continue };
+    for (whole, range, piece) in runs {
         let kind = match piece.stand {
             // Its bytes are wrong, and the chunk is its own until it ends.
             Stand::Filling(fill) if fill.is_rejected(&state) => {
@@ -209,19 +222,27 @@ fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, asked: &Asked) -> Result<O
                 continue;
             }
             Stand::Filling(fill) => {
-                fill.joined(asked.purpose);
+                if fill.joined(asked.purpose) {
+                    touched.extend(speculate::joined(store, &mut state, &fill));
+                }
                 parts.push(Part::Filled(fill, range));
                 continue;
             }
             Stand::Checked => {
                 let pinned = slots.filter(|slots| slots.pin(range, Want::Checked));
+                if let (Some(slots), Purpose::Demand) = (pinned, asked.purpose) {
+                    speculate::used(store, slots, range);
+                }
                 parts.push(pinned.map_or(Part::Around(range), |slots| {
                     Part::Here(Located::in_file(slots.clone(), range, range.start()), (piece.first, piece.last))
                 }));
                 continue;
             }
             Stand::Present => Kind::Check,
-            Stand::Absent => Kind::Fetch,
+            Stand::Absent => {
+                missed = Some(missed.map_or((piece.first, piece.last), |(first, _)| (first, piece.last)));
+                Kind::Fetch
+            }
             Stand::Outside => continue,
         };
         let lead = Lead::new(store, entry, (piece.first, piece.last), (whole, asked.purpose));
@@ -229,8 +250,13 @@ fn plan_entry(store: &Arc<Store>, entry: &Arc<Entry>, asked: &Asked) -> Result<O
         parts.push(Part::Filled(lead.fill().clone(), range));
         leads.push((lead, kind));
     }
+    if asked.purpose == Purpose::Demand {
+        // What is read ahead is asked for in one go with what is wanted, behind it.
+        leads.extend(missed.into_iter().flat_map(|run| speculate::missed(store, entry, &mut state, run)));
+        leads.extend(touched.into_iter().flat_map(|chunk| speculate::go_on(store, entry, &mut state, chunk)));
+    }
     drop(state);
-    leads.into_iter().for_each(|(lead, kind)| lead.start(kind));
+    Lead::start(leads);
     Ok(Some(parts))
 }
 

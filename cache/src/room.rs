@@ -114,6 +114,22 @@ impl Room {
         }
     }
 
+    /// Whether `bytes` more would make nobody leave: they stay below the high mark.
+    pub(crate) fn has_spare(&self, bytes: u64) -> bool {
+        has_spare(&self.state.lock(), self.marks, bytes)
+    }
+
+    /// Takes `bytes` if that makes nobody leave; says whether it did.
+    pub(crate) fn take_spare(&self, bytes: u64) -> bool {
+        let mut state = self.state.lock();
+        let spare = has_spare(&state, self.marks, bytes);
+        if spare {
+            state.used += bytes;
+            self.used.set(state.used);
+        }
+        spare
+    }
+
     /// Takes `bytes`, or asks the committer to make room.
     pub(crate) fn take(&self, bytes: u64) -> Taken {
         let mut state = self.state.lock();
@@ -191,6 +207,10 @@ impl Room {
     pub(crate) fn refuse(&self) {
         refuse(&mut self.state.lock());
     }
+}
+
+fn has_spare(state: &State, marks: Watermarks, bytes: u64) -> bool {
+    !state.pressed && state.waiters.is_empty() && state.used.saturating_add(bytes) <= marks.high_of(state.limit)
 }
 
 fn refuse(state: &mut State) {

@@ -30,7 +30,7 @@ const PINS: u32 = LEAVING - 1;
 const MAX_PINS: u32 = 1 << 24;
 
 /// Presence of 256 chunks. Allocated when the first of them is stored, so memory follows what is cached: about 1.5 KiB per
-/// 64 MiB at 256 KiB chunks, 24 MiB per TiB.
+/// 64 MiB at 256 KiB chunks, 25 MiB per TiB.
 #[derive(Debug)]
 pub(crate) struct Segment {
     /// Stored on disk.
@@ -41,6 +41,10 @@ pub(crate) struct Segment {
     pub(crate) durable: AtomicBits,
     /// Being given back; not present any more, space still taken.
     pub(crate) leaving: AtomicBits,
+    /// Stored, fetched ahead, and not used yet. Changed by hits without a lock.
+    pub(crate) ahead: AtomicBits,
+    /// Those of `ahead` whose use asks for more.
+    pub(crate) marks: AtomicBits,
     /// crc32c of each present chunk.
     pub(crate) crcs: [AtomicU32; SEGMENT_CHUNKS as usize],
     extents: Box<[Extent]>,
@@ -73,6 +77,8 @@ pub(crate) struct Slots {
     pub(crate) headers: File,
     pub(crate) present: AtomicU32,
     pub(crate) durable: AtomicU32,
+    /// Chunks fetched ahead that were used since somebody looked.
+    pub(crate) used_ahead: AtomicU32,
     /// Bytes taken from the room.
     pub(crate) charged: AtomicU64,
     chunks: u32,
@@ -137,6 +143,8 @@ impl Segment {
             checked: AtomicBits::default(),
             durable: AtomicBits::default(),
             leaving: AtomicBits::default(),
+            ahead: AtomicBits::default(),
+            marks: AtomicBits::default(),
             crcs: std::array::from_fn(|_| AtomicU32::new(0)),
             extents: (0..extents).map(|_| Extent::default()).collect(),
         }
@@ -174,6 +182,7 @@ impl Slots {
             headers: files.headers,
             present: AtomicU32::new(0),
             durable: AtomicU32::new(0),
+            used_ahead: AtomicU32::new(0),
             charged: AtomicU64::new(0),
             chunks,
             block: shared.block,
@@ -220,6 +229,11 @@ impl Slots {
 
     pub(crate) fn is_present(&self, chunk: u32) -> bool {
         self.segment(chunk / SEGMENT_CHUNKS).is_some_and(|s| s.present.has(chunk % SEGMENT_CHUNKS))
+    }
+
+    /// Whether `chunk` was fetched ahead and not used yet.
+    pub(crate) fn is_ahead(&self, chunk: u32) -> bool {
+        self.segment(chunk / SEGMENT_CHUNKS).is_some_and(|s| s.ahead.has(chunk % SEGMENT_CHUNKS))
     }
 
     /// Whether a chunk of `first..=last` is on its way out.

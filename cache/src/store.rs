@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located};
 use tokio::{
     runtime::Handle,
-    sync::{Notify, broadcast, watch},
+    sync::{Notify, broadcast, mpsc, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,7 @@ use crate::{
     queue::{Gone, Queue},
     room::Room,
     slots::{Shared, Slots, Want, by_segment, overhead},
+    speculate::{self, Touch},
     usage::{Event, IndexState, Whole},
     verify::Verifier,
 };
@@ -63,6 +64,10 @@ pub(crate) struct Store {
     pub(crate) tasks: Mutex<JoinSet<()>>,
     /// Fills under way, with their writes.
     pub(crate) fills: watch::Sender<usize>,
+    /// Bytes under way that nobody asked for yet.
+    pub(crate) ahead_bytes: AtomicU64,
+    /// Marked chunks that were used.
+    pub(crate) touches: mpsc::Sender<Touch>,
     /// Leaving chunks have left.
     pub(crate) left: Notify,
     /// No new fills.
@@ -108,6 +113,7 @@ impl Store {
             return None;
         }
         self.metrics.hits.inc();
+        speculate::used(self, slots, range);
         Some(Located::in_file(slots.clone(), range, range.start()))
     }
 

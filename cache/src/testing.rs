@@ -91,6 +91,8 @@ impl Bench {
         config.chunk_size = ChunkSize::new(CHUNK).unwrap();
         // Whatever the machine has free.
         config.reserve_bytes = Some(0);
+        // What is fetched is what is asked for, but in the tests of reading ahead.
+        config.ahead_bytes = 0;
         Self { dir, memory, blobs, config }
     }
 

@@ -77,6 +77,7 @@ fn cache_config(config: &Config) -> penstock_cache::Config {
         watermarks: config.cache_watermarks,
         reserve_bytes: config.cache_reserve_bytes,
         scrub_interval: Some(config.cache_scrub_interval).filter(|interval| !interval.is_zero()),
+        ahead_bytes: config.cache_read_ahead_bytes,
         beside: vec![config.state_dir.join("maps")],
         chunk_size: config.chunk_size,
         ..penstock_cache::Config::new(config.cache_dir(), config.cache_cap_bytes)

@@ -47,6 +47,9 @@ const LEAST_CAP_BYTES: u64 = 64 << 20;
 /// Most room for chunks: 1 PiB, beyond any node's disk; a larger value is a slip of the unit.
 const MOST_CAP_BYTES: u64 = 1 << 50;
 
+/// Most bytes read ahead: a second of a link of 10 Gbit/s, beyond any use.
+const MOST_READ_AHEAD_BYTES: u64 = 1 << 30;
+
 /// How long a pass of the background check may take: not so short that it does nothing else, not so long that it is none.
 const SCRUB_INTERVALS: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(3600)..=Duration::from_secs(8760 * 3600);
@@ -178,6 +181,15 @@ pub static KEYS: &[Key] = &[
                 .ok_or_else(|| format!("{text:?} is neither 0s nor between 1h and 8760h"))
         },
         show: |config| Some(value::show_duration(config.cache_scrub_interval)),
+    },
+    Key {
+        name: "cache.read_ahead",
+        what: "most bytes under way that nobody asked for yet, up to 1GiB; 0 for no reading ahead",
+        is_path: false,
+        set: |config, text| {
+            value::size_in(text, 0, MOST_READ_AHEAD_BYTES).map(|bytes| config.cache_read_ahead_bytes = bytes)
+        },
+        show: |config| Some(value::show_size(config.cache_read_ahead_bytes)),
     },
     Key {
         name: "cache.chunk_size",

@@ -20,6 +20,8 @@ const FRAME_BYTES: u64 = 3 * CHUNK + 1000;
 #[derive(Debug, Clone)]
 enum Step {
     Read(usize, u64, u64),
+    /// Nobody waits for it.
+    ReadAhead(usize, u64, u64),
     Locate(usize, u64, u64),
     Reject(usize, u64, u64),
     Remove(usize),
@@ -39,6 +41,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let place = || (0..SIZES.len(), any::<u64>(), 1..6 * CHUNK);
     let step = prop_oneof![
         12 => place().prop_map(|(b, at, len)| Step::Read(b, at, len)),
+        4 => place().prop_map(|(b, at, len)| Step::ReadAhead(b, at, len)),
         6 => place().prop_map(|(b, at, len)| Step::Locate(b, at, len)),
         2 => place().prop_map(|(b, at, len)| Step::Reject(b, at, len)),
         1 => (0..SIZES.len()).prop_map(Step::Remove),
@@ -70,6 +73,7 @@ impl Model {
     fn new() -> Self {
         let mut bench = Bench::new(&SIZES);
         bench.config.cap_bytes = CAP;
+        bench.config.ahead_bytes = 8 * CHUNK;
         Self { bench, disk: Arc::default() }
     }
 
@@ -151,6 +155,11 @@ async fn run(steps: Vec<Step>) {
                 let (blob, bytes) = &bench.blobs[blob];
                 let want = inside(blob.size_bytes, at, len);
                 assert!(cache.read(*blob, want, Purpose::Demand).await.unwrap() == part(bytes, want));
+            }
+            Step::ReadAhead(blob, at, len) => {
+                let (blob, bytes) = &bench.blobs[blob];
+                let want = inside(blob.size_bytes, at, len);
+                assert!(cache.read(*blob, want, Purpose::Ahead).await.unwrap() == part(bytes, want));
             }
             Step::Locate(blob, at, len) => {
                 let (blob, bytes) = &bench.blobs[blob];

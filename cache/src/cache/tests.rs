@@ -13,6 +13,7 @@ use crate::{
     testing::{Bench, CHUNK, bytes, copy_dir, crash, located, part, range, refusing},
 };
 
+mod ahead;
 mod child;
 mod damage;
 mod faults;
