@@ -5,7 +5,7 @@
 //! removes it and pulls it again: what was fetched is cached. containerd, the agent and the client run before the clock starts, as on a node. The pull is
 //! kubelet's call; the container is started by `ctr run`, which prints what it says.
 
-mod image;
+pub(crate) mod image;
 
 use std::{
     io::{BufRead as _, BufReader},

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use penstock_agent::output;
 use penstock_benches::{
-    attach, containerd, evict,
+    attach, cold, containerd, evict,
     machine::Machine,
     pack::{Link, Packed},
     path,
@@ -57,6 +57,8 @@ enum What {
     Path,
     /// Getting at files: a full pull against an agent. Needs root.
     Start,
+    /// Cold starts of a Python program against their floor. Needs root.
+    Cold,
     /// From the pull to the first output of a Python program: containerd with its own snapshotter against Penstock's. Needs root, containerd and runc.
     Containerd,
     /// Opening a small image, one of many extents, and one of many frames: time, requests, bytes, memory. Writes 2 GiB of images first.
@@ -112,24 +114,42 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         image: packed.facts.clone(),
         path: Vec::new(),
         start: Vec::new(),
+        cold: Vec::new(),
         not_measured: Vec::new(),
     };
-    if what != What::Start {
+    if matches!(what, What::Path | What::All) {
         output::note("Measuring reads ...");
         report.path = path::run(&packed, place.path(), args.n.unwrap_or(MISSES)).await?;
     }
     if what != What::Path {
-        match start::obstacle() {
-            Some(reason) => report.not_measured.push(reason.to_owned()),
-            None => {
-                output::note("Measuring starts ...");
-                report.start = start::run(&packed, place.path(), args.n.unwrap_or(STARTS)).await?;
-            }
-        }
+        starts(args, (what, link), (&packed, place.path()), &mut report).await?;
     }
     packed.registry.stop().await;
     place.close()?;
     print(args, &report)
+}
+
+/// What needs root: getting at files, and cold starts.
+async fn starts(
+    args: &Args,
+    (what, link): (What, Link),
+    (packed, place): (&Packed, &Path),
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    if let Some(reason) = start::obstacle() {
+        report.not_measured.push(reason.to_owned());
+        return Ok(());
+    }
+    let n = args.n.unwrap_or(STARTS);
+    if what != What::Cold {
+        output::note("Measuring starts ...");
+        report.start = start::run(packed, place, n).await?;
+    }
+    if what != What::Start {
+        output::note("Measuring cold starts ...");
+        report.cold = cold::run(&packed.registry, place, (args.size_mib << 20, link), n).await?;
+    }
+    Ok(())
 }
 
 async fn containers(args: &Args, link: Link) -> anyhow::Result<()> {

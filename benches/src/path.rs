@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use penstock_blob::{BlobSource, ByteRange, ChunkSize};
 use penstock_cache::Cache;
 use penstock_fetcher::{Fetcher, Platform, Reference};
@@ -36,6 +37,8 @@ const LARGE: u64 = 128 << 10;
 const STEP: u64 = 1 << 20;
 /// Hits timed for each miss timed: they are ten thousand times as quick.
 const HITS_PER_MISS: u64 = 100;
+/// Misses at once, where several are.
+const AT_ONCE: usize = 16;
 /// Readers of the mixed row.
 const READERS: u64 = 8;
 /// Reads of the mixed row for each miss timed.
@@ -175,12 +178,13 @@ pub async fn run(packed: &Packed, dir: &Path, n: u64) -> anyhow::Result<Vec<Row>
     warm.close().await;
 
     rows.push(get_row(packed, &disk, n).await?);
-    for name in ["miss", "mixed"] {
+    for name in ["miss", "together", "mixed"] {
         let memory_bytes = usage::anonymous_bytes();
         let cold = Stack::open(packed, &dir.join(name)).await?;
         let meter = Meter::start(packed, &disk, memory_bytes);
         rows.push(match name {
             "miss" => miss_row(&meter, &cold, &pages, n).await?,
+            "together" => together_row(&meter, &cold, &pages, n).await?,
             _ => mixed_row(&meter, &cold, &pages, n * MIXED_PER_MISS).await?,
         });
         cold.close().await;
@@ -296,6 +300,24 @@ async fn miss_row(meter: &Meter<'_>, stack: &Stack, pages: &[u64], n: u64) -> an
         missed += 1;
     }
     Ok(meter.row("miss", (PAGE, 1), &durations, spent))
+}
+
+/// As [`miss_row`], several at once.
+async fn together_row(meter: &Meter<'_>, stack: &Stack, pages: &[u64], n: u64) -> anyhow::Result<Row> {
+    let mut shuffled = pages.to_vec();
+    fastrand::Rng::with_seed(SEED).shuffle(&mut shuffled);
+    shuffled.truncate(usize::try_from(n)?);
+    let reads = shuffled.into_iter().map(|at| async move {
+        let began = Instant::now();
+        let bytes = penstock_image::read(&stack.image, &stack.source, ByteRange::at(at, PAGE)?).await?;
+        let took = began.elapsed();
+        same(meter.disk, at, &bytes)?;
+        anyhow::Ok(took)
+    });
+    let took: Vec<Duration> = stream::iter(reads).buffer_unordered(AT_ONCE).try_collect().await?;
+    let mut durations = Durations::new()?;
+    took.into_iter().for_each(|took| durations.add(took));
+    Ok(meter.row("miss", (PAGE, AT_ONCE as u64), &durations, Spent::default()))
 }
 
 /// Several readers; nine reads in ten go to a tenth of the pages. Cold at first.

@@ -11,6 +11,7 @@ use penstock_agent::output::{Table, size};
 use serde::Serialize;
 
 use crate::{
+    cold,
     machine::Machine,
     pack::{Facts, Link},
     path, start,
@@ -31,6 +32,8 @@ pub struct Report {
     pub path: Vec<path::Row>,
     /// Getting at files.
     pub start: Vec<start::Row>,
+    /// Cold starts against their floor.
+    pub cold: Vec<cold::Row>,
     /// What was not measured, and why.
     pub not_measured: Vec<String>,
 }
@@ -56,7 +59,7 @@ impl Report {
             size(self.image.lazy_bytes),
             size(self.image.ordinary_bytes),
         );
-        for table in [self.path_table(), self.start_table()].into_iter().flatten() {
+        for table in [self.path_table(), self.start_table(), cold::table(&self.cold)].into_iter().flatten() {
             // Writing to a string cannot fail.
             let _ = write!(text, "\n{table}");
         }

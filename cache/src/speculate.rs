@@ -9,7 +9,7 @@ use crate::{
     ahead::{Batch, Limits},
     bits::Bits,
     entry::{Entry, State},
-    fill::{Kind, Lead},
+    fill::{Fill, Kind, Lead},
     slots::{Slots, by_segment, charge},
     store::Store,
 };
@@ -65,6 +65,13 @@ pub(crate) fn used(store: &Store, slots: &Slots, range: ByteRange) {
             let _ = store.touches.try_send((slots.blob, number * crate::bits::SEGMENT_CHUNKS + slot));
         }
     }
+}
+
+/// Somebody waits for a fill that was begun ahead: its chunks count as used. Answers those whose use asks for more.
+pub(crate) fn joined(store: &Store, state: &mut State, fill: &Fill) -> Vec<u32> {
+    state.streams.used(fill.last - fill.first + 1);
+    store.metrics.ahead_used_bytes.inc_by(fill.range.len());
+    (fill.first..=fill.last).filter(|&chunk| state.streams.is_marked(chunk)).collect()
 }
 
 /// Goes on with streams whose marked chunks were used, until the cache stops.

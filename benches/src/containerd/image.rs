@@ -23,7 +23,7 @@ pub(super) const PROGRAM: [&str; 3] = [
     "import json, ssl, http.server, sqlite3, asyncio, email.mime.text, decimal, logging.config, concurrent.futures; print('ready', flush=True)",
 ];
 /// Repository of the image that is read on demand.
-pub(super) const LAZY: &str = "bench/python-overlaybd";
+pub(crate) const LAZY: &str = "bench/python-overlaybd";
 /// Repository of the ordinary image.
 pub(super) const ORDINARY: &str = "bench/python";
 /// Layers of the ordinary image.
@@ -46,7 +46,8 @@ pub struct Facts {
 ///
 /// # Errors
 /// When this machine has no Python, or a tool fails.
-pub(super) async fn make(dir: &Path, size_bytes: u64, registry: &Registry) -> anyhow::Result<Facts> {
+pub(crate) async fn make(dir: &Path, size_bytes: u64, registry: &Registry) -> anyhow::Result<Facts> {
+    tokio::fs::create_dir_all(dir).await?;
     let root = dir.join("root");
     let (program, copied) = (program()?, root.clone());
     let tree = tokio::task::spawn_blocking(move || Tree::copy_after(&copied, &program, size_bytes)).await??;
