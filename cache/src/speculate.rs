@@ -10,6 +10,7 @@ use crate::{
     bits::Bits,
     entry::{Entry, State},
     fill::{Fill, Kind, Lead},
+    read::longest_run,
     slots::{Slots, by_segment, charge},
     store::Store,
 };
