@@ -11,9 +11,10 @@ use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadE
 
 use crate::{
     body::Body,
-    layer::{LayerError, Site},
+    layer::{LayerError, Site, blocking},
     map::LayerRecord,
     maps::Maps,
+    oci::{Disk, OciLayer},
     over::Over,
     pages::TableError,
     plan::{Plan, PlanError, Planner},
@@ -46,6 +47,13 @@ pub enum Kind {
     },
     /// One blob that is a file system.
     Raw(FileSystem),
+    /// One layer of an ordinary image.
+    Layer {
+        /// Files, directories and the rest.
+        inodes: u64,
+        /// Directories that no entry of the layer speaks of: in a stack they hide the attributes of the layers below.
+        implied: u64,
+    },
 }
 
 impl fmt::Display for Kind {
@@ -54,6 +62,7 @@ impl fmt::Display for Kind {
             Self::OverlayBd { layers: 1 } => f.write_str("overlaybd, 1 layer"),
             Self::OverlayBd { layers } => write!(f, "overlaybd, {layers} layers"),
             Self::Raw(file_system) => write!(f, "raw {file_system} disk"),
+            Self::Layer { inodes, .. } => write!(f, "ordinary layer, {inodes} inodes"),
         }
     }
 }
@@ -124,6 +133,7 @@ pub struct Image {
 enum Contents {
     Stack(Arc<Stack>),
     Raw { file_system: FileSystem, body: Body },
+    Layer(Disk),
 }
 
 /// Where [`Image::open`] keeps what it makes of these layers (bottom first): files that are there once it is complete, unless it is a raw disk.
@@ -176,6 +186,23 @@ impl Image {
         Ok(Self::stacked(Stack::open(&site, blobs, sniffed).await?))
     }
 
+    /// Opens the device of one ordinary layer from the table that a [`crate::LayerBuilder`] made of it; `None` when there is none, or it
+    /// was damaged and is removed now: then the layer's entries are needed again. Reads no byte of the layer.
+    /// `how_verified` says how its bytes are checked, in a sentence.
+    ///
+    /// # Errors
+    /// [`OpenError::Maps`].
+    pub async fn open_layer(layer: OciLayer, maps_dir: &Path, how_verified: String) -> Result<Option<Self>, OpenError> {
+        let dir = maps_dir.to_owned();
+        let disk = blocking(maps_dir, move || Disk::open(&dir, &layer)).await?;
+        Ok(disk.map(|disk| Self {
+            device_bytes: disk.device_bytes(),
+            blobs: vec![layer.blob],
+            content: Contents::Layer(disk),
+            how_verified,
+        }))
+    }
+
     fn raw(blob: Blob, file: ByteRange, file_system: FileSystem) -> Self {
         let sectors = blob.size_bytes.div_ceil(SECTOR_BYTES);
         Self {
@@ -208,7 +235,7 @@ impl Image {
     pub fn over(&self, source: Arc<dyn BlobSource>) -> Arc<dyn BlobSource> {
         match &self.content {
             Contents::Stack(stack) if !stack.is_whole() => Arc::new(Over::new(Arc::clone(stack), source)),
-            Contents::Stack(_) | Contents::Raw { .. } => source,
+            Contents::Stack(_) | Contents::Raw { .. } | Contents::Layer(_) => source,
         }
     }
 
@@ -220,7 +247,7 @@ impl Image {
     pub async fn completed(&self) -> Result<(), ReadError> {
         match &self.content {
             Contents::Stack(stack) => stack.persisted().await,
-            Contents::Raw { .. } => Ok(()),
+            Contents::Raw { .. } | Contents::Layer(_) => Ok(()),
         }
     }
 
@@ -242,6 +269,7 @@ impl Image {
         match &self.content {
             Contents::Stack(stack) => Kind::OverlayBd { layers: stack.bodies().len() },
             Contents::Raw { file_system, .. } => Kind::Raw(*file_system),
+            Contents::Layer(disk) => Kind::Layer { inodes: disk.inodes(), implied: disk.implied() },
         }
     }
 
@@ -257,6 +285,7 @@ impl Image {
         match &self.content {
             Contents::Stack(stack) => stack.extents(),
             Contents::Raw { .. } => Some(1),
+            Contents::Layer(disk) => Some(disk.extents()),
         }
     }
 
@@ -274,7 +303,7 @@ impl Image {
             Contents::Stack(stack) => {
                 body.and_then(|nth| stack.bodies().get(nth)).is_some_and(|body| body.is_checked())
             }
-            Contents::Raw { .. } => false,
+            Contents::Raw { .. } | Contents::Layer(_) => false,
         }
     }
 
@@ -291,6 +320,7 @@ impl Image {
         match &self.content {
             Contents::Raw { body, .. } => body.plan(&mut planner, range.start(), range.len())?,
             Contents::Stack(stack) => stack.plan(range, &mut planner)?,
+            Contents::Layer(disk) => disk.plan(range, &mut planner)?,
         }
         Ok(planner.finish())
     }

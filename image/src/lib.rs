@@ -1,8 +1,9 @@
 //! Mapping a device's bytes to bytes of blobs.
 //!
 //! An [`Image`] is opened from the layers that a manifest lists: a stack of OverlayBD layers (LSMT files, in ZFiles, in
-//! tar archives) or one raw disk. It answers one question, [`Image::plan`]: which bytes of which blobs are these bytes
-//! of the device? It stores nothing but maps, and fetches nothing but what opening needs, through a [`BlobSource`].
+//! tar archives) or one raw disk; or from what was made of one ordinary layer's entries. It answers one question,
+//! [`Image::plan`]: which bytes of which blobs are these bytes of the device? It stores nothing but maps, and fetches
+//! nothing but what opening needs, through a [`BlobSource`].
 //!
 //! # Contract
 //!
@@ -24,6 +25,7 @@
 //! | `merge`, `index` | merging the layers' indexes: the pure sweep, and feeding it |
 //! | `layer`, `body` | opening a layer; reading and planning its bytes |
 //! | `image` | opening an image, planning |
+//! | `oci` | the EROFS of one ordinary layer |
 //! | `plan`, `scratch`, `read` | plans, executing them, and the loop around both |
 //! | [`recording`], [`trace`] | what an image reads while starting: Penstock's format, and OverlayBD's |
 //! | [`write`](mod@write) | the canonical writer |
@@ -34,7 +36,7 @@
 //! processes building the same table write the same bytes. File work while opening runs on the blocking pool; page
 //! reads while planning run on the caller's thread.
 //!
-//! Formats: docs/formats/overlaybd.md, docs/formats/map.md, docs/formats/recording.md.
+//! Formats: docs/formats/erofs-layer.md, docs/formats/overlaybd.md, docs/formats/map.md, docs/formats/recording.md.
 //!
 //! [`BlobSource`]: penstock_blob::BlobSource
 
@@ -52,6 +54,7 @@ mod making;
 mod map;
 mod maps;
 mod merge;
+mod oci;
 mod over;
 pub mod pages;
 mod plan;
@@ -71,6 +74,7 @@ pub mod zfile;
 pub use image::{Image, Kind, Layer, MAX_LAYERS, OpenError, tables};
 pub use layer::LayerError;
 pub use maps::Maps;
+pub use oci::{BuildError, Built, LayerBuilder, MAX_ENTRIES, OciLayer, layer_table};
 pub use pages::{TableError, collect, sweep};
 pub use plan::{PlacedStep, Plan, PlanError, Step};
 pub use read::{DeviceReadError, Held, read};

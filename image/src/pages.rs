@@ -39,6 +39,8 @@ pub(crate) const TEMPORARY: &str = ".building-";
 pub(crate) const MAP: &str = "map";
 /// How the names of tables of frames end.
 pub(crate) const FRAMES: &str = "frames";
+/// How the names of layers' file systems end.
+pub(crate) const EROFS: &str = "erofs";
 
 /// A page in memory.
 pub(crate) type Page = [u8; PAGE_BYTES];
@@ -56,6 +58,10 @@ pub(crate) enum PageKind {
     Keys,
     /// Ends of frames.
     Frames,
+    /// Metadata of a layer's file system.
+    Metadata,
+    /// Where the content of a layer's files is.
+    Data,
 }
 
 impl PageKind {
@@ -66,6 +72,8 @@ impl PageKind {
             Self::Extents => 3,
             Self::Keys => 4,
             Self::Frames => 5,
+            Self::Metadata => 6,
+            Self::Data => 7,
         }
     }
 }
@@ -336,7 +344,8 @@ pub fn collect(dir: &Path, kept: &HashSet<PathBuf>, before: SystemTime) -> io::R
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let path = entry.path();
-        let is_table = path.extension().is_some_and(|extension| extension == MAP || extension == FRAMES);
+        let is_table =
+            path.extension().is_some_and(|extension| [MAP, FRAMES, EROFS].iter().any(|kind| extension == *kind));
         let metadata = entry.metadata()?;
         if is_table && metadata.is_file() && metadata.modified()? < before && !kept.contains(&path) {
             fs::remove_file(&path)?;

@@ -1,5 +1,6 @@
 //! Plans: what must be done to answer one request, without doing it.
 
+use bytes::Bytes;
 use penstock_blob::{Blob, BlobSource, ByteRange, Located};
 
 use crate::{
@@ -30,6 +31,8 @@ pub enum PlanError {
 pub enum Step {
     /// Zeros.
     Zero,
+    /// Bytes that the image itself keeps: metadata of a file system that was made here, checked as they were read.
+    Own(Bytes),
     /// Bytes of a blob as they are.
     Plain {
         /// The blob.
@@ -106,7 +109,7 @@ impl Plan {
     pub fn missing(&self) -> impl Iterator<Item = (Blob, ByteRange)> {
         self.steps.iter().filter_map(|placed| match placed.step {
             Step::Missing { blob, range } => Some((blob, range)),
-            Step::Zero | Step::Plain { .. } | Step::Frame(_) => None,
+            Step::Zero | Step::Own(_) | Step::Plain { .. } | Step::Frame(_) => None,
         })
     }
 
@@ -125,6 +128,7 @@ impl Plan {
             rest = behind;
             match step {
                 Step::Zero => out.fill(0),
+                Step::Own(bytes) => out.copy_from_slice(bytes),
                 Step::Plain { blob, range, located } => {
                     located.read_at(out, 0).map_err(|error| StepError::Io { blob: *blob, range: *range, error })?
                 }
@@ -188,6 +192,11 @@ impl<'a> Planner<'a> {
     /// Adds bytes of which is not known yet where they are: what must be asked for first.
     pub(crate) fn unknown(&mut self, len: u64, table: Blob, part: ByteRange) {
         self.push(len, Step::Missing { blob: table, range: part });
+    }
+
+    /// Adds bytes of the image's own.
+    pub(crate) fn own(&mut self, bytes: Bytes) {
+        self.push(bytes.len() as u64, Step::Own(bytes));
     }
 
     /// Adds bytes of a blob as they are.

@@ -13,6 +13,7 @@ pub mod disk;
 pub mod docker_registry;
 pub mod fixture;
 pub mod http;
+pub mod layer_device;
 pub mod loopback;
 pub mod matrix;
 pub mod nginx;

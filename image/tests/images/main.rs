@@ -11,6 +11,8 @@ mod hostile;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod oci;
+#[cfg(test)]
 mod opening;
 #[cfg(test)]
 mod paging;

@@ -1,0 +1,263 @@
+//! The device of an ordinary layer, made in this process and written out to a file, so that the kernel and `fsck.erofs` can judge it;
+//! and what a directory tree holds to the last attribute.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    io::Read as _,
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
+    },
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
+
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Hasher, Located, ReadFuture};
+use penstock_image::{Built, Image, LayerBuilder, OciLayer};
+use penstock_layers::TarReader;
+
+/// Bytes of an archive or device handled at once.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// One blob in a file.
+#[derive(Debug)]
+struct OnDisk(File);
+
+impl OnDisk {
+    fn bytes(&self, range: ByteRange) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(range.len()).expect("small")];
+        self.0.read_exact_at(&mut bytes, range.start()).expect("the range lies in the blob");
+        bytes
+    }
+}
+
+impl BlobSource for OnDisk {
+    fn locate(&self, _: &Blob, range: ByteRange) -> Option<Located> {
+        Some(Located::in_memory(self.bytes(range).into()))
+    }
+
+    fn read(&self, _: Blob, range: ByteRange) -> ReadFuture<'_> {
+        Box::pin(std::future::ready(Ok(self.bytes(range).into())))
+    }
+
+    fn reject(&self, _: &Blob, _: ByteRange) {}
+}
+
+/// The name and size of a file's bytes.
+///
+/// # Panics
+/// When it cannot be read.
+#[must_use]
+pub fn blob_of(path: &Path) -> Blob {
+    let (mut file, mut hasher, mut size_bytes) = (File::open(path).expect("a file"), Hasher::new(), 0);
+    let mut buf = vec![0; PIECE_BYTES];
+    loop {
+        match file.read(&mut buf).expect("it can be read") {
+            0 => return Blob { digest: hasher.finish(), size_bytes },
+            read => {
+                hasher.update(&buf[..read]);
+                size_bytes += read as u64;
+            }
+        }
+    }
+}
+
+/// Makes the table of the layer whose uncompressed archive is the file, in `maps`.
+///
+/// # Panics
+/// When the archive is malformed, or no device can be made of it.
+#[must_use]
+pub fn build(archive: &Path, maps: &Path) -> (OciLayer, Built) {
+    let blob = blob_of(archive);
+    let layer = OciLayer { blob, contents: blob.digest };
+    let mut builder = LayerBuilder::new(layer, maps);
+    let (mut reader, mut file) = (TarReader::new(), File::open(archive).expect("a file"));
+    let mut buf = vec![0; PIECE_BYTES];
+    loop {
+        let read = file.read(&mut buf).expect("it can be read");
+        if read == 0 {
+            break;
+        }
+        let taken = reader.push(&buf[..read], |entry| builder.add(&entry).expect("a layer that can be laid out"));
+        taken.expect("a sound archive");
+    }
+    reader.finish().expect("a whole archive");
+    (layer, builder.finish().expect("room for the table"))
+}
+
+/// Writes the device of the layer whose uncompressed archive is the file to `device`, sparse.
+///
+/// # Panics
+/// When anything fails.
+pub fn materialise(archive: &Path, maps: &Path, device: &Path) -> Built {
+    let (layer, built) = build(archive, maps);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let image = runtime.block_on(Image::open_layer(layer, maps, "not at all".into())).expect("a readable table");
+    let image = image.expect("the table that was just made");
+    let source: Arc<dyn BlobSource> = Arc::new(OnDisk(File::open(archive).expect("a file")));
+    let out = File::create(device).expect("a file");
+    out.set_len(image.size_bytes()).expect("a sparse file");
+    let mut at = 0;
+    while at < image.size_bytes() {
+        let len = (image.size_bytes() - at).min(PIECE_BYTES as u64);
+        let range = ByteRange::at(at, len).expect("not empty");
+        let bytes = runtime.block_on(penstock_image::read(&image, &source, range)).expect("device bytes");
+        for (block, nth) in bytes.chunks(4096).zip(0_u64..) {
+            if block.iter().any(|&byte| byte != 0) {
+                out.write_all_at(block, at + 4096 * nth).expect("room on the disk");
+            }
+        }
+        at += len;
+    }
+    built
+}
+
+/// Mounts a file read-only; [`crate::workdir::Workdir`] undoes it.
+///
+/// # Panics
+/// When the kernel refuses it.
+pub fn mount(device: &Path, dir: &Path) {
+    fs::create_dir_all(dir).expect("a directory");
+    run(Command::new("mount").args(["-t", "erofs", "-o", "ro,loop"]).arg(device).arg(dir));
+}
+
+/// Mounts layers over each other, the lowest first, as containerd does; [`crate::workdir::Workdir`] undoes it.
+///
+/// # Panics
+/// When the kernel refuses it.
+pub fn overlay(layers: &[PathBuf], dir: &Path) {
+    fs::create_dir_all(dir).expect("a directory");
+    let lowers: Vec<_> = layers.iter().rev().map(|layer| layer.to_str().expect("UTF-8")).collect();
+    let options = format!("ro,lowerdir={}", lowers.join(":"));
+    run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(dir));
+}
+
+/// Runs a command that must succeed; answers what it printed.
+///
+/// # Panics
+/// When it fails.
+pub fn run(command: &mut Command) -> Vec<u8> {
+    let out = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{command:?}: {}: {stdout}{stderr}", out.status);
+    out.stdout
+}
+
+/// Everything about a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// d, f, l, c, b or p.
+    pub kind: char,
+    /// Permission bits, suid and the like included.
+    pub mode: u32,
+    /// Owner and group.
+    pub owner: (u32, u32),
+    /// Last modification in seconds and nanoseconds.
+    pub mtime: (i64, i64),
+    /// Names; of a directory left out where a caller says so.
+    pub links: u64,
+    /// The first path with the same inode: which paths are one file.
+    pub same_as: Vec<u8>,
+    /// Device number; 0 for others.
+    pub device: u64,
+    /// Size of a regular file or link; 0 for others.
+    pub size_bytes: u64,
+    /// A symbolic link's target.
+    pub target: Vec<u8>,
+    /// The digest of a regular file.
+    pub content: Option<Digest>,
+    /// Extended attributes.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// Facts by path, the root being empty.
+pub type Tree = BTreeMap<Vec<u8>, Facts>;
+
+/// Reads a tree to the last attribute.
+///
+/// # Panics
+/// When it cannot be read.
+#[must_use]
+pub fn facts(root: &Path) -> Tree {
+    let mut tree = Tree::new();
+    let mut waiting = vec![PathBuf::new()];
+    while let Some(path) = waiting.pop() {
+        let full = root.join(&path);
+        let facts = one(&full);
+        if facts.kind == 'd' {
+            let entries = fs::read_dir(&full).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+            waiting.extend(entries.map(|name| path.join(name)));
+        }
+        tree.insert(path.as_os_str().as_bytes().to_vec(), facts);
+    }
+    let mut firsts = HashMap::new();
+    for (path, facts) in &mut tree {
+        let inode = fs::symlink_metadata(root.join(Path::new(std::ffi::OsStr::from_bytes(path)))).expect("it is there");
+        let first = firsts.entry(inode.ino()).or_insert_with(|| path.clone());
+        facts.same_as.clone_from(first);
+    }
+    tree
+}
+
+fn one(path: &Path) -> Facts {
+    let meta = fs::symlink_metadata(path).expect("it is there");
+    let kind = meta.file_type();
+    let kinds = [
+        (kind.is_dir(), 'd'),
+        (kind.is_file(), 'f'),
+        (kind.is_symlink(), 'l'),
+        (kind.is_char_device(), 'c'),
+        (kind.is_block_device(), 'b'),
+        (kind.is_fifo(), 'p'),
+    ];
+    let kind = kinds.iter().find(|(is, _)| *is).expect("a known kind").1;
+    let target = if kind == 'l' { fs::read_link(path).expect("a link").into_os_string() } else { Default::default() };
+    Facts {
+        kind,
+        mode: meta.mode() & 0o7777,
+        owner: (meta.uid(), meta.gid()),
+        mtime: (meta.mtime(), meta.mtime_nsec()),
+        links: meta.nlink(),
+        same_as: Vec::new(),
+        device: if matches!(kind, 'c' | 'b') { meta.rdev() } else { 0 },
+        size_bytes: if matches!(kind, 'f' | 'l') { meta.len() } else { 0 },
+        target: target.as_bytes().to_vec(),
+        content: (kind == 'f').then(|| blob_of(path).digest),
+        xattrs: xattrs(path),
+    }
+}
+
+fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut names = vec![0_u8; 64 << 10];
+    let len =
+        rustix::fs::llistxattr(path, &mut names[..]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let value = |name: &[u8]| {
+        let mut value = vec![0_u8; 64 << 10];
+        let len = rustix::fs::lgetxattr(path, name, &mut value[..]).expect("an attribute that is listed");
+        value.truncate(len);
+        value
+    };
+    let names = names[..len].split(|&byte| byte == 0).filter(|name| !name.is_empty());
+    names.map(|name| (name.to_vec(), value(name))).collect()
+}
+
+/// Compares two trees and shows the first differences in words.
+///
+/// # Panics
+/// When they differ.
+pub fn assert_same(found: &Tree, expected: &Tree) {
+    let paths = found.keys().chain(expected.keys()).collect::<std::collections::BTreeSet<_>>();
+    let differs = |path: &&&Vec<u8>| found.get(**path) != expected.get(**path);
+    let different: Vec<String> = paths
+        .iter()
+        .filter(differs)
+        .take(10)
+        .map(|path| {
+            let name = String::from_utf8_lossy(path);
+            format!("/{name}:\n  found    {:?}\n  expected {:?}", found.get(*path), expected.get(*path))
+        })
+        .collect();
+    assert!(different.is_empty(), "{}", different.join("\n"));
+}
