@@ -12,11 +12,12 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
+    time::Duration,
 };
 
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Hasher, Located, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Hasher, Located, Purpose, ReadFuture};
 use penstock_image::{Built, Image, LayerBuilder, OciLayer};
-use penstock_layers::TarReader;
+use penstock_layers::{Config, Index, TarReader, Unpacked};
 
 /// Bytes of an archive or device handled at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -38,7 +39,7 @@ impl BlobSource for OnDisk {
         Some(Located::in_memory(self.bytes(range).into()))
     }
 
-    fn read(&self, _: Blob, range: ByteRange) -> ReadFuture<'_> {
+    fn read(&self, _: Blob, range: ByteRange, _: Purpose) -> ReadFuture<'_> {
         Box::pin(std::future::ready(Ok(self.bytes(range).into())))
     }
 
@@ -93,17 +94,55 @@ pub fn build(archive: &Path, maps: &Path) -> (OciLayer, Built) {
 /// When anything fails.
 pub fn materialise(archive: &Path, maps: &Path, device: &Path) -> Built {
     let (layer, built) = build(archive, maps);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    write_out(layer, maps, &(Arc::new(OnDisk(File::open(archive).expect("a file"))) as _), device);
+    built
+}
+
+/// As [`materialise`], of the layer as registries hold it (gzip, zstd or plain): by way of a layer index, whose entries make the device and
+/// whose frames are decoded for each read.
+///
+/// # Panics
+/// When anything fails.
+pub fn materialise_packed(packed: &Path, diff_id: Digest, maps: &Path, device: &Path) -> Built {
+    let index = maps.join("index");
+    let mut builder = penstock_layers::Builder::create(&index, blob_of(packed), diff_id).expect("an index");
+    let (mut file, mut buf) = (File::open(packed).expect("a file"), vec![0; PIECE_BYTES]);
+    loop {
+        match file.read(&mut buf).expect("it can be read") {
+            0 => break,
+            read => builder.push(&buf[..read]).expect("a sound layer"),
+        }
+    }
+    builder.finish().expect("the layer that was named");
+    let index = Index::open(File::open(&index).expect("a file")).expect("the index that was just made");
+    let layer = OciLayer { blob: index.layer().unpacked, contents: diff_id };
+    let mut builder = LayerBuilder::new(layer, maps);
+    for entry in index.entries().expect("entries") {
+        builder.add(&entry.expect("a sound entry")).expect("a layer that can be laid out");
+    }
+    let built = builder.finish().expect("room for the table");
+    let below = Arc::new(OnDisk(File::open(packed).expect("a file")));
+    let config = Config { deadline: Duration::from_secs(60), decodes: 2, recent_bytes: 8 << 20 };
+    let unpacked = Unpacked::new(below, config, &mut prometheus_client::registry::Registry::default());
+    let registered = unpacked.register(index);
+    write_out(layer, maps, &(unpacked as _), device);
+    drop(registered);
+    built
+}
+
+/// Writes a device to a file, reading it from its first byte to its last.
+fn write_out(layer: OciLayer, maps: &Path, source: &Arc<dyn BlobSource>, device: &Path) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime");
     let image = runtime.block_on(Image::open_layer(layer, maps, "not at all".into())).expect("a readable table");
     let image = image.expect("the table that was just made");
-    let source: Arc<dyn BlobSource> = Arc::new(OnDisk(File::open(archive).expect("a file")));
     let out = File::create(device).expect("a file");
     out.set_len(image.size_bytes()).expect("a sparse file");
     let mut at = 0;
     while at < image.size_bytes() {
         let len = (image.size_bytes() - at).min(PIECE_BYTES as u64);
         let range = ByteRange::at(at, len).expect("not empty");
-        let bytes = runtime.block_on(penstock_image::read(&image, &source, range)).expect("device bytes");
+        let bytes = runtime.block_on(penstock_image::read(&image, source, range)).expect("device bytes");
         for (block, nth) in bytes.chunks(4096).zip(0_u64..) {
             if block.iter().any(|&byte| byte != 0) {
                 out.write_all_at(block, at + 4096 * nth).expect("room on the disk");
@@ -111,7 +150,6 @@ pub fn materialise(archive: &Path, maps: &Path, device: &Path) -> Built {
         }
         at += len;
     }
-    built
 }
 
 /// Mounts a file read-only; [`crate::workdir::Workdir`] undoes it.

@@ -11,13 +11,13 @@ use std::{
 };
 
 use penstock_tests::{
-    layer_device::{Tree, assert_same, facts, materialise, mount, overlay, run},
+    layer_device::{Tree, assert_same, blob_of, facts, materialise, materialise_packed, mount, overlay, run},
     require, skip,
     workdir::Workdir,
 };
 
 fn cannot() -> Option<String> {
-    let programs = ["tar", "fsck.erofs", "mknod"];
+    let programs = ["tar", "gzip", "fsck.erofs", "mknod"];
     skip::root()
         .or_else(|| programs.into_iter().find_map(skip::program))
         .or_else(skip::loop_devices)
@@ -246,6 +246,12 @@ fn a_system_seen_through_its_device_is_the_system() {
     let plain = work.join("plain");
     unpack(&tar, &plain, &[]);
     let device = mounted(&work, &tar, "system");
+    // The same layer as registries hold it, by way of its index: the same device to the byte.
+    let (packed, lazily) = (work.join("system.tar.gz"), work.join("lazily.erofs"));
+    let gzip = run(Command::new("gzip").args(["-1", "-n", "-c"]).arg(&tar));
+    fs::write(&packed, gzip).expect("room");
+    materialise_packed(&packed, blob_of(&tar).digest, &work.dir("lazily.maps"), &lazily);
+    assert_eq!(blob_of(&lazily), blob_of(&work.join("system.erofs")), "through gzip and index");
     let (found, mut expected) = (facts(&device), facts(&plain));
     // Directories that the archive leaves out are the unpacker's affair.
     for path in ["", "usr", "usr/lib", "usr/share", "var", "var/lib"] {
