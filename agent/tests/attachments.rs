@@ -58,7 +58,13 @@ impl Bench {
     fn config(&self) -> Config {
         let transport = "fuse".parse().unwrap();
         let (drain_deadline, fetch_deadline) = (Duration::from_secs(60), Duration::from_secs(20));
-        Config { transport, drain_deadline, fetch_deadline, ..Config::in_dir(self.dir.path()) }
+        Config {
+            transport,
+            drain_deadline,
+            fetch_deadline,
+            cache_read_ahead_bytes: 0,
+            ..Config::in_dir(self.dir.path())
+        }
     }
 
     async fn agent(&self) -> Agent {

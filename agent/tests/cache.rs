@@ -29,7 +29,12 @@ fn cannot() -> Option<&'static str> {
 }
 
 fn config(dir: &Path) -> Config {
-    Config { transport: "fuse".parse().unwrap(), drain_deadline: Duration::from_secs(60), ..Config::in_dir(dir) }
+    Config {
+        transport: "fuse".parse().unwrap(),
+        drain_deadline: Duration::from_secs(60),
+        cache_read_ahead_bytes: 0,
+        ..Config::in_dir(dir)
+    }
 }
 
 async fn registry() -> Registry {

@@ -57,7 +57,13 @@ impl Bench {
 
     fn config(&self) -> Config {
         let (drain_deadline, fetch_deadline) = (Duration::from_secs(60), Duration::from_secs(5));
-        Config { transport: "fuse".parse().unwrap(), drain_deadline, fetch_deadline, ..Config::in_dir(self.dir.path()) }
+        Config {
+            transport: "fuse".parse().unwrap(),
+            drain_deadline,
+            fetch_deadline,
+            cache_read_ahead_bytes: 0,
+            ..Config::in_dir(self.dir.path())
+        }
     }
 
     fn image(&self) -> String {

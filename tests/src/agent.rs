@@ -105,6 +105,7 @@ pub struct Place {
     home: PathBuf,
     state: PathBuf,
     socket: PathBuf,
+    reads_ahead: bool,
     flags: Vec<String>,
 }
 
@@ -119,7 +120,13 @@ impl Place {
     #[must_use]
     pub fn of(program: &Path, dir: &Path) -> Self {
         let (state, socket) = (dir.join("state"), dir.join("penstock.sock"));
-        Self { program: program.to_owned(), home: dir.to_owned(), state, socket, flags: Vec::new() }
+        Self { program: program.to_owned(), home: dir.to_owned(), state, socket, reads_ahead: false, flags: Vec::new() }
+    }
+
+    /// The agent reads ahead, as it does when nothing is said. Elsewhere it does not: what no test has read is not there.
+    #[must_use]
+    pub fn reading_ahead(self) -> Self {
+        Self { reads_ahead: true, ..self }
     }
 
     /// Adds flags of `penstock agent`.
@@ -172,6 +179,9 @@ impl Place {
     pub fn flags_of_agent(&self) -> Vec<OsString> {
         let mut flags: Vec<OsString> = ["--log-level", "debug", "--state-dir"].map(OsString::from).into();
         flags.extend([self.state.clone().into(), "--socket".into(), self.socket.clone().into()]);
+        if !self.reads_ahead {
+            flags.extend(["--cache-read-ahead", "0"].map(OsString::from));
+        }
         flags.extend(self.flags.iter().map(OsString::from));
         flags
     }

@@ -84,7 +84,7 @@ fn nothing_is_lost_wrong_or_hung_while_everything_fails() {
     let layer = Layer::overlaybd(disk(&truth, &work.join("layer")));
     let reference = registry.image("soak/disk", "1", &[layer]);
     let flags = ["--cache-dir", cache.to_str().expect("UTF-8"), "--cache-cap", CAP, "--cache-chunk-size", "64KiB"];
-    let place = Place::new(work.path()).with(&flags).with(&["--cache-reserve", "0"]);
+    let place = Place::new(work.path()).with(&flags).with(&["--cache-reserve", "0"]).reading_ahead();
     let agent = Arc::new(Supervisor::start(&place, binary()));
     let device = agent.attach(&reference, &["--transport", "fuse", "--on-failure", "wait=10m"]);
     let path = PathBuf::from(text(&device["device_path"]));
