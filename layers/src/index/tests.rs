@@ -1,3 +1,5 @@
+//! Indexes of layers of every coding, compared with the archives that they are of.
+
 use std::{fs::File, path::Path};
 
 use penstock_blob::Digest;

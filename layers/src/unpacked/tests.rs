@@ -1,3 +1,5 @@
+//! Reads of archives through sources that fail, lie and are slow.
+
 use std::{fs::File, sync::atomic::AtomicU32};
 
 use penstock_blob::{

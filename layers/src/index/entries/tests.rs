@@ -1,3 +1,5 @@
+//! Any entries come back out of an index as they went in.
+
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::{collection::vec, prop_assert, prop_assert_eq, proptest};
 
