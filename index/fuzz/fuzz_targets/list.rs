@@ -5,7 +5,7 @@ use std::{fs, sync::OnceLock, time::Duration};
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use penstock_blob::{Blob, BlobSource, ByteRange, Located, ReadError, ReadFuture, Purpose};
+use penstock_blob::{Blob, BlobSource, ByteRange, Located, Purpose, ReadError, ReadFuture};
 use penstock_index::{Config, Listed, Outcome, Verified};
 use penstock_index_fuzz::sample;
 use prometheus_client::registry::Registry;
@@ -23,7 +23,7 @@ impl BlobSource for Hostile {
         None
     }
 
-    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
+    fn read(&self, blob: Blob, range: ByteRange, _: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
             let (start, end) = (range.start() as usize, range.end() as usize);
             let bytes = if blob == self.listed.blob { &self.blob[..] } else { &self.list[..] };
