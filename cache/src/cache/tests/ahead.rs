@@ -50,6 +50,7 @@ async fn demand_goes_on_while_all_that_is_read_ahead_is_stuck_and_what_is_wanted
     let it = &bench.blobs[0];
     let stuck = Stuck::only(bench.memory.clone(), it.0.digest, range(CHUNK, 8 * CHUNK));
     let cache = bench.open_on(stuck.clone()).await;
+    read(&cache, it, chunk(63)).await;
     read(&cache, it, chunk(0)).await;
     stuck.until_waiting(1).await;
     let ahead = stuck.waiting();
@@ -103,8 +104,9 @@ async fn a_failed_read_ahead_is_no_readers_failure() {
     let bench = bench(&[16 * CHUNK]);
     let it = &bench.blobs[0];
     let flaky = Flaky::new(bench.memory.clone(), 0);
-    let stuck = Stuck::only(flaky.clone(), it.0.digest, range(CHUNK, 16 * CHUNK));
+    let stuck = Stuck::only(flaky.clone(), it.0.digest, range(CHUNK, 15 * CHUNK));
     let cache = bench.open_on(stuck.clone()).await;
+    read(&cache, it, chunk(15)).await;
     read(&cache, it, chunk(0)).await;
     stuck.until_waiting(1).await;
     flaky.set(stuck.waiting());
