@@ -13,7 +13,9 @@
 //! 4. Parsers are total: any bytes give a typed error or an image, never a panic, and memory stays bounded however large
 //!    the counts inside are. A count is compared with the size of the blob before anything is sized by it.
 //! 5. Memory does not grow with the image: the merged map and the frame tables are files of checked pages in the maps
-//!    directory, read one page at a time. An open image holds a page, and a file handle per layer.
+//!    directory, read one page at a time. An open image holds a page, and a file handle per layer, which images share.
+//! 6. Opening reads a constant amount of each layer in two rounds. The rest of its tables is made in the background; what can be planned meanwhile is
+//!    right, what cannot is named as missing ([`Image::over`]).
 //!
 //! # Layout
 //!
@@ -23,7 +25,10 @@
 //! | [`tar`], [`zfile`], [`lsmt`] | the three formats, as pure functions over bytes |
 //! | [`pages`], `frames`, `map` | table files: pages, the frames of a ZFile, the extents of a stack |
 //! | `merge`, `index` | merging the layers' indexes: the pure sweep, and feeding it |
-//! | `layer`, `body` | opening a layer; reading and planning its bytes |
+//! | `sums`, `filling` | adding up a jump table from both ends: the pure part, and feeding it |
+//! | `draft`, `making`, `growing` | tables in the making: as files, as who waits sees them, and the map |
+//! | `window`, `layer`, `body` | what opening holds of a blob; opening a layer; reading and planning its bytes |
+//! | `stack`, `maps`, `over` | the layers of an image; what images share; the source that answers for tables |
 //! | `image` | opening an image, planning |
 //! | `oci` | the EROFS of one ordinary layer |
 //! | `plan`, `scratch`, `read` | plans, executing them, and the loop around both |
@@ -33,8 +38,8 @@
 //! # Concurrency
 //!
 //! An image is read-only and shared. Table files are immutable: built under a temporary name, synced, renamed; two
-//! processes building the same table write the same bytes. File work while opening runs on the blocking pool; page
-//! reads while planning run on the caller's thread.
+//! processes building the same table write the same bytes. File work while making them runs on the blocking pool; page
+//! reads while planning run on the caller's thread. Each table in the making has one task, which ends with the last image that has it.
 //!
 //! Formats: docs/formats/erofs-layer.md, docs/formats/overlaybd.md, docs/formats/map.md, docs/formats/recording.md.
 //!

@@ -68,7 +68,13 @@ impl Stack {
         if is_at_hand {
             growing.made().await?;
         }
-        Ok(Self { blobs, bodies, growing, _work: Some(work) })
+        let stack = Self { blobs, bodies, growing, _work: Some(work) };
+        if stack.is_whole() {
+            // Nothing is waited for but the disk: a small image is kept when it is open, and needs no registry from then on.
+            let kept = stack.persisted().await;
+            kept.map_err(|error| layer_error(stack.growing.named().digest, error.into()))?;
+        }
+        Ok(stack)
     }
 
     pub(crate) fn blobs(&self) -> &[Blob] {
