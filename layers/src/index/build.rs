@@ -23,8 +23,10 @@ use crate::{
     zstandard,
 };
 
-/// How hard windows and entries are compressed: beyond it a window shrinks by less than a twentieth.
-const LEVEL: i32 = 9;
+/// How hard windows are compressed: beyond it they shrink by less than a twentieth.
+const WINDOW_LEVEL: i32 = 9;
+/// How hard entries are compressed: beyond it the encoder needs tens of MiB.
+const ENTRIES_LEVEL: i32 = 3;
 /// Bytes written, and read back, at once.
 const BUFFER_BYTES: usize = 64 << 10;
 
@@ -101,7 +103,8 @@ enum Scan {
     Zstd(zstandard::Scan),
 }
 
-/// Takes a layer's bytes in order and makes its index. Holds at most about 5 MiB, whatever the layer; what grows with it goes to files.
+/// Takes a layer's bytes in order and makes its index. Holds about 5 MiB, and of a Zstandard layer the window that its frames ask for, at most
+/// 128 MiB; what grows with the layer goes to files.
 #[derive(Debug)]
 pub struct Builder {
     packed: Blob,
@@ -231,7 +234,7 @@ impl Cutter {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         let mut index = File::options().create(true).truncate(true).read(true).write(true).open(path)?;
         index.seek(SeekFrom::Start(PAGE_BYTES as u64))?;
-        let entries = zstd::stream::write::Encoder::new(buffered(tempfile::tempfile_in(dir)?), LEVEL);
+        let entries = zstd::stream::write::Encoder::new(buffered(tempfile::tempfile_in(dir)?), ENTRIES_LEVEL);
         let mut entries = entries?;
         entries.include_checksum(true)?;
         Ok(Self {
@@ -242,7 +245,7 @@ impl Cutter {
             packed_end: 0,
             index: buffered(index),
             windows_bytes: 0,
-            compressor: zstd::bulk::Compressor::new(LEVEL)?,
+            compressor: zstd::bulk::Compressor::new(WINDOW_LEVEL)?,
             table: buffered(tempfile::tempfile_in(dir)?),
             frames: 0,
             tar: TarReader::new(),
