@@ -111,7 +111,7 @@ struct Configure {
     /// Override what somebody else has set
     #[arg(long)]
     force: bool,
-    /// Restart containerd through systemd when something has changed; running containers go on
+    /// Restart containerd through systemd unless it has read all this already; running containers go on
     #[arg(long, conflicts_with = "dry_run")]
     restart: bool,
     /// How to print the answer.
@@ -203,7 +203,10 @@ fn configure(args: &Configure) -> Result<(), Failure> {
         plan.changes.iter().try_for_each(|change| files::apply(change, &main))?;
         answer.written = !plan.changes.is_empty();
     }
-    if args.restart && answer.written {
+    if plan.changes.is_empty() && wait(is_behind(&main))? {
+        answer.behind();
+    }
+    if args.restart && answer.restart.is_needed {
         restart(&answer)?;
         answer.restarted();
     }
@@ -243,10 +246,25 @@ fn choose(args: &Configure, seen: &Seen) -> Result<Chosen, Failure> {
     }
     let main = settings::Settings::parse(seen.main.as_deref().unwrap_or_default()).unwrap_or_default();
     let socket = Path::new(main.address().unwrap_or(SOCKET));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Runtime)?;
-    let running = runtime.block_on(ask::version(socket));
+    let running = wait(ask::version(socket))?;
     let running = running.map_err(|reason| format!("{}: {reason}", socket.display()));
     Ok(release::choose(None, running.and_then(|text| text.parse()), program(&args.program))?)
+}
+
+/// Runs what asks containerd.
+fn wait<T>(asking: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Runtime)?;
+    Ok(runtime.block_on(asking))
+}
+
+/// Whether the containerd that runs has read another config than there is now, as far as our snapshotter shows. One that does not answer
+/// is not behind: it reads its config when it starts.
+async fn is_behind(main: &Path) -> bool {
+    let Ok(first) = understood(main, None) else { return false };
+    let Ok(release) = ask::version(&first.socket).await else { return false };
+    let Ok(plugins) = ask::snapshotters(&first.socket).await else { return false };
+    understood(main, Some(&release))
+        .is_ok_and(|config| config.names_us != plugins.iter().any(|plugin| plugin.id == NAME))
 }
 
 /// The release of the installed program, and its path.

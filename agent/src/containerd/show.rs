@@ -33,7 +33,9 @@ struct Shown {
 /// What has to happen for containerd to see the files.
 #[derive(Debug, Serialize)]
 pub(super) struct Restart {
-    is_needed: bool,
+    pub(super) is_needed: bool,
+    /// Nothing was written now, and containerd does not know what was written before.
+    is_behind: bool,
     /// Where systemd runs.
     pub(super) command: Option<&'static str>,
 }
@@ -46,8 +48,14 @@ impl Answer {
             changes: plan.changes.iter().map(shown).collect(),
             notes: plan.notes.clone(),
             written: false,
-            restart: Restart { is_needed: !plan.changes.is_empty(), command },
+            restart: Restart { is_needed: !plan.changes.is_empty(), is_behind: false, command },
         }
+    }
+
+    /// The files are as they should be, and containerd was started before they were.
+    pub(super) const fn behind(&mut self) {
+        self.restart.is_needed = true;
+        self.restart.is_behind = true;
     }
 
     /// containerd has been restarted.
@@ -71,7 +79,14 @@ impl Answer {
     /// For people, in the end.
     pub(super) fn after(&self, dry_run: bool) -> String {
         if self.changes.is_empty() {
-            return "nothing to change\n".to_owned();
+            return match (self.restart.is_behind, self.restart.is_needed) {
+                (false, _) => "nothing to change\n".to_owned(),
+                (true, false) => "nothing to change; containerd was restarted\n".to_owned(),
+                (true, true) => format!(
+                    "nothing to change, but containerd was started before: {} (running containers go on)\n",
+                    self.restart.command.unwrap_or("restart it")
+                ),
+            };
         }
         if dry_run {
             return "nothing was written (--dry-run)\n".to_owned();
