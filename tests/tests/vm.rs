@@ -155,7 +155,7 @@ fn a_reader_through_ublk_sees_what_the_failure_matrix_says() {
 }
 
 #[test]
-fn a_container_starts_from_a_ublk_device_before_its_image_was_fetched() {
+fn a_container_starts_from_a_ublk_device_before_its_image_was_fetched_and_sees_no_kill_of_the_agent() {
     require!(cannot(), runnable::cannot(), Release::Installed.cannot());
     let (work, image) = (Workdir::new(), Runnable::new(1, 2));
     let dir = work.dir("image");
