@@ -91,13 +91,6 @@ impl Ended {
     }
 }
 
-/// `penstock` with these arguments, none of the caller's settings, and no terminal.
-fn command(program: &Path, home: &Path) -> Command {
-    let mut command = Command::new(program);
-    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", home).stdin(Stdio::null());
-    command
-}
-
 /// Where an agent lives: its program, its directory and the flags it is started with. Outlives the agents started in it.
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -106,6 +99,7 @@ pub struct Place {
     state: PathBuf,
     socket: PathBuf,
     reads_ahead: bool,
+    config: Option<PathBuf>,
     flags: Vec<String>,
 }
 
@@ -120,7 +114,8 @@ impl Place {
     #[must_use]
     pub fn of(program: &Path, dir: &Path) -> Self {
         let (state, socket) = (dir.join("state"), dir.join("penstock.sock"));
-        Self { program: program.to_owned(), home: dir.to_owned(), state, socket, reads_ahead: false, flags: Vec::new() }
+        let program = program.to_owned();
+        Self { program, home: dir.to_owned(), state, socket, reads_ahead: false, config: None, flags: Vec::new() }
     }
 
     /// The agent reads ahead, as it does when nothing is said. Elsewhere it does not: what no test has read is not there.
@@ -148,6 +143,12 @@ impl Place {
         Self { socket: socket.to_owned(), ..self }
     }
 
+    /// The same place with a config file, which its commands read too.
+    #[must_use]
+    pub fn with_config(self, config: &Path) -> Self {
+        Self { config: Some(config.to_owned()), ..self }
+    }
+
     /// The agent's state directory.
     #[must_use]
     pub fn state(&self) -> &Path {
@@ -160,15 +161,23 @@ impl Place {
         &self.socket
     }
 
+    /// `penstock` with none of the caller's settings, and no terminal.
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", &self.home).stdin(Stdio::null());
+        command.envs(self.config.iter().map(|config| ("PENSTOCK_CONFIG", config)));
+        command
+    }
+
     fn agent(&self) -> Command {
-        let mut agent = command(&self.program, &self.home);
+        let mut agent = self.command();
         agent.arg("agent").args(self.flags_of_agent());
         agent
     }
 
     /// `penstock supervise` of the agent of this place, run from `program`.
     pub(crate) fn supervise(&self, program: &Path) -> Command {
-        let mut supervise = command(&self.program, &self.home);
+        let mut supervise = self.command();
         supervise.args(["supervise", "--program"]).arg(program).arg("--");
         supervise.args(self.flags_of_agent());
         supervise
@@ -228,7 +237,7 @@ impl Place {
     /// When it cannot be started.
     #[must_use]
     pub fn run(&self, arguments: &[&str]) -> Ended {
-        let mut run = command(&self.program, &self.home);
+        let mut run = self.command();
         let out = run.env("PENSTOCK_SOCKET", self.socket()).args(arguments).output().expect("penstock starts");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ended { code: out.status.code(), stdout: text(&out.stdout), stderr: text(&out.stderr) }

@@ -66,6 +66,12 @@ impl Place {
         self.release
     }
 
+    /// Its main config.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("config.toml")
+    }
+
     /// Its persistent directory: content store, metadata, what its own snapshotters keep.
     #[must_use]
     pub fn root(&self) -> PathBuf {
@@ -179,7 +185,7 @@ impl Place {
 
     fn spawn(&self) -> Process {
         let mut command = self.release.command("containerd");
-        let process = Process::start("containerd", command.arg("-c").arg(self.dir.join("config.toml")));
+        let process = Process::start("containerd", command.arg("-c").arg(self.config()));
         let up = process.wait_for(START, START, |lines| {
             lines.iter().any(|line| line.contains("containerd successfully booted")).then_some(())
         });

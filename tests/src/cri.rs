@@ -26,6 +26,9 @@ pub mod v1 {
 /// Longest time of one call: a hang is a finding, a slow machine is not.
 const CALL: Duration = Duration::from_secs(300);
 
+/// What tells containerd 1.7 for which runtime an image is pulled (containerd, pkg/cri/annotations: `RuntimeHandler`).
+const RUNTIME_HANDLER: &str = "io.containerd.cri.runtime-handler";
+
 /// A connection to a containerd (and to an image service, which may be another socket), with pods on the host's network.
 #[derive(Debug)]
 pub struct Cri {
@@ -112,6 +115,18 @@ impl Cri {
         Ok(self.wait(self.images.clone().pull_image(request))?.image_ref)
     }
 
+    /// Pulls an image for pods of the runtime `handler`, which kubelet says in a field of the image, or for older runtimes in an annotation
+    /// of the pod.
+    ///
+    /// # Panics
+    /// When it is not pulled.
+    pub fn pull_for(&self, reference: &str, handler: &str) {
+        let image = ImageSpec { image: reference.to_owned(), runtime_handler: handler.to_owned() };
+        let sandbox_config = Some(self.pod_config("pulls", handler));
+        let request = PullImageRequest { image: Some(image), auth: None, sandbox_config };
+        self.wait(self.images.clone().pull_image(request)).expect("PullImage");
+    }
+
     /// Pulls images, all at once.
     ///
     /// # Panics
@@ -170,6 +185,22 @@ impl Cri {
     /// When the runtime fails.
     #[must_use]
     pub fn run_pod(&self, name: &str) -> Pod {
+        self.run_pod_with(name, "")
+    }
+
+    /// Starts a pod whose RuntimeClass has this handler.
+    ///
+    /// # Panics
+    /// When the runtime fails.
+    #[must_use]
+    pub fn run_pod_with(&self, name: &str, handler: &str) -> Pod {
+        let config = self.pod_config(name, handler);
+        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.to_owned() };
+        let id = self.wait(self.pods.clone().run_pod_sandbox(request)).expect("RunPodSandbox").pod_sandbox_id;
+        Pod { id, config }
+    }
+
+    fn pod_config(&self, name: &str, handler: &str) -> PodSandboxConfig {
         let metadata = PodSandboxMetadata {
             name: name.to_owned(),
             uid: format!("uid-{name}"),
@@ -178,11 +209,13 @@ impl Cri {
         };
         let context = LinuxSandboxSecurityContext { namespace_options: Some(namespaces()) };
         let linux = LinuxPodSandboxConfig { cgroup_parent: self.cgroup.clone(), security_context: Some(context) };
-        let config =
-            PodSandboxConfig { metadata: Some(metadata), log_directory: self.logs.clone(), linux: Some(linux) };
-        let request = RunPodSandboxRequest { config: Some(config.clone()) };
-        let id = self.wait(self.pods.clone().run_pod_sandbox(request)).expect("RunPodSandbox").pod_sandbox_id;
-        Pod { id, config }
+        let annotation = (!handler.is_empty()).then(|| (RUNTIME_HANDLER.to_owned(), handler.to_owned()));
+        PodSandboxConfig {
+            metadata: Some(metadata),
+            log_directory: self.logs.clone(),
+            annotations: annotation.into_iter().collect(),
+            linux: Some(linux),
+        }
     }
 
     /// Stops and removes a pod with its containers.
@@ -293,7 +326,7 @@ impl Cri {
 }
 
 fn spec(image: &str) -> ImageSpec {
-    ImageSpec { image: image.to_owned() }
+    ImageSpec { image: image.to_owned(), runtime_handler: String::new() }
 }
 
 /// The host's network, so that no CNI is needed; the rest as pods have it.

@@ -19,6 +19,13 @@ use crate::{
 /// A registry takes a fraction of a second to come up; a machine under load takes more.
 const START: Duration = Duration::from_secs(60);
 
+/// Who may use a registry that is [`DockerRegistry::with_password`].
+pub const USER: &str = "kubelet";
+/// And their password there.
+pub const PASSWORD: &str = "Kubelets-own-password";
+/// Its bcrypt, of the least cost: the registry compares with each request.
+const BCRYPT: &str = "$2b$04$lpJ4IjFJRQbvuZTIyuVLBOCFBasw7Ut6BudAm7ZLiBpVxAB11AMCW";
+
 /// A running registry with its own storage and its log of requests.
 #[derive(Debug)]
 pub struct DockerRegistry {
@@ -66,6 +73,19 @@ impl DockerRegistry {
             bundle.display()
         );
         Self::over(self.storage.clone(), Workdir::new(), &auth)
+    }
+
+    /// A second registry over what is in this one, which gives bytes only to [`USER`] with [`PASSWORD`].
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn with_password(&self) -> Self {
+        let dir = Workdir::new();
+        let file = dir.join("htpasswd");
+        fs::write(&file, format!("{USER}:{BCRYPT}\n")).expect("the registry's users");
+        let auth = format!("auth: {{htpasswd: {{realm: tests, path: {}}}}}\n", file.display());
+        Self::over(self.storage.clone(), dir, &auth)
     }
 
     fn over(storage: PathBuf, dir: Workdir, auth: &str) -> Self {

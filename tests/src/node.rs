@@ -1,17 +1,18 @@
 //! A node with everything on it: a registry, the agent with its snapshotter (under `penstock supervise`, through FUSE), a containerd that
 //! uses it, and a client that makes kubelet's calls.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, process::Command};
 
 use serde_json::Value;
 
 use crate::{
-    agent::{self, binary},
+    agent::{self, Ended, binary},
     containerd::{self, Containerd, Release, Snapshotter},
     cri::Cri,
     docker_registry::DockerRegistry,
     http::Request,
-    runnable, skip,
+    runnable::{self, Kind, Made, Runnable, SUM_ALL},
+    skip,
     supervisor::Supervisor,
     workdir::Workdir,
 };
@@ -30,6 +31,34 @@ struct Parts {
     supervisor: Supervisor,
 }
 
+/// Where its agent has what containerd and the kubelet are told of.
+#[derive(Debug)]
+struct Paths {
+    /// The snapshotter's data.
+    root: PathBuf,
+    /// The sockets.
+    run: PathBuf,
+}
+
+impl Paths {
+    /// Where the agent answers the kubelet's image calls.
+    fn images(&self) -> PathBuf {
+        self.run.join("images.sock")
+    }
+
+    /// The agent's config.
+    fn config(&self, work: &Workdir, place: &containerd::Place) -> String {
+        let (root, run) = (self.root.display(), self.run.display());
+        format!(
+            "state_dir = \"{}\"\n[snapshotter]\nenable = true\nroot = \"{root}\"\nsocket = \"{run}/snapshotter.sock\"\n\
+             [images]\nsocket = \"{run}/images.sock\"\ncontainerd = \"{}\"\n[fetch]\nhosts_dirs = \"{}\"\n",
+            work.join("state").display(),
+            place.socket().display(),
+            place.hosts().display()
+        )
+    }
+}
+
 /// A node.
 #[derive(Debug)]
 pub struct Node {
@@ -37,8 +66,7 @@ pub struct Node {
     parts: Option<Parts>,
     agent: agent::Place,
     place: containerd::Place,
-    /// Where its agent answers the kubelet's image calls.
-    images: PathBuf,
+    paths: Paths,
     /// Its registry.
     pub registry: DockerRegistry,
     /// Everything it writes.
@@ -49,28 +77,61 @@ impl Node {
     /// A node with a containerd of `release`, whose agent has these flags too.
     #[must_use]
     pub fn start(release: Release, flags: &[&str]) -> Self {
+        Self::with(release, flags, |paths| Snapshotter::Penstock {
+            socket: paths.run.join("snapshotter.sock"),
+            root: paths.root.clone(),
+        })
+    }
+
+    /// A node whose containerd has never heard of our snapshotter: [`Node::configure`] tells it.
+    #[must_use]
+    pub fn untold(release: Release) -> Self {
+        Self::with(release, &[], |_| Snapshotter::Overlayfs)
+    }
+
+    fn with(release: Release, flags: &[&str], snapshotter: impl FnOnce(&Paths) -> Snapshotter) -> Self {
         let (work, registry) = (Workdir::new(), DockerRegistry::start());
         let sandbox = runnable::sandbox(&registry.repository("pause"));
-        let dir = work.dir("containerd");
-        let root = dir.join("root/io.containerd.snapshotter.v1.penstock");
-        let (socket, images) = (work.join("snapshotter.sock"), work.join("images.sock"));
-        let snapshotter = Snapshotter::Penstock { socket: socket.clone(), root: root.clone() };
-        let place = containerd::Place::new(release, &dir, (registry.host(), &sandbox), snapshotter);
-        let path = |path: &PathBuf| path.to_str().expect("UTF-8").to_owned();
+        let dir = work.dir("containerd").canonicalize().expect("a directory");
+        let paths = Paths { root: dir.join("root/io.containerd.snapshotter.v1.penstock"), run: work.dir("run") };
+        let place = containerd::Place::new(release, &dir, (registry.host(), &sandbox), snapshotter(&paths));
+        let config = work.join("penstock.toml");
+        std::fs::write(&config, paths.config(&work, &place)).expect("the agent's config");
         let agent = agent::Place::new(work.path())
-            .with(&["--device-transport", "fuse", "--cache-chunk-size", "64KiB", "--snapshotter-enable", "true"])
-            .with(&["--snapshotter-root", &path(&root), "--snapshotter-socket", &path(&socket)])
-            .with(&["--images-socket", &path(&images), "--images-containerd", &path(&place.socket())])
+            .with_socket(&paths.run.join("penstock.sock"))
+            .with_config(&config)
+            .with(&["--device-transport", "fuse", "--cache-chunk-size", "64KiB"])
             .with(flags);
-        let mut node = Self { parts: None, agent, place, images, registry, work };
+        let mut node = Self { parts: None, agent, place, paths, registry, work };
         node.power_on();
         node
     }
 
+    /// Runs `penstock containerd configure` for its containerd, with these arguments too; answers what it says.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn configure(&self, arguments: &[&str]) -> String {
+        let program = self.place.release().command("containerd");
+        let (main, program) = (self.place.config(), program.get_program());
+        let paths = [main.as_os_str(), program].map(|path| path.to_str().expect("UTF-8"));
+        let command = ["containerd", "configure", "--config", paths[0], "--program", paths[1]];
+        self.penstock(&[&command, arguments].concat()).ok()
+    }
+
+    /// Runs a command of `penstock` on this node.
+    #[must_use]
+    pub fn penstock(&self, arguments: &[&str]) -> Ended {
+        self.agent.run(arguments)
+    }
+
     fn power_on(&mut self) {
+        // As /run: what lies there is there until the next reboot, and never on a disk.
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "penstock-run"]).arg(&self.paths.run).status();
+        assert!(mounted.is_ok_and(|status| status.success()), "a tmpfs is mounted");
         let supervisor = Supervisor::start(&self.agent, binary());
         let containerd = self.place.start();
-        let cri = Cri::with_images(&containerd, &self.images);
+        let cri = Cri::with_images(&containerd, &self.paths.images());
         self.parts = Some(Parts { cri, containerd, supervisor });
     }
 
@@ -107,7 +168,7 @@ impl Node {
         let parts = self.parts.as_mut().expect("the node is on");
         parts.containerd.restart();
         // As kubelet does: it connects anew.
-        parts.cri = Cri::with_images(&parts.containerd, &self.images);
+        parts.cri = Cri::with_images(&parts.containerd, &self.paths.images());
     }
 
     /// What a power cut and the start after it do: no process, mount or device stays, nor what `/run` holds; then all starts again.
@@ -163,6 +224,28 @@ impl Node {
         self.containerd().until(|| listed().then_some(()));
     }
 
+    /// Puts `image` in a repository of its own, whose containers sleep unless told otherwise; answers its reference and layers.
+    #[must_use]
+    pub fn push(&self, name: &str, image: &Runnable, kind: Kind) -> (String, Vec<Made>) {
+        let layers = image.layers(kind);
+        (runnable::push(&self.registry.repository(name), "1", &layers, &["sleep", "1000000000"]), layers)
+    }
+
+    /// The digests of layers that containerd has in its content store.
+    #[must_use]
+    pub fn stored(&self, layers: &[Made]) -> Vec<String> {
+        let stored = self.place.content();
+        layers.iter().map(Made::digest).filter(|digest| stored.iter().any(|(_, one)| one == digest)).collect()
+    }
+
+    /// Sees that everything in a running container is as it should be.
+    ///
+    /// # Panics
+    /// When a file is not.
+    pub fn is_right(&self, container: &str, image: &Runnable) {
+        assert_eq!(runnable::sums(&self.cri().exec(container, &SUM_ALL).ok()), image.sums());
+    }
+
     /// Bytes that the registry sent so far, for each blob.
     #[must_use]
     pub fn sent(&self) -> BTreeMap<String, u64> {
@@ -210,7 +293,7 @@ impl Node {
         containerd.stop();
         drop(containerd);
         assert!(supervisor.stop().success());
-        assert_eq!(self.work.mounts(), Vec::<PathBuf>::new(), "nothing stays mounted");
+        assert_eq!(self.work.mounts(), [self.paths.run.clone()], "nothing else stays mounted");
         assert!(self.work.loops().is_empty(), "{:?}", self.work.loops());
     }
 }

@@ -230,3 +230,47 @@ fn what_somebody_else_has_chosen_stays_unless_told() {
     node.configured(&["--undo"]);
     assert_eq!(text(&node.main()), before);
 }
+
+/// `systemctl` for this test: notes what it is told, and ends with the status in a file beside it.
+const SYSTEMCTL: &str =
+    "#!/bin/sh\necho \"$*\" >>\"${0%/*}/told\"\nread -r status <\"${0%/*}/status\"\nexit \"$status\"\n";
+/// Runs a command with a `/run` of its own, where systemd is or is not: what it restarts is never this machine's containerd.
+const APART: &str =
+    "mount -t tmpfs none /run && { [ -z \"$1\" ] || mkdir -p /run/systemd/system; } && shift && exec \"$@\"";
+
+#[test]
+fn containerd_is_restarted_through_systemd_and_only_when_something_changed() {
+    require!(skip::root(), skip::program("containerd"), skip::program("unshare"));
+    let node = Node::new(Release::Installed, OWNERS);
+    let bin = node.work.dir("bin");
+    fs::write(bin.join("systemctl"), SYSTEMCTL).expect("a program");
+    fs::set_permissions(bin.join("systemctl"), fs::Permissions::from_mode(0o755)).expect("a mode");
+    let configure = |systemd: &str, status: &str, arguments: &[&str]| {
+        fs::write(bin.join("status"), format!("{status}\n")).expect("a file");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", APART, "sh", systemd]).arg(agent::binary());
+        command.args(["containerd", "configure", "--config"]).arg(node.main()).args(arguments);
+        command.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", bin.display()));
+        let out = command.env("PENSTOCK_CONFIG", node.work.join("penstock.toml")).output().expect("unshare starts");
+        let said = [out.stdout, out.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        (out.status.code(), said.concat())
+    };
+    let told = || text(&bin.join("told")).unwrap_or_default();
+
+    let (code, said) = configure("", "0", &["--restart"]);
+    assert!(code == Some(1) && said.contains("was not restarted: systemd does not run here"), "{said}");
+    assert!(node.drop_in().exists(), "it says that its config is written");
+    node.configured(&["--undo"]);
+    let (code, said) = configure("yes", "0", &["--restart"]);
+    assert!(code == Some(0) && said.ends_with("containerd was restarted\n"), "{said}");
+    assert_eq!(told(), "restart containerd\n");
+    let (code, said) = configure("yes", "0", &["--restart"]);
+    assert!(code == Some(0) && said.ends_with("nothing to change\n"), "{said}");
+    assert_eq!(told(), "restart containerd\n", "not again");
+    let (code, said) = configure("yes", "3", &["--undo", "--restart"]);
+    assert!(
+        code == Some(1) && said.contains("was not restarted: systemctl restart containerd: exit status: 3"),
+        "{said}"
+    );
+    assert_eq!((node.drop_in().exists(), told().lines().count()), (false, 2));
+}

@@ -17,27 +17,8 @@ use penstock_tests::{
     workspace::text,
 };
 
-/// Sleeps until it is killed.
-const ASLEEP: [&str; 2] = ["sleep", "1000000000"];
 /// Says something, and ends.
 const SPEAK: [&str; 3] = ["sh", "-c", "echo version $(cat /etc/version) of $(cat /etc/top)"];
-
-/// Puts `image` in a repository of its own, and answers its reference and layers.
-fn pushed(node: &Node, name: &str, image: &Runnable, kind: Kind) -> (String, Vec<Made>) {
-    let layers = image.layers(kind);
-    (runnable::push(&node.registry.repository(name), "1", &layers, &ASLEEP), layers)
-}
-
-/// The digests of layers that containerd has in its content store.
-fn stored(node: &Node, layers: &[Made]) -> Vec<String> {
-    let stored = node.place().content();
-    layers.iter().map(Made::digest).filter(|digest| stored.iter().any(|(_, one)| one == digest)).collect()
-}
-
-/// Everything in a running container is as it should be.
-fn is_right(node: &Node, container: &str, image: &Runnable) {
-    assert_eq!(runnable::sums(&node.cri().exec(container, &SUM_ALL).ok()), image.sums());
-}
 
 /// What is asked for to tell what a layer is, when its descriptor does not say.
 const HEAD_BYTES: u64 = 4096;
@@ -58,12 +39,12 @@ fn names(node: &Node) -> BTreeSet<String> {
 
 /// Pull, pod, container, output, another container, and all of it away again; `lazily` when no layer is to be fetched whole.
 fn a_day_of_kubelet(node: &Node, name: &str, image: &Runnable, (kind, lazily): (Kind, bool)) {
-    let (reference, layers) = pushed(node, name, image, kind);
+    let (reference, layers) = node.push(name, image, kind);
     let cri = node.cri();
     let (pod, speaker) = (cri.run_pod(name), format!("{name}-speaks"));
     let before = names(node);
     cri.pull(&reference, None).expect("it is pulled");
-    assert_eq!(stored(node, &layers).is_empty(), lazily, "{name}: the layers in containerd's store");
+    assert_eq!(node.stored(&layers).is_empty(), lazily, "{name}: the layers in containerd's store");
     let ended = cri.start(&pod, &speaker, &reference, &SPEAK).expect("it starts");
     let status = node.containerd().until(|| {
         let status = cri.status(&ended);
@@ -71,7 +52,7 @@ fn a_day_of_kubelet(node: &Node, name: &str, image: &Runnable, (kind, lazily): (
     });
     assert_eq!((status.exit_code, node.output(&speaker).as_str()), (0, "version 2 of 1\n"), "{status:?}");
     let runs = cri.start(&pod, &format!("{name}-sleeps"), &reference, &[]).expect("it starts");
-    is_right(node, &runs, image);
+    node.is_right(&runs, image);
     let wrote = cri.exec(&runs, &["sh", "-c", "echo new >/etc/version && cat /etc/version"]).ok();
     assert_eq!(wrote, "new\n", "a container writes to its own files");
     if lazily {
@@ -136,7 +117,7 @@ fn a_container_reads_on_while_agent_containerd_and_registry_come_and_go() {
     require!(cannot(Release::Installed));
     let mut node = Node::start(Release::Installed, &[]);
     let image = Runnable::new(1, 12);
-    let (reference, _) = pushed(&node, "survivor", &image, Kind::OverlayBd);
+    let (reference, _) = node.push("survivor", &image, Kind::OverlayBd);
     node.cri().pull(&reference, None).expect("it is pulled");
     let pod = node.cri().run_pod("survivor");
     let container = node.cri().start(&pod, "first", &reference, &[]).expect("it starts");
@@ -150,18 +131,18 @@ fn a_container_reads_on_while_agent_containerd_and_registry_come_and_go() {
         });
     }
     node.restart_containerd();
-    is_right(&node, &container, &image);
+    node.is_right(&container, &image);
     node.kill_agent();
     node.restart_containerd();
 
     // Everything was read once: the registry is not needed any more, whoever else comes and goes.
     node.registry.stop();
     fs::write("/proc/sys/vm/drop_caches", "3").expect("root may");
-    is_right(&node, &container, &image);
+    node.is_right(&container, &image);
     node.kill_agent();
     node.until_containerd_has_its_snapshotter();
     let second = node.cri().start(&pod, "second", &reference, &[]).expect("it starts without a registry");
-    is_right(&node, &second, &image);
+    node.is_right(&second, &image);
     for container in [container, second] {
         node.cri().remove(&container);
     }
@@ -176,8 +157,8 @@ fn after_a_reboot_a_container_finds_its_image_and_its_own_files() {
     require!(cannot(Release::Installed));
     let mut node = Node::start(Release::Installed, &[]);
     let image = Runnable::new(1, 3);
-    let (reference, _) = pushed(&node, "again", &image, Kind::OverlayBd);
-    let (stacked, _) = pushed(&node, "stacked", &image, Kind::Erofs);
+    let (reference, _) = node.push("again", &image, Kind::OverlayBd);
+    let (stacked, _) = node.push("stacked", &image, Kind::Erofs);
     let ctr = |node: &Node, arguments: &[&str]| node.place().ctr("k8s.io", arguments).ok();
     for (name, reference) in [("kept", &reference), ("kept-too", &stacked)] {
         node.cri().pull(reference, None).expect("it is pulled");
@@ -197,7 +178,7 @@ fn after_a_reboot_a_container_finds_its_image_and_its_own_files() {
     // Kubelet makes new pods after a reboot, of images that are there.
     let pod = node.cri().run_pod("new");
     let container = node.cri().start(&pod, "new", &reference, &[]).expect("it starts");
-    is_right(&node, &container, &image);
+    node.is_right(&container, &image);
     node.cri().remove(&container);
     node.cri().remove_pod(&pod);
     for reference in [reference, stacked] {
@@ -231,7 +212,7 @@ fn many_containers_at_once_share_devices_and_what_is_fetched() {
     require!(cannot(Release::Installed));
     let node = Node::start(Release::Installed, &[]);
     let one = Runnable::new(1, 3);
-    let (reference, layers) = pushed(&node, "fifty", &one, Kind::OverlayBd);
+    let (reference, layers) = node.push("fifty", &one, Kind::OverlayBd);
     node.cri().pull(&reference, None).expect("it is pulled");
     all_at_once(&node, "fifty", &vec![(reference.clone(), &one); 50], 1);
     sent_once(&node, &layers);
@@ -243,7 +224,7 @@ fn many_containers_at_once_share_devices_and_what_is_fetched() {
     for (i, image) in family.iter().enumerate() {
         // Every fourth is a stack in one device, the others share the devices of two layers.
         let kind = if i % 4 == 0 { Kind::OverlayBd } else { Kind::Erofs };
-        let (reference, made) = pushed(&node, &format!("family-{i}"), image, kind);
+        let (reference, made) = node.push(&format!("family-{i}"), image, kind);
         layers.extend(made.into_iter().map(|layer| (layer.digest(), layer)));
         images.push((reference, image));
     }
@@ -263,7 +244,7 @@ fn ctr_of_containerd_2_starts_containers_lazily() {
     require!(cannot(Release::Sid));
     let node = Node::start(Release::Sid, &[]);
     let image = Runnable::new(1, 2);
-    let (reference, layers) = pushed(&node, "transferred", &image, Kind::OverlayBd);
+    let (reference, layers) = node.push("transferred", &image, Kind::OverlayBd);
     let ctr = |arguments: &[&str]| node.place().ctr("default", arguments).ok();
     let hosts = node.place().hosts();
     let _ = ctr(&[
@@ -275,7 +256,7 @@ fn ctr_of_containerd_2_starts_containers_lazily() {
         "penstock",
         &reference,
     ]);
-    assert!(stored(&node, &layers).is_empty(), "no layer is in containerd's store");
+    assert!(node.stored(&layers).is_empty(), "no layer is in containerd's store");
     let said = node.place().run("default", (&reference, "speaks"), &["--rm"], &SPEAK).ok();
     assert_eq!(said, "version 2 of 1\n");
     let _ = ctr(&["images", "rm", "--sync", &reference]);
@@ -288,12 +269,12 @@ fn ctr_remote_starts_containers_lazily_on_the_installed_containerd() {
     require!(cannot(Release::Installed), containerd::ctr_remote().err());
     let node = Node::start(Release::Installed, &[]);
     let image = Runnable::new(1, 2);
-    let (reference, layers) = pushed(&node, "remote", &image, Kind::OverlayBd);
+    let (reference, layers) = node.push("remote", &image, Kind::OverlayBd);
     let mut pull = Command::new(containerd::ctr_remote().expect("asked before"));
     pull.arg("-a").arg(node.place().socket()).args(["-n", "default", "images", "rpull", "--plain-http"]);
     let pulled = pull.args(["--snapshotter", "penstock", &reference]).output().expect("ctr-remote starts");
     assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));
-    assert!(stored(&node, &layers).is_empty(), "no layer is in containerd's store");
+    assert!(node.stored(&layers).is_empty(), "no layer is in containerd's store");
     let said = node.place().run("default", (&reference, "speaks"), &["--rm"], &SPEAK).ok();
     assert_eq!(said, "version 2 of 1\n");
     let _ = node.place().ctr("default", &["images", "rm", "--sync", &reference]).ok();
@@ -307,7 +288,7 @@ fn a_layer_is_built_over_an_ordinary_and_over_a_lazy_image() {
     let node = Node::start(Release::Installed, &[]);
     let image = Runnable::new(1, 1);
     for (kind, name) in [(Kind::Ordinary, "plain"), (Kind::OverlayBd, "lazy")] {
-        let (reference, _) = pushed(&node, name, &image, kind);
+        let (reference, _) = node.push(name, &image, kind);
         node.cri().pull(&reference, None).expect("it is pulled");
         let ctr = |arguments: &[&str]| node.place().ctr("k8s.io", arguments).ok();
         let build = ["sh", "-c", "echo built >/etc/built; echo 3 >/etc/version"];

@@ -7,7 +7,7 @@ use super::Place;
 /// The snapshotter of a containerd.
 #[derive(Debug, Clone)]
 pub enum Snapshotter {
-    /// containerd's own.
+    /// containerd's own, by its defaults: the config says nothing of any.
     Overlayfs,
     /// Ours, as a proxy plugin.
     Penstock {
@@ -25,6 +25,27 @@ impl Snapshotter {
             Self::Penstock { .. } => "penstock",
         }
     }
+
+    /// What the plugin of images is told.
+    fn keys(&self) -> &'static str {
+        match self {
+            Self::Overlayfs => "",
+            Self::Penstock { .. } => {
+                "snapshotter = \"penstock\"\ndisable_snapshot_annotations = false\ndiscard_unpacked_layers = false\n"
+            }
+        }
+    }
+
+    /// What the transfer service is told.
+    fn unpacks(&self) -> &'static str {
+        match self {
+            Self::Overlayfs => "",
+            Self::Penstock { .. } => {
+                "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
+                 platform = \"linux/amd64\"\nsnapshotter = \"penstock\"\n"
+            }
+        }
+    }
 }
 
 /// Writes `config.toml`, and `certs.d` with the one registry.
@@ -32,13 +53,11 @@ pub(super) fn write(place: &Place) {
     let hosts = place.dir.join("certs.d").join(&place.registry);
     fs::create_dir_all(&hosts).expect("a directory");
     let registry = &place.registry;
-    let host = format!(
-        "server = \"http://{registry}\"\n[host.\"http://{registry}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
-    );
+    let host = format!("server = \"http://{registry}\"\n");
     fs::write(hosts.join("hosts.toml"), host).expect("hosts.toml");
     let (major, _) = place.release.version();
     let text = if major < 2 { common(place, 2) + &first(place) } else { common(place, 3) + &second(place) };
-    fs::write(place.dir.join("config.toml"), text).expect("config.toml");
+    fs::write(place.config(), text).expect("config.toml");
 }
 
 /// What all releases have: directories, sockets, our snapshotter.
@@ -78,10 +97,9 @@ fn first(place: &Place) -> String {
         "[plugins.\"{cri}\"]\nsandbox_image = \"{}\"\nrestrict_oom_score_adj = true\n\
          [plugins.\"{cri}\".cni]\nbin_dir = \"{dir}/cni-bin\"\nconf_dir = \"{dir}/cni-conf\"\n\
          [plugins.\"{cri}\".registry]\nconfig_path = \"{dir}/certs.d\"\n\
-         [plugins.\"{cri}\".containerd]\nsnapshotter = \"{}\"\ndisable_snapshot_annotations = false\n\
-         discard_unpacked_layers = false\n{}",
+         [plugins.\"{cri}\".containerd]\n{}{}",
         place.sandbox,
-        place.snapshotter(),
+        place.snapshotter.keys(),
         runc(place, cri)
     )
 }
@@ -89,17 +107,14 @@ fn first(place: &Place) -> String {
 /// 2.x: CRI in three plugins, and the transfer service, which is what `ctr images pull` asks.
 fn second(place: &Place) -> String {
     let (images, runtime, dir) = ("io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", place.dir.display());
-    let snapshotter = place.snapshotter();
+    let (keys, unpacks) = (place.snapshotter.keys(), place.snapshotter.unpacks());
     format!(
-        "[plugins.\"{images}\"]\nsnapshotter = \"{snapshotter}\"\ndisable_snapshot_annotations = false\n\
-         discard_unpacked_layers = false\n\
+        "[plugins.\"{images}\"]\n{keys}\
          [plugins.\"{images}\".pinned_images]\nsandbox = \"{}\"\n\
          [plugins.\"{images}\".registry]\nconfig_path = \"{dir}/certs.d\"\n\
          [plugins.\"{runtime}\"]\nrestrict_oom_score_adj = true\n\
          [plugins.\"{runtime}\".cni]\nbin_dirs = [\"{dir}/cni-bin\"]\nconf_dir = \"{dir}/cni-conf\"\n\
-         [plugins.\"io.containerd.transfer.v1.local\"]\nconfig_path = \"{dir}/certs.d\"\n\
-         [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\nplatform = \"linux/amd64\"\n\
-         snapshotter = \"{snapshotter}\"\n{}",
+         [plugins.\"io.containerd.transfer.v1.local\"]\nconfig_path = \"{dir}/certs.d\"\n{unpacks}{}",
         place.sandbox,
         runc(place, runtime)
     )
