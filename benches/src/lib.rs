@@ -11,7 +11,7 @@
 //!
 //! [`tree`] takes files of this machine, [`pack`] makes the images of them: one OverlayBD layer, and the same files as ordinary
 //! tar.gz layers. [`path`] times reads through image, cache and fetcher. [`start`] times getting at files: a full pull ([`pull`])
-//! against an agent. [`cold`] compares starts of a program with their floor. [`containerd`] times containers: pull and run to the first output, on a real containerd. [`attach`] opens images of very different sizes. [`evict`] runs eviction policies over made-up traces. [`synthetic`] makes what the criterion benches in `benches/` look at. [`sample`], [`usage`] and [`machine`] count;
+//! against an agent. [`cold`] compares starts of a program with their floor. [`containerd`] times containers: pull and run to the first output, on a real containerd. [`attach`] opens images of very different sizes, [`many`] a thousand of them. [`evict`] runs eviction policies over made-up traces. [`synthetic`] makes what the criterion benches in `benches/` look at. [`sample`], [`usage`] and [`machine`] count;
 //! [`report`] prints. `docs/performance.md` describes the method and states results.
 //!
 //! # Concurrency
@@ -24,6 +24,7 @@ pub mod cold;
 pub mod containerd;
 pub mod evict;
 pub mod machine;
+pub mod many;
 pub mod pack;
 pub mod path;
 pub mod pull;

@@ -8,6 +8,7 @@ use penstock_agent::output;
 use penstock_benches::{
     attach, cold, containerd, evict,
     machine::Machine,
+    many,
     pack::{Link, Packed},
     path,
     report::{self, Report},
@@ -63,6 +64,8 @@ enum What {
     Containerd,
     /// Opening a small image, one of many extents, and one of many frames: time, requests, bytes, memory. Writes 2 GiB of images first.
     Attach,
+    /// A thousand devices on one agent (`--n` of them). Needs root.
+    Many,
     /// Which of the extents on a full disk go: hit ratios on made-up traces, the same on every machine. Nothing is read.
     Evict,
     /// Reads and starts (the default).
@@ -98,6 +101,9 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     }
     if what == What::Attach {
         return attaches(args, link).await;
+    }
+    if what == What::Many {
+        return devices(args, link).await;
     }
     let place = match &args.dir {
         Some(dir) => tempfile::tempdir_in(dir),
@@ -177,6 +183,25 @@ async fn attaches(args: &Args, link: Link) -> anyhow::Result<()> {
     let rows = attach::run(place.path(), link, args.n.unwrap_or(STARTS)).await?;
     place.close()?;
     let report = attach::Report { machine, began_unix_seconds, link, rows };
+    let file = report::save(&results(args), &report.file_name(), &report)?;
+    match args.output {
+        Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
+        Output::Table => output::print(&report.table())?,
+    }
+    output::note(format_args!("written to {}", file.display()));
+    Ok(())
+}
+
+async fn devices(args: &Args, link: Link) -> anyhow::Result<()> {
+    if let Some(obstacle) = start::obstacle() {
+        anyhow::bail!(obstacle);
+    }
+    let (machine, began_unix_seconds) = (Machine::this(), report::now());
+    output::note("Attaching devices ...");
+    let place = tempfile::tempdir_in(args.dir.clone().unwrap_or_else(std::env::temp_dir))?;
+    let row = Box::pin(many::run(place.path(), link, args.n.unwrap_or(many::DEVICES))).await?;
+    place.close()?;
+    let report = many::Report { machine, began_unix_seconds, link, row };
     let file = report::save(&results(args), &report.file_name(), &report)?;
     match args.output {
         Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,

@@ -97,6 +97,8 @@ impl Stack {
         std::fs::create_dir_all(&maps)?;
         let source: Arc<dyn BlobSource> = Arc::clone(&cache) as _;
         let image = Arc::new(Image::open(layers, Arc::clone(&source), &maps).await?);
+        // Reads are measured here; what an open costs is measured in `attach`.
+        image.completed().await?;
         Ok(Self { image, cache, fetcher, source })
     }
 
