@@ -20,8 +20,8 @@ use clap::{CommandFactory as _, Parser};
 use penstock_api::{Problem, ProblemKind};
 
 pub use args::{
-    AgentArgs, Attach, Cli, ClientCommand, Command, Completions, Connection, Detach, Events, Policy, Set, Show, Stats,
-    SuperviseArgs, Transport,
+    AgentArgs, Attach, Cli, ClientCommand, Command, Completions, Connection, Detach, Events, KeepArgs, Policy, Set,
+    Show, Stats, SuperviseArgs, Transport,
 };
 pub use policy::OnFailureArg;
 pub use pull::Pull;

@@ -1,11 +1,12 @@
-//! Who keeps the connections of FUSE devices while no agent runs: systemd's descriptor store, `penstock supervise`, or nobody.
+//! Who keeps the connections of FUSE devices while no agent runs: systemd's descriptor store, `penstock supervise`, `penstock keep`, or nobody.
 //!
 //! A FUSE file system lives as long as somebody has its connection open. The agent gives a copy of each connection away before it
-//! answers the attach, and finds all of them again when it starts. Both keepers are spoken to in the words of sd_notify(3); they differ
-//! in how a message reaches them and how the descriptors come back (`systemd`, `supervisor`). Why: docs/decisions/0007.
+//! answers the attach, and finds all of them again when it starts. All keepers are spoken to in the words of sd_notify(3); they differ
+//! in how a message reaches them and how the descriptors come back (`systemd`, `supervisor`, `named`). Why: docs/decisions/0007.
 //!
 //! Everything but [`Keeper::lost`] may wait for the keeper, at most 10 s: call it where blocking is allowed.
 
+mod named;
 pub(crate) mod pass;
 mod supervisor;
 mod systemd;
@@ -69,8 +70,10 @@ enum Link {
     None,
     /// systemd's socket, by its name.
     Address(OwnedFd, SocketAddrUnix),
-    /// The other end of this one.
+    /// The other end of this one: our supervisor, which goes only when nobody starts another agent.
     Connected(OwnedFd),
+    /// The other end of this one: `penstock keep`. Somebody else starts agents.
+    Named(OwnedFd),
 }
 
 /// What a start found.
@@ -97,9 +100,13 @@ impl Keeper {
     /// The keeper of this process. Call it once, before the process opens files: it takes the descriptors that it was started with.
     ///
     /// # Errors
-    /// When standard input should be the socket to a supervisor and is not.
+    /// When standard input should be the socket to a supervisor and is not, or nobody keeps on the socket that was named.
     pub fn of_process(service: &Service) -> io::Result<Self> {
-        let found = if service.is_supervised { supervisor::found()? } else { systemd::found(service)? };
+        let found = match &service.keeper {
+            Some(path) => named::found(path)?,
+            None if service.is_supervised => supervisor::found()?,
+            None => systemd::found(service)?,
+        };
         Ok(Self { watchdog: service.watchdog, ..Self::from(found) })
     }
 
@@ -164,15 +171,17 @@ impl Keeper {
         }
     }
 
-    /// Waits until the keeper is gone. Only a supervisor can be seen to go; systemd does not.
+    /// Waits until nobody would start another agent: our supervisor is gone. systemd does not go, and a keeper that starts nobody may.
     pub(crate) async fn lost(&self) {
-        let Link::Connected(socket) = &self.link else { return std::future::pending().await };
-        match supervisor::closed(socket).await {
-            Ok(()) => self.is_lost.store(true, Ordering::SeqCst),
-            Err(error) => {
-                tracing::warn!(%error, "whether the supervisor lives is not watched");
-                std::future::pending().await
-            }
+        let (Link::Connected(socket) | Link::Named(socket)) = &self.link else { return std::future::pending().await };
+        if let Err(error) = supervisor::closed(socket).await {
+            tracing::warn!(%error, "whether the keeper lives is not watched");
+            return std::future::pending().await;
+        }
+        self.is_lost.store(true, Ordering::SeqCst);
+        if let Link::Named(_) = &self.link {
+            tracing::warn!("the keeper is gone: devices through FUSE end with this agent");
+            std::future::pending().await
         }
     }
 
@@ -180,7 +189,7 @@ impl Keeper {
         match &self.link {
             Link::None => Ok(()),
             Link::Address(socket, address) => pass::send(socket, Some(address), &notice.to_text(), fds),
-            Link::Connected(socket) => pass::send(socket, None, &notice.to_text(), fds),
+            Link::Connected(socket) | Link::Named(socket) => pass::send(socket, None, &notice.to_text(), fds),
         }
     }
 

@@ -38,6 +38,7 @@ pub mod events;
 mod images;
 pub mod index;
 mod indexes;
+pub mod keep;
 mod keeper;
 pub mod log;
 mod metrics;

@@ -23,13 +23,13 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt::set_socket_passcred},
     process::{Pid, Signal as Kill, kill_process},
 };
-use store::Store;
 use tokio::{
     process::{Child, Command},
     signal::unix::{Signal, SignalKind, signal},
 };
 
 pub use store::MOST_KEPT;
+pub(crate) use store::Store;
 
 use crate::{
     cli::SuperviseArgs,

@@ -55,6 +55,15 @@ Examples:
   penstock supervise -- --config /etc/penstock/config.toml --log-format json
   penstock supervise --program /opt/penstock/current/penstock";
 
+const KEEP_HELP: &str = "\
+For agents that others start, such as the kubelet: mounts through FUSE outlive
+an agent that has PENSTOCK_KEEPER set to this socket, as long as this process
+lives. Under systemd, and under `penstock supervise`, this is not needed.
+
+Examples:
+  penstock keep
+  PENSTOCK_KEEPER=/run/penstock/keeper.sock penstock agent";
+
 const ATTACH_HELP: &str = "\
 The command ends once the image can be read; what is read later is fetched when it is read.
 Interrupting it does not undo an attach that is under way: look at `penstock list`.
@@ -164,6 +173,9 @@ pub enum Command {
     /// Run the agent of this node, keep its FUSE mounts while it is away, and start it again whenever it ends
     #[command(after_help = SUPERVISE_HELP)]
     Supervise(SuperviseArgs),
+    /// Keep FUSE mounts for agents that others start, while none runs
+    #[command(after_help = KEEP_HELP)]
+    Keep(KeepArgs),
     /// Write down the digests of an image's chunks, so that nodes verify every read of it
     #[command(after_help = INDEX_HELP)]
     Index(Box<crate::index::Args>),
@@ -251,6 +263,17 @@ pub struct SuperviseArgs {
     /// Flags of `penstock agent`
     #[arg(last = true, value_name = "FLAGS")]
     pub agent: Vec<OsString>,
+}
+
+/// `penstock keep`.
+#[derive(Debug, Args)]
+pub struct KeepArgs {
+    /// Socket on which agents find it; mode 0600
+    #[arg(long, value_name = "PATH", default_value_os_t = crate::keep::default_socket(), value_hint = ValueHint::FilePath)]
+    pub socket: PathBuf,
+    /// How log lines are written: human or json
+    #[arg(long, value_name = "FORMAT", default_value = "human")]
+    pub log_format: Format,
 }
 
 /// Which agent is asked, and how its answer is printed.

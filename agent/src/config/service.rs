@@ -1,11 +1,11 @@
 //! What whoever started this process says about how it is looked after: systemd's variables (sd_notify(3), sd_listen_fds(3)), and the
 //! one of `penstock supervise`.
 
-use std::{collections::BTreeMap, ffi::OsString, time::Duration};
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, time::Duration};
 
-/// Set by `penstock supervise` for its agent: standard input is the socket to the supervisor.
+/// Who keeps descriptors for an agent: set by `penstock supervise` for its own, or the path of the socket of `penstock keep`.
 pub const SUPERVISED_VARIABLE: &str = "PENSTOCK_KEEPER";
-/// Its one value.
+/// Its value under `penstock supervise`: standard input is the socket to the supervisor.
 pub const SUPERVISED: &str = "stdin";
 
 /// The service that this process is, as far as it was told.
@@ -21,6 +21,8 @@ pub struct Service {
     pub watchdog: Option<Duration>,
     /// Whether standard input is the socket to our supervisor.
     pub is_supervised: bool,
+    /// The socket of the `penstock keep` that keeps descriptors for us.
+    pub keeper: Option<PathBuf>,
 }
 
 impl Service {
@@ -48,6 +50,7 @@ impl Service {
             keeps: number("FDSTORE").and_then(|most| usize::try_from(most).ok()).unwrap_or(0),
             watchdog: number("WATCHDOG_USEC").filter(|us| watched && *us > 0).map(|us| Duration::from_micros(us) / 2),
             is_supervised: text(SUPERVISED_VARIABLE) == Some(SUPERVISED),
+            keeper: text(SUPERVISED_VARIABLE).filter(|value| value.starts_with('/')).map(PathBuf::from),
         }
     }
 }
@@ -71,6 +74,14 @@ mod tests {
         assert!(service(&[("LISTEN_FDS", "3")]).given.is_empty());
         assert!(service(&[("LISTEN_PID", "7"), ("LISTEN_FDS", "-1")]).given.is_empty());
         assert_eq!(service(&[("LISTEN_PID", "7"), ("LISTEN_FDS", "9999999999")]).given.len(), 65_536);
+    }
+
+    #[test]
+    fn a_keeper_is_named_by_a_path_and_a_supervisor_by_its_word() {
+        let by = |value| service(&[(SUPERVISED_VARIABLE, value)]);
+        assert_eq!((by("/run/k.sock").keeper, by("/run/k.sock").is_supervised), (Some("/run/k.sock".into()), false));
+        assert_eq!((by(SUPERVISED).keeper, by(SUPERVISED).is_supervised), (None, true));
+        assert_eq!(by("elsewhere"), Service::default());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
+use penstock_device::DeviceId;
 use rustix::{
     net::{AddressFamily, SocketType, sockopt},
     process::getppid,
@@ -25,18 +26,24 @@ pub(super) fn found() -> io::Result<Found> {
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     check(socket.as_fd())?;
-    let (mut given, mut notices) = (BTreeMap::new(), Vec::new());
+    let mut notices = Vec::new();
+    let given = given(&socket, &mut notices)?;
+    Ok(Found { link: Link::Connected(socket), most: MOST_KEPT, given, notices })
+}
+
+/// What a supervisor, or `penstock keep`, has sent over its end before anything else: all that it keeps.
+pub(super) fn given(socket: &OwnedFd, notices: &mut Vec<String>) -> io::Result<BTreeMap<DeviceId, OwnedFd>> {
+    let mut given = BTreeMap::new();
     loop {
-        let Incoming::Message(message) = pass::receive(&socket)? else {
-            return Err(io::Error::other("the supervisor's list of descriptors has no end"));
+        let Incoming::Message(message) = pass::receive(socket)? else {
+            return Err(io::Error::other("the keeper's list of descriptors has no end"));
         };
         let text = String::from_utf8(message.text).map_err(io::Error::other)?;
         if text == END {
-            break;
+            return Ok(given);
         }
-        given.append(&mut sort(text.lines().map(str::to_owned).collect(), message.fds, &mut notices));
+        given.append(&mut sort(text.lines().map(str::to_owned).collect(), message.fds, notices));
     }
-    Ok(Found { link: Link::Connected(socket), most: MOST_KEPT, given, notices })
 }
 
 /// The message behind the last one with names of descriptors.

@@ -19,17 +19,17 @@ pub const MOST_KEPT: usize = 1024;
 
 /// Descriptors by the device whose connection they are.
 #[derive(Debug, Default)]
-pub(super) struct Store {
+pub(crate) struct Store {
     kept: BTreeMap<DeviceId, OwnedFd>,
 }
 
 impl Store {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.kept.len()
     }
 
     /// Does what a message of the agent says; answers whether it says that the agent serves.
-    pub(super) fn take(&mut self, message: Received) -> bool {
+    pub(crate) fn take(&mut self, message: Received) -> bool {
         let Received { text, mut fds, .. } = message;
         match (Notice::from_text(&text), fds.len()) {
             (Some(Notice::Ready), 0) => return true,
@@ -47,7 +47,7 @@ impl Store {
     }
 
     /// Closes descriptors whose other end is gone: of a FUSE file system that was unmounted, or aborted.
-    pub(super) fn drop_dead(&mut self) -> io::Result<()> {
+    pub(crate) fn drop_dead(&mut self) -> io::Result<()> {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let mut fds: Vec<PollFd<'_>> = self.kept.values().map(|fd| PollFd::new(fd, PollFlags::empty())).collect();
         rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now)))?;
@@ -61,7 +61,7 @@ impl Store {
 
     /// Sends copies of all descriptors with their names, then the end of the list. What is sent fits into the queue of a fresh socket,
     /// so that this does not wait for a reader.
-    pub(super) fn give_back(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn give_back(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         let all: Vec<(&DeviceId, &OwnedFd)> = self.kept.iter().collect();
         for some in all.chunks(MOST_AT_ONCE) {
             let names: String = some.iter().map(|(id, _)| format!("{}\n", pass::name(id))).collect();
