@@ -66,6 +66,7 @@ Examples:
   penstock containerd configure --dry-run
   penstock containerd configure --restart
   penstock containerd configure --runtime-class penstock
+  penstock containerd configure --config config.toml --drop-in config-v3.toml.d/penstock.toml
   penstock containerd configure --version 1.7 --config /mnt/etc/containerd/config.toml
   penstock containerd configure --output json | jq -r '.changes[].path'
   penstock containerd configure --undo --restart";
@@ -93,6 +94,9 @@ struct Configure {
     /// containerd's config
     #[arg(long, value_name = "FILE", default_value = CONFIG, value_hint = ValueHint::FilePath)]
     config: PathBuf,
+    /// File to write, which that config imports already and is not changed for, as with k3s [default: conf.d/penstock.toml beside it]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    drop_in: Option<PathBuf>,
     /// containerd's program, which is asked for its release
     #[arg(long, value_name = "PROGRAM", default_value = "containerd", value_hint = ValueHint::ExecutablePath)]
     program: PathBuf,
@@ -185,8 +189,12 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 fn configure(args: &Configure) -> Result<(), Failure> {
-    let main = std::path::absolute(&args.config).unwrap_or_else(|_| args.config.clone());
-    let paths = Paths::beside(&main);
+    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let main = absolute(&args.config);
+    let paths = match &args.drop_in {
+        Some(drop_in) => Paths::named(&main, &absolute(drop_in)),
+        None => Paths::beside(&main),
+    };
     let seen = files::see(&paths)?;
     let (chosen, plan) = if args.undo {
         (None, plan::undo(&paths, &seen)?)

@@ -144,6 +144,7 @@ fn configured() -> Vec<Box<dyn std::error::Error>> {
         Box::new(later),
         Box::new(Refusal::Taken { path: path(), reason: "was edited since it was written", kept: path() }),
         Box::new(Refusal::Taken { path: path(), reason: "was not written by penstock", kept: path() }),
+        Box::new(Refusal::NotImported { path: path(), ours: path() }),
         Box::new(Refusal::OldPlugins { path: path(), plugins: "cri".into() }),
         Box::new(Refusal::NewConfig { path: path(), version: 3, release }),
         Box::new(Refusal::NoRuntimeSnapshotters { release }),

@@ -24,13 +24,20 @@ pub(super) struct Paths {
     pub(super) main: PathBuf,
     /// Our file.
     pub(super) drop_in: PathBuf,
+    /// Whether the main config must import it by itself: then that is not changed.
+    pub(super) is_named: bool,
 }
 
 impl Paths {
     /// Beside `main`, where containerd's own examples have them.
     pub(super) fn beside(main: &Path) -> Self {
         let dir = main.parent().unwrap_or(Path::new("/")).join("conf.d");
-        Self { main: main.to_path_buf(), drop_in: dir.join("penstock.toml") }
+        Self { main: main.to_path_buf(), drop_in: dir.join("penstock.toml"), is_named: false }
+    }
+
+    /// With our file at `drop_in`, which `main` imports.
+    pub(super) fn named(main: &Path, drop_in: &Path) -> Self {
+        Self { main: main.to_path_buf(), drop_in: drop_in.to_path_buf(), is_named: true }
     }
 
     /// The main config as it was before our change.
@@ -174,6 +181,14 @@ pub enum Refusal {
         value: String,
         /// What we would set.
         wanted: String,
+    },
+    /// Our file was named, and would not be read.
+    #[error("{} does not import {}; take a file that it imports, or leave --drop-in out to have it import ours", path.display(), ours.display())]
+    NotImported {
+        /// containerd's config.
+        path: PathBuf,
+        /// Our file.
+        ours: PathBuf,
     },
     /// Our file's place is taken.
     #[error("{} {reason}; with --force it is replaced, and kept under the name {}", path.display(), kept.display())]
@@ -323,12 +338,16 @@ fn take_place(wanted: &Wanted, seen: &Seen, plan: &mut Plan) -> Result<(), Refus
 /// Has the main config import our file, unless it does.
 fn import(wanted: &Wanted, seen: &Seen, main: &Settings, version: i64, plan: &mut Plan) -> Result<(), Refusal> {
     let paths = &wanted.paths;
+    let patterns = patterns(wanted.release, main);
+    let is_imported = patterns.iter().any(|pattern| is_of(pattern, &paths.main, &paths.drop_in));
+    if paths.is_named && !(is_imported && seen.main.is_some()) {
+        return Err(Refusal::NotImported { path: paths.main.clone(), ours: paths.drop_in.clone() });
+    }
     let Some(text) = seen.main.as_deref() else {
         plan.change(&paths.main, None, Some(&made(version, &paths.drop_in)), false);
         return Ok(());
     };
-    let patterns = patterns(wanted.release, main);
-    if patterns.iter().any(|pattern| is_of(pattern, &paths.main, &paths.drop_in)) {
+    if is_imported {
         return Ok(());
     }
     let path = paths.drop_in.display().to_string();

@@ -229,3 +229,19 @@ fn a_person_is_told_what_the_files_do_not_say() {
     assert!(all[2].contains("/data/io.containerd.snapshotter.v1.penstock"), "{all:?}");
     assert_eq!(notes(1, 7, &["/a", "/b"]).len(), 1);
 }
+
+#[test]
+fn a_named_file_is_written_only_where_the_config_imports_it_and_that_is_never_changed() {
+    let dir = Path::new("/var/lib/rancher/k3s/agent/etc/containerd");
+    let ours = dir.join("config-v3.toml.d/penstock.toml");
+    let wanted = Wanted { paths: Paths::named(&dir.join("config.toml"), &ours), ..wanted(2, 1) };
+    let main = "version = 3\nimports = [\"/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d/*.toml\"]\n";
+    let plan = configure(&wanted, &seen(main)).unwrap();
+    assert_eq!(plan.changes.iter().map(|change| &change.path).collect::<Vec<_>>(), [&ours]);
+    let after = done(&plan, seen(main), &wanted.paths);
+    let undone = undo(&wanted.paths, &after).unwrap();
+    assert_eq!(undone.changes.iter().map(|change| &change.path).collect::<Vec<_>>(), [&ours]);
+    for not_imported in [seen("version = 3\n"), Seen::default()] {
+        assert!(matches!(configure(&wanted, &not_imported), Err(Refusal::NotImported { .. })));
+    }
+}
