@@ -10,10 +10,9 @@ use tonic::{
 
 use self::v1::{
     AuthConfig, Container, ContainerConfig, ContainerMetadata, ContainerStatus, CreateContainerRequest, Empty,
-    ExecSyncRequest, Image, ImageRequest, ImageSpec, LinuxContainerConfig, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandbox, PodSandboxConfig,
-    PodSandboxMetadata, PullImageRequest, RunPodSandboxRequest, StopContainerRequest,
-    image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+    ExecSyncRequest, Image, ImageRequest, ImageSpec, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
+    NamespaceOption, PodSandbox, PodSandboxConfig, PodSandboxMetadata, PullImageRequest, RunPodSandboxRequest,
+    StopContainerRequest, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
 };
 use crate::containerd::Containerd;
 
@@ -200,6 +199,20 @@ impl Cri {
         Pod { id, config }
     }
 
+    /// Starts a pod, in which containers may be privileged if told so.
+    ///
+    /// # Panics
+    /// When the runtime fails.
+    #[must_use]
+    pub fn run_pod_as(&self, name: &str, privileged: bool) -> Pod {
+        let mut config = self.pod_config(name, "");
+        let linux = config.linux.get_or_insert_default();
+        linux.security_context.get_or_insert_default().privileged = privileged;
+        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let id = self.wait(self.pods.clone().run_pod_sandbox(request)).expect("RunPodSandbox").pod_sandbox_id;
+        Pod { id, config }
+    }
+
     fn pod_config(&self, name: &str, handler: &str) -> PodSandboxConfig {
         let metadata = PodSandboxMetadata {
             name: name.to_owned(),
@@ -207,7 +220,7 @@ impl Cri {
             namespace: "default".to_owned(),
             attempt: 0,
         };
-        let context = LinuxSandboxSecurityContext { namespace_options: Some(namespaces()) };
+        let context = LinuxSandboxSecurityContext { namespace_options: Some(namespaces()), privileged: false };
         let linux = LinuxPodSandboxConfig { cgroup_parent: self.cgroup.clone(), security_context: Some(context) };
         let annotation = (!handler.is_empty()).then(|| (RUNTIME_HANDLER.to_owned(), handler.to_owned()));
         PodSandboxConfig {
@@ -248,15 +261,27 @@ impl Cri {
     }
 
     async fn starting(&self, pod: &Pod, name: &str, image: &str, command: &[&str]) -> Result<String, Status> {
-        let context = LinuxContainerSecurityContext { namespace_options: Some(namespaces()) };
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
             image: Some(spec(image)),
             command: command.iter().map(|&word| word.to_owned()).collect(),
-            args: Vec::new(),
-            log_path: format!("{name}.log"),
-            linux: Some(LinuxContainerConfig { security_context: Some(context) }),
+            ..ContainerConfig::default()
         };
+        self.creating(pod, config).await
+    }
+
+    /// Makes a container as `config` says and starts it; its log and namespaces are those of all containers here.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub fn start_as(&self, pod: &Pod, config: ContainerConfig) -> Result<String, Status> {
+        self.runtime.block_on(self.creating(pod, config))
+    }
+
+    async fn creating(&self, pod: &Pod, mut config: ContainerConfig) -> Result<String, Status> {
+        config.log_path = format!("{}.log", config.metadata.clone().unwrap_or_default().name);
+        let linux = config.linux.get_or_insert_default();
+        linux.security_context.get_or_insert_default().namespace_options = Some(namespaces());
         let request = CreateContainerRequest {
             pod_sandbox_id: pod.id.clone(),
             config: Some(config),

@@ -7,6 +7,7 @@
 //! What cannot run on a machine is skipped in words ([`skip!`]); `make test` counts it.
 
 pub mod agent;
+pub mod chart;
 pub mod containerd;
 pub mod cri;
 pub mod disk;
@@ -18,8 +19,10 @@ pub mod loopback;
 pub mod matrix;
 pub mod nginx;
 pub mod node;
+pub mod pod;
 pub mod power;
 pub mod process;
+pub mod prometheus;
 pub mod push;
 pub mod readers;
 pub mod runnable;

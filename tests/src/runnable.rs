@@ -258,6 +258,12 @@ pub fn sandbox(repository: &Repository) -> String {
     push(repository, "1", &[made], &["sleep", "1000000000"])
 }
 
+/// The files below `dir` as one ordinary layer.
+#[must_use]
+pub fn archived(dir: &Path) -> Made {
+    Step { added: dir.to_path_buf(), removed: None }.archive(0, &Workdir::new())
+}
+
 impl Made {
     fn new(layer: Layer, diff_id: &Digest) -> Self {
         Self { layer, diff_id: diff_id.to_string() }

