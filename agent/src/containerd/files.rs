@@ -103,12 +103,23 @@ fn expand(pattern: &str, main: &Path) -> Vec<PathBuf> {
 pub(super) fn apply(change: &Change, main: &Path) -> Result<(), FileError> {
     let Some(text) = &change.after else {
         fs::remove_file(&change.path).map_err(FileError::on("remove", &change.path))?;
-        return sync_dir(&change.path);
+        sync_dir(&change.path)?;
+        return remove_empty(change.path.parent().filter(|dir| Some(*dir) != main.parent()));
     };
     // A link leads to the file that is meant.
     let path = change.path.canonicalize().unwrap_or_else(|_| change.path.clone());
     write(&path, text, main).map_err(FileError::on("write", &path))?;
     sync_dir(&path)
+}
+
+/// Removes the directory beside the main config that was made for our file, unless somebody has a file in it.
+fn remove_empty(dir: Option<&Path>) -> Result<(), FileError> {
+    let Some(dir) = dir else { return Ok(()) };
+    match fs::remove_dir(dir) {
+        Ok(()) => sync_dir(dir),
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        Err(error) => Err(FileError::on("remove", dir)(error)),
+    }
 }
 
 fn write(path: &Path, text: &str, main: &Path) -> io::Result<()> {
@@ -168,10 +179,16 @@ mod tests {
         let new = dir.path().join("conf.d/x.toml");
         apply(&change(&new, Some("b = 1\n")));
         assert_eq!(fs::metadata(&new).unwrap().mode() & 0o7777, 0o640, "as the main config");
+        let other = new.with_file_name("other.toml");
+        fs::write(&other, "").unwrap();
         apply(&change(&new, None));
-        assert_eq!(read(&new).unwrap(), None);
-        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(left.len(), 3, "{left:?}");
+        assert_eq!((read(&new).unwrap(), read(&other).unwrap().as_deref()), (None, Some("")), "it is somebody's");
+        fs::remove_file(&other).unwrap();
+        apply(&change(&new, Some("b = 1\n")));
+        apply(&change(&new, None));
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["config.toml", "real.toml"], "the directory that was made for it goes with it");
     }
 
     #[test]
