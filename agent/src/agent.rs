@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use penstock_blob::BlobSource;
 use penstock_cache::Cache;
 use penstock_fetcher::Fetcher;
 use prometheus_client::registry::Registry;
@@ -131,6 +132,7 @@ impl Agent {
         let device_metrics = penstock_device::Metrics::new(registry.sub_registry_with_prefix("device"));
         let mut tasks = sources::watch((&cache, &indexes), &fetcher, &events).await;
 
+        let verified: Arc<dyn BlobSource> = Arc::clone(&indexes.verified) as _;
         let sources = (Arc::clone(&fetcher), indexes, Arc::clone(&cache));
         let left = (Arc::clone(&keeper), Arc::new(remaining));
         let parts = parts::parts(&config, sources, (&state, &events), left, (device_metrics, stop.child_token()));
@@ -147,7 +149,7 @@ impl Agent {
         };
 
         let images = parts::start_images(&config, (&fetcher, &attachments), &events, &mut registry).await;
-        let pulls = Pulls::new(&config, Arc::clone(&fetcher), Arc::clone(&cache) as _, events.clone());
+        let pulls = Pulls::new(&config, Arc::clone(&fetcher), (Arc::clone(&cache) as _, verified), events.clone());
         let ready = Arc::new(AtomicBool::new(true));
         let node = Arc::new(AgentNode::new(
             (Arc::clone(&attachments), snapshots.as_ref().map(|snapshots| Arc::clone(snapshots.snapshotter()))),

@@ -1,5 +1,7 @@
-//! Putting an image whole into containerd's content store, on an operator's request: read through the cache, so that what is there is
-//! not fetched again.
+//! Putting an image whole into containerd's content store, on an operator's request: what the cache has is not fetched again, and what it lacks is
+//! not stored in it.
+
+mod past;
 
 use std::{path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
@@ -18,6 +20,7 @@ use crate::{
     events::{Events, Kind},
     node::refusal::{not_stored, unresolved},
 };
+use past::Past;
 
 /// Most pulls at once: each reads 8 MiB ahead.
 const PULLS: usize = 4;
@@ -28,7 +31,7 @@ const TOLD_EVERY: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(crate) struct Pulls {
     fetcher: Arc<Fetcher>,
-    source: Arc<dyn BlobSource>,
+    source: Arc<Past>,
     containerd: PathBuf,
     platform: Platform,
     events: Events,
@@ -61,7 +64,14 @@ struct Pulling {
 }
 
 impl Pulls {
-    pub(crate) fn new(config: &Config, fetcher: Arc<Fetcher>, source: Arc<dyn BlobSource>, events: Events) -> Self {
+    /// Reads what `cache` has from there, and the rest from `below` it.
+    pub(crate) fn new(
+        config: &Config,
+        fetcher: Arc<Fetcher>,
+        (cache, below): (Arc<dyn BlobSource>, Arc<dyn BlobSource>),
+        events: Events,
+    ) -> Self {
+        let source = Arc::new(Past::new(cache, below));
         let (containerd, platform) = (config.images_containerd.clone(), config.platform.clone());
         Self { fetcher, source, containerd, platform, events, room: Arc::new(Semaphore::new(PULLS)) }
     }

@@ -60,7 +60,8 @@ fn an_image_without_layers_is_whole_after_a_pull(release: Release) {
     assert!(written > 0);
     let _exported = export().ok();
     let after: Vec<usize> = made.iter().map(|layer| fetches(&registry, &layer.digest())).collect();
-    assert_eq!(after, fetched, "what is cached is not fetched again");
+    let are_more = after.iter().zip(&fetched).all(|(after, before)| after > before);
+    assert!(are_more, "what lies in the content store is not stored in the cache too: {fetched:?}, {after:?}");
 
     // Nothing that is referred to is collected, and nothing is left to be written.
     collect(&place);
