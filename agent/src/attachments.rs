@@ -98,7 +98,7 @@ impl Parts {
 
     async fn open(&self, reference: &Reference, layers: &[LayerRecord]) -> Result<Arc<Image>, AttachError> {
         let layers = to_open(layers);
-        let opening = Image::open_in(layers, Arc::clone(&self.source), &self.maps);
+        let opening = Box::pin(Image::open_in(layers, Arc::clone(&self.source), &self.maps));
         let failed = |error| AttachError::Open { reference: reference.to_string(), error };
         self.unless_stopping(async { opening.await.map(Arc::new).map_err(failed) }).await
     }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
 use penstock_blob::{Blob, Digest};
 use penstock_fetcher::{Descriptor, Manifest, Reference};
@@ -87,17 +87,28 @@ impl Attachments {
         let Some(done) = self.ahead.begin(manifest.digest) else { return };
         let begun = Begun { attachments: Arc::clone(self), manifest: manifest.digest, _done: done };
         self.tasks.spawn(async move {
-            let opening = begun.attachments.open_parts(&reference, &manifest, parts);
+            let attachments = Arc::clone(&begun.attachments);
+            let opening = async {
+                let opened = attachments.open_parts(&reference, &manifest, parts).await?;
+                // Who waits goes on: what is left is made for a device as well as for nobody.
+                drop(begun);
+                attachments.complete(&opened).await
+            };
             let (kind, text) = match timeout(PATIENCE, opening).await {
-                Ok(Ok(())) => (Kind::SnapshotOpened, format!("{reference} can be mounted without its registry")),
+                Ok(Ok(())) => (Kind::SnapshotOpened, format!("{reference} is opened, and its maps are made")),
                 Ok(Err(error)) => (Kind::SnapshotOpenFailed, format!("{reference} could not be opened: {error}")),
                 Err(_) => (Kind::SnapshotOpenFailed, format!("{reference} was not opened within {PATIENCE:?}")),
             };
-            // Who waits goes on before anybody reads of it.
-            let attachments = Arc::clone(&begun.attachments);
-            drop(begun);
             attachments.parts.events.record(kind, &text, &[("reference", &reference.to_string())]);
         });
+    }
+
+    /// Waits until the maps of all of them are whole: opened again, they need no registry.
+    async fn complete(&self, opened: &[Opened]) -> Result<(), AttachError> {
+        for opened in opened {
+            self.parts.unless_stopping(async { opened.image.completed().await.map_err(AttachError::Maps) }).await?;
+        }
+        Ok(())
     }
 
     async fn open_parts(
@@ -105,20 +116,21 @@ impl Attachments {
         reference: &Reference,
         manifest: &Manifest,
         parts: impl Future<Output = Vec<Part>>,
-    ) -> Result<(), AttachError> {
+    ) -> Result<Vec<Opened>, AttachError> {
         let parts = self.parts.unless_stopping(async { Ok::<_, AttachError>(parts.await) }).await;
         let reference = reference.with_digest(manifest.digest);
         let layers: Vec<LayerRecord> = manifest.layers.iter().map(LayerRecord::from).collect();
         let (reference, layers) = (&reference, &layers);
         let open = |part: Part| async move {
-            let Some(shown) = part.of(layers) else { return Ok(()) };
+            let Some(shown) = part.of(layers) else { return Ok::<_, AttachError>(None) };
             let ask = Ask::Registry { require: self.parts.indexes.require };
             let meant = Meant { reference, manifest: manifest.digest, ask, layers, shown };
-            let opening = async { opened::head(&self.parts, &Opened::open(&self.parts, meant).await?.image).await };
-            opening.await.map(drop)
+            let opened = Opened::open(&self.parts, meant).await?;
+            opened::head(&self.parts, &opened.image).await?;
+            Ok(Some(opened))
         };
-        let parts = stream::iter(parts?.into_iter().map(Ok));
-        parts.try_for_each_concurrent(PARTS_AT_ONCE, open).await
+        let opened: Vec<Option<Opened>> = stream::iter(parts?).map(open).buffered(PARTS_AT_ONCE).try_collect().await?;
+        Ok(opened.into_iter().flatten().collect())
     }
 
     /// Whether an image may be attached: it has an index that can be used, or needs none.

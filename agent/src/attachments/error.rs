@@ -42,6 +42,9 @@ pub(crate) enum AttachError {
     /// The beginning of the disk cannot be read.
     #[error("cannot read the beginning of the image: {}", whole(.0))]
     Head(DeviceReadError),
+    /// The maps of an image that is opened ahead cannot be made.
+    #[error("its maps cannot be made: {}", whole(.0))]
+    Maps(penstock_blob::ReadError),
     /// A bound of what was asked about failures is not kept.
     #[error("{0}")]
     Policy(String),

@@ -22,7 +22,7 @@ impl From<AttachError> for NodeError {
             AttachError::Device(error) => device(error),
             AttachError::Mount(error) => mount(error),
             AttachError::State(StateError::NoRoom { .. }) | AttachError::TooMany { .. } => Self::NoRoom,
-            AttachError::Head(DeviceReadError::Fetch(error)) => read(error),
+            AttachError::Head(DeviceReadError::Fetch(error)) | AttachError::Maps(error) => read(error),
             AttachError::Head(_) => Self::WrongBytes,
             AttachError::MountTaken { .. } | AttachError::Snapshot { .. } | AttachError::WrongState { .. } => {
                 Self::Conflict
