@@ -31,7 +31,7 @@ const PULLED_FILE: &str = "images.pulled";
 
 /// Why the image service cannot be offered.
 #[derive(Debug, thiserror::Error)]
-#[error("images.socket: {0}")]
+#[error("the image service cannot be offered: {0}")]
 pub struct ImagesError(#[from] SocketError);
 
 /// What the proxy is made with.
@@ -62,10 +62,10 @@ impl Images {
         let file = PulledFile::open(pulled_path(config).filter(|_| is_kept), events.clone()).await;
         let keyring = PullKeyring::new((Arc::clone(fetcher), Arc::clone(attachments)), file, events.clone());
         let proxy = ImageProxy::new(config.images_containerd.clone(), keyring, registry);
-        let (listener, socket) = socket::listen(&config.images_socket, None)?;
+        let (listener, socket) = socket::listen(&config.images_socket, "images.socket", None)?;
         let (stop, mut serving, mut telling) = (CancellationToken::new(), JoinSet::new(), JoinSet::new());
         telling.spawn(pass_on(proxy.events(), events.clone()));
-        serving.spawn(proxy.serve(listener, stop.clone()));
+        serving.spawn(proxy.serve(listener, |peer| socket::may_use(peer, None), stop.clone()));
         tracing::info!(socket = %socket.path().display(), containerd = %config.images_containerd.display(), "the image service is forwarded");
         Ok(Some(Self { socket, stop, serving, telling }))
     }

@@ -83,7 +83,7 @@ pub(crate) fn start(
         None => None,
     };
     let group = config.socket_group.as_deref().map(socket::group).transpose()?;
-    let (unix, socket) = socket::listen(&config.socket, group)?;
+    let (unix, socket) = socket::listen(&config.socket, "--socket", group)?;
     let listening = tcp.as_ref().and_then(|(listener, _)| listener.local_addr().ok());
     let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
     let door = Arc::new(Door {

@@ -80,7 +80,7 @@ impl Snapshots {
         let (opened, metrics) = opening.await.map_err(|error| SnapshotsError::Crashed(error.to_string()))?;
         *registry = metrics;
         let snapshotter = opened?;
-        let (listener, socket) = socket::listen(&config.snapshotter_socket, None)?;
+        let (listener, socket) = socket::listen(&config.snapshotter_socket, "snapshotter.socket", None)?;
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         tasks.spawn(look_after(mounter, Arc::clone(&snapshotter), stop.clone()));
         let (served, stopped) = (Arc::clone(&snapshotter), stop.clone());

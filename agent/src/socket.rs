@@ -36,22 +36,28 @@ const GROUPS: &str = "/etc/group";
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Somebody answers on the socket.
-    #[error("another agent answers on {}; stop that one, or give this one a socket of its own with --socket", path.display())]
+    #[error("another agent answers on {}; stop that one, or give this one a socket of its own with {setting}", path.display())]
     InUse {
         /// The socket.
         path: PathBuf,
+        /// What names it.
+        setting: &'static str,
     },
     /// Something that is not a socket has its name.
-    #[error("{} exists and is not a socket; move it away, or name another socket with --socket", path.display())]
+    #[error("{} exists and is not a socket; move it away, or name another socket with {setting}", path.display())]
     NotASocket {
         /// The path.
         path: PathBuf,
+        /// What names it.
+        setting: &'static str,
     },
     /// The system refused.
-    #[error("cannot make the socket {}: {reason}; check that this user may write there, or name another with --socket", path.display())]
+    #[error("cannot make the socket {}: {reason}; check that this user may write there, or name another with {setting}", path.display())]
     Io {
         /// The socket.
         path: PathBuf,
+        /// What names it.
+        setting: &'static str,
         /// The system's reason.
         reason: io::Error,
     },
@@ -60,6 +66,12 @@ pub enum SocketError {
     NoGroup {
         /// As configured.
         name: String,
+    },
+    /// /etc/group cannot be read.
+    #[error("socket_group: /etc/group cannot be read: {reason}; name the group by its number")]
+    Groups {
+        /// The system's reason.
+        reason: io::Error,
     },
     /// Others could put a socket of their own in the socket's place.
     #[error("every user can replace files in {}; keep the socket in a directory that only its owner can write to", dir.display())]
@@ -112,16 +124,20 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Listens on `path`, for the agent's own user, root and the users of `group`. A socket there that nobody answers on is replaced.
+/// Listens on `path`, which `setting` names, for the agent's own user, root and the users of `group`. A socket there that nobody answers on is replaced.
 ///
 /// The socket is made with its mode, not given it later, and bound under another name before it is renamed: there is no moment at which
 /// others can connect, whatever the umask, and none at which `path` is missing.
 ///
 /// # Errors
 /// [`SocketError`]; what is at `path` is left alone then.
-pub fn listen(path: &Path, group: Option<u32>) -> Result<(UnixListener, SocketFile), SocketError> {
-    let failed = |reason: io::Error| SocketError::Io { path: path.to_path_buf(), reason };
-    check_free(path)?;
+pub fn listen(
+    path: &Path,
+    setting: &'static str,
+    group: Option<u32>,
+) -> Result<(UnixListener, SocketFile), SocketError> {
+    let failed = |reason: io::Error| SocketError::Io { path: path.to_path_buf(), setting, reason };
+    check_free(path, setting)?;
     if let Some(dir) = path.parent() {
         make_dir(dir, group).map_err(failed)?;
         check_dir(dir).map_err(failed)?.then_some(()).ok_or_else(|| SocketError::OpenDir { dir: dir.to_path_buf() })?;
@@ -181,12 +197,12 @@ fn check_dir(dir: &Path) -> io::Result<bool> {
 /// The number of the group that the config names, by its number or as in /etc/group.
 ///
 /// # Errors
-/// [`SocketError::NoGroup`], or what reading /etc/group says.
+/// [`SocketError::NoGroup`], or [`SocketError::Groups`].
 pub fn group(name: &str) -> Result<u32, SocketError> {
     if let Ok(number) = name.parse() {
         return Ok(number);
     }
-    let text = fs::read_to_string(GROUPS).map_err(|reason| SocketError::Io { path: GROUPS.into(), reason })?;
+    let text = fs::read_to_string(GROUPS).map_err(|reason| SocketError::Groups { reason })?;
     find_group(&text, name).ok_or_else(|| SocketError::NoGroup { name: name.to_owned() })
 }
 
@@ -223,15 +239,17 @@ fn fresh_name(path: &Path) -> PathBuf {
     path.with_file_name(&unique[unique.len() - name..])
 }
 
-fn check_free(path: &Path) -> Result<(), SocketError> {
+fn check_free(path: &Path, setting: &'static str) -> Result<(), SocketError> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(reason) => Err(SocketError::Io { path: path.to_path_buf(), reason }),
-        Ok(metadata) if !metadata.file_type().is_socket() => Err(SocketError::NotASocket { path: path.to_path_buf() }),
+        Err(reason) => Err(SocketError::Io { path: path.to_path_buf(), setting, reason }),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            Err(SocketError::NotASocket { path: path.to_path_buf(), setting })
+        }
         Ok(_) => match UnixStream::connect(path) {
-            Ok(_) => Err(SocketError::InUse { path: path.to_path_buf() }),
+            Ok(_) => Err(SocketError::InUse { path: path.to_path_buf(), setting }),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-            Err(reason) => Err(SocketError::Io { path: path.to_path_buf(), reason }),
+            Err(reason) => Err(SocketError::Io { path: path.to_path_buf(), setting, reason }),
         },
     }
 }
@@ -244,7 +262,7 @@ mod tests {
     async fn only_the_owner_may_connect_and_the_file_goes_with_the_agent() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/penstock.sock");
-        let (_listener, file) = listen(&path, None).unwrap();
+        let (_listener, file) = listen(&path, "--socket", None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, MODE);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
         drop(file);
@@ -256,7 +274,7 @@ mod tests {
         // In a process of its own the umask would be set; here the mode of the socket shows that it does not come from there.
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/s");
-        let (_listener, _file) = listen(&path, None).unwrap();
+        let (_listener, _file) = listen(&path, "--socket", None).unwrap();
         assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o7777, DIR_MODES.0);
         let bare = dir.path().join("bare");
         let _bound = bound(&bare).unwrap();
@@ -268,7 +286,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/s");
         let own = rustix::process::getegid().as_raw();
-        let (_listener, _file) = listen(&path, Some(own)).unwrap();
+        let (_listener, _file) = listen(&path, "--socket", Some(own)).unwrap();
         let metadata = fs::metadata(&path).unwrap();
         assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (GROUP_MODE, own));
         assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o7777, DIR_MODES.1);
@@ -279,7 +297,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for (mode, is_taken) in [(0o777, false), (0o1777, true), (0o770, true), (0o755, true)] {
             fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
-            let outcome = listen(&dir.path().join("s"), None);
+            let outcome = listen(&dir.path().join("s"), "--socket", None);
             assert_eq!(outcome.is_ok(), is_taken, "{mode:o}: {outcome:?}");
         }
     }
@@ -307,12 +325,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let (_listener, first) = listen(&path, None).unwrap();
-        assert!(matches!(listen(&path, None), Err(SocketError::InUse { .. })));
+        let (_listener, first) = listen(&path, "--socket", None).unwrap();
+        let refused = listen(&path, "images.socket", None).unwrap_err();
+        assert!(matches!(refused, SocketError::InUse { .. }));
+        assert!(refused.to_string().ends_with("with images.socket"), "the setting to change is named: {refused}");
         assert!(path.exists());
         // A successor's socket is not removed by the one before.
         fs::remove_file(&path).unwrap();
-        let (_second_listener, _second) = listen(&path, None).unwrap();
+        let (_second_listener, _second) = listen(&path, "--socket", None).unwrap();
         drop(first);
         assert!(path.exists());
     }
@@ -322,7 +342,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(listen(&path, None), Err(SocketError::NotASocket { .. })));
+        assert!(matches!(listen(&path, "--socket", None), Err(SocketError::NotASocket { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 
@@ -331,6 +351,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let room = 107 - dir.path().as_os_str().len() - 1;
         let path = dir.path().join("x".repeat(room));
-        assert!(listen(&path, None).is_ok());
+        assert!(listen(&path, "--socket", None).is_ok());
     }
 }

@@ -1,8 +1,9 @@
-//! What containerd's clients choose the words of: filters, labels, mappings of ids; and records from a damaged disk.
+//! What containerd's clients choose the words of: filters, labels, mappings of ids; what the kubelet sends to the image proxy; and records from a
+//! damaged disk.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use penstock_snapshotter_fuzz::words;
+use penstock_snapshotter_fuzz::{images, words};
 
 #[derive(arbitrary::Arbitrary, Debug)]
 enum Input {
@@ -12,6 +13,10 @@ enum Input {
     Selectors(Vec<(Field, u8, u8, String)>),
     Labels(Vec<(u8, String)>),
     Record(Vec<u8>),
+    /// The bytes of a call to the image service, as they come.
+    Call(Vec<u8>),
+    /// One whole message of such a call.
+    Message(Vec<u8>),
 }
 
 #[derive(arbitrary::Arbitrary, Debug)]
@@ -61,6 +66,8 @@ fuzz_target!(|input: Input| {
             let labels = labels.into_iter().map(|(key, value)| (LABELS[usize::from(key) % 8].to_owned(), value));
             let _ = words::labelled(labels.collect());
         }
+        Input::Call(body) => assert_ne!(images::heard(&body), Some(false)),
+        Input::Message(message) => assert_ne!(images::heard(&images::framed(&message)), Some(false)),
         Input::Record(bytes) => assert_ne!(words::record(&bytes), Some(false)),
     }
 });

@@ -2,6 +2,7 @@
 
 #![expect(dead_code, reason = "the rest of the crate uses what the target does not")]
 
+pub mod images;
 pub mod words;
 
 #[path = "../../src/error.rs"]

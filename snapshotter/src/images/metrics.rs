@@ -16,6 +16,8 @@ struct MethodLabel {
 pub(super) struct Metrics {
     requests: Family<MethodLabel, Counter>,
     pub(super) connections: Gauge,
+    /// Connections of users who may not connect.
+    pub(super) strangers: Counter,
     /// Calls that found no containerd, or lost it.
     pub(super) unavailable: Counter,
     /// Pulls whose credentials were heard.
@@ -29,6 +31,7 @@ impl Metrics {
         let this = Self::default();
         registry.register("requests", "Calls of the image service that were forwarded", this.requests.clone());
         registry.register("connections", "Connections to the image-service proxy", this.connections.clone());
+        registry.register("strangers", "Connections of users who may not use the socket", this.strangers.clone());
         registry.register(
             "unavailable",
             "Calls answered UNAVAILABLE because containerd was not there",

@@ -15,7 +15,7 @@ use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::TokioIo;
 use prometheus_client::registry::Registry;
 use tokio::{
-    net::{UnixListener, UnixStream},
+    net::{UnixListener, UnixStream, unix::UCred},
     sync::broadcast,
     task::JoinSet,
 };
@@ -125,9 +125,11 @@ impl<K: Keyring> ImageProxy<K> {
         self.shared.events.subscribe()
     }
 
-    /// Takes connections until `stop`, lets calls that are under way end for a moment, then ends them, and returns when what they handed
+    /// Takes connections of those whom `admits` lets in until `stop`, lets calls that are under way end for a moment, then ends them, and returns when what they handed
     /// over is settled. Dropping the future ends everything at once.
-    pub async fn serve(self, listener: UnixListener, stop: CancellationToken) {
+    ///
+    /// The kernel has looked at the socket's mode; `admits` holds also when somebody has changed that since.
+    pub async fn serve(self, listener: UnixListener, admits: impl Fn(&UCred) -> bool + Send, stop: CancellationToken) {
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -136,6 +138,12 @@ impl<K: Keyring> ImageProxy<K> {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
+                Ok((stream, _)) if !stream.peer_cred().is_ok_and(|peer| admits(&peer)) => {
+                    self.shared.metrics.strangers.inc();
+                    tracing::warn!(
+                        "a user who may not use the image proxy was turned away; who else can write to its socket?"
+                    );
+                }
                 Ok((stream, _)) if connections.len() < CONNECTIONS => {
                     connections.spawn(connection(Arc::clone(&self.shared), stream, stop.clone()));
                 }

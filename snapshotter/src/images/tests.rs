@@ -14,7 +14,11 @@ use http::{HeaderMap, HeaderValue};
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use tokio::{net::UnixListener, sync::watch, task::JoinSet};
+use tokio::{
+    net::{UnixListener, UnixStream, unix::UCred},
+    sync::watch,
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -90,12 +94,16 @@ struct Setup {
 
 impl Setup {
     fn new() -> Self {
+        Self::for_users(|_| true)
+    }
+
+    fn for_users(admits: impl Fn(&UCred) -> bool + Send + 'static) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (keyring, mut metrics, stop) = (Recorder::default(), Registry::default(), CancellationToken::new());
         let proxy = ImageProxy::new(dir.path().join("containerd"), keyring.clone(), &mut metrics);
         let (events, mut tasks) = (proxy.events(), JoinSet::new());
         let listener = UnixListener::bind(dir.path().join("images")).unwrap();
-        tasks.spawn(proxy.serve(listener, stop.clone()));
+        tasks.spawn(proxy.serve(listener, admits, stop.clone()));
         Self { dir, keyring, events, stop, tasks, metrics }
     }
 
@@ -122,6 +130,17 @@ fn sorted(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     let mut all: Vec<_> = headers.iter().map(|(k, v)| (k.to_string(), v.as_bytes().to_vec())).collect();
     all.sort();
     all
+}
+
+#[tokio::test]
+async fn who_may_not_connect_is_turned_away_and_counted_whatever_the_mode_of_the_socket() {
+    let own = rustix::process::geteuid().as_raw();
+    let setup = Setup::for_users(move |peer| peer.uid() != own);
+    let mut stream = UnixStream::connect(setup.dir.path().join("images")).await.unwrap();
+    let mut answer = Vec::new();
+    tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut answer).await.unwrap();
+    assert!(answer.is_empty(), "not even a greeting");
+    assert!(setup.metrics().contains("strangers_total 1"), "{}", setup.metrics());
 }
 
 #[tokio::test]
