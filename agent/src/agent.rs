@@ -135,8 +135,9 @@ impl Agent {
         let verified: Arc<dyn BlobSource> = Arc::clone(&indexes.verified) as _;
         let sources = (Arc::clone(&fetcher), indexes, Arc::clone(&cache));
         let left = (Arc::clone(&keeper), Arc::new(remaining));
-        let parts = parts::parts(&config, sources, (&state, &events), left, (device_metrics, stop.child_token()));
-        let attachments = Attachments::new(parts);
+        let recordings = parts::recordings(&config, (&fetcher, &cache), (&state, &events), &mut registry);
+        let own = (device_metrics, recordings, stop.child_token());
+        let attachments = Attachments::new(parts::parts(&config, sources, (&state, &events), left, own));
         parts::restore(&config, &attachments, directory::records(&state, &events)?, &mut tasks).await;
 
         let mounter = || Arc::new(LayerMounter::new(Arc::clone(&attachments), config.fetch_deadline));

@@ -11,6 +11,7 @@ mod opened;
 mod part;
 mod policy;
 mod proof;
+mod reading;
 mod show;
 mod state;
 mod table;
@@ -34,6 +35,7 @@ pub(crate) use error::AttachError;
 use live::{Live, Plan};
 pub(crate) use maps::collect_daily;
 pub(crate) use part::At;
+pub(crate) use reading::RecordError;
 use state::{Change, Illegal, State};
 use table::{Claim, Entry, Request, Table};
 pub(crate) use takeover::Ending;
@@ -43,6 +45,7 @@ use crate::{
     indexes::{Ask, Indexes},
     keeper::Keeper,
     mount::{self, Flag, Unmount},
+    recordings::Recordings,
     remains::Remaining,
     shelf::Shelf,
     state::{
@@ -63,6 +66,8 @@ pub(crate) struct Parts {
     pub(crate) indexes: Indexes,
     /// The manifests that are kept.
     pub(crate) shelf: Arc<Shelf>,
+    /// What makes, keeps and finds recordings of what images read while starting.
+    pub(crate) recordings: Arc<Recordings>,
     /// What images and devices read: the cache, which reads the fetcher.
     pub(crate) source: Arc<dyn BlobSource>,
     pub(crate) state: Arc<StateDir>,

@@ -9,6 +9,7 @@ mod client;
 pub mod credentials;
 mod policy;
 mod pull;
+mod record;
 mod render;
 mod snapshots;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use args::{
 };
 pub use policy::OnFailureArg;
 pub use pull::Pull;
+pub use record::{Record, Recordings};
 
 use crate::{
     client::{ClientError, RemoteError},
@@ -105,6 +107,22 @@ pub enum Failure {
     /// There is nothing more to follow.
     #[error("the agent stops, and with it its events; the same command follows the next one")]
     Stopping,
+    /// The command to be recorded could not be run.
+    #[error(
+        "cannot run {command:?}: {reason}; chroot needs root and is part of coreutils, and --here runs a command of this machine"
+    )]
+    NotRun {
+        /// As typed.
+        command: Vec<std::ffi::OsString>,
+        /// The system's reason.
+        reason: std::io::Error,
+    },
+    /// The command that was recorded failed.
+    #[error("the command has failed ({status}); what it read until then is recorded all the same")]
+    Command {
+        /// How it ended.
+        status: std::process::ExitStatus,
+    },
     /// Nothing could be removed.
     #[error("nothing was removed; see above")]
     NothingFreed,
@@ -140,7 +158,7 @@ impl Failure {
         match self {
             Self::Client(ClientError::Problem(problem)) => problem.into(),
             Self::Client(error) if error.is_unreachable() => Exit::Unreachable,
-            Self::Client(_) | Self::Output(_) => Exit::Failed,
+            Self::Client(_) | Self::Output(_) | Self::NotRun { .. } | Self::Command { .. } => Exit::Failed,
             Self::MountDir { .. } | Self::Containerd { .. } | Self::Remote(_) | Self::Input(_) => Exit::Usage,
             Self::NothingFreed => Exit::Conflict,
             Self::Damaged { .. } | Self::LostSnapshots { .. } => Exit::Damage,

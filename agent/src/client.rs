@@ -5,6 +5,7 @@
 mod credentials;
 mod follow;
 mod pull;
+mod recordings;
 mod remote;
 mod snapshots;
 

@@ -131,6 +131,16 @@ pub struct Config {
     pub verify_require: bool,
     /// Longest time that looking for an image's index may take.
     pub verify_deadline: Duration,
+    /// Whether the start of each image is recorded.
+    pub recordings_enable: bool,
+    /// How long a start is recorded, from its first read.
+    pub recordings_duration: Duration,
+    /// Whether images are read along their recordings.
+    pub recordings_replay: bool,
+    /// Which registries' recordings are used.
+    pub recordings_accept: crate::recordings::Accept,
+    /// How many images that are read widely are completed at the same time; 0: none.
+    pub recordings_fills: u32,
     /// Platform taken from an image index.
     pub platform: Platform,
     /// How devices are shown to the kernel.
@@ -201,6 +211,11 @@ impl Default for Config {
             credentials: credentials::Credentials::default(),
             verify_require: false,
             verify_deadline: Duration::from_secs(5),
+            recordings_enable: true,
+            recordings_duration: Duration::from_secs(10),
+            recordings_replay: true,
+            recordings_accept: crate::recordings::Accept::All,
+            recordings_fills: 2,
             platform: Platform::host(),
             transport: Wanted::Auto,
             device_deadline: None,

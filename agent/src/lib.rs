@@ -13,6 +13,7 @@
 //! - [`mount`]: finding and mounting the file system of an image, and clearing what a killed agent left.
 //! - `attachments`: the table of attachments, and what makes, restores and unmakes them.
 //! - `indexes`: what attached images are verified by. [`index`]: making that.
+//! - `recordings`: what images read while starting, and how they are read because of it.
 //! - [`events`]: what happened lately. `node`: the admin API's calls. `serve`, [`socket`]: where it answers.
 //! - `shelf`: manifests of images that containerd was told are there.
 //! - `images`: the image service between the kubelet and containerd, and the credentials that it hears.
@@ -47,6 +48,7 @@ mod mounter;
 mod node;
 pub mod output;
 mod pull;
+mod recordings;
 mod remains;
 pub mod run;
 mod serve;
@@ -60,5 +62,6 @@ pub use agent::{Agent, DrainError, StartError};
 pub use config::Config;
 pub use images::ImagesError;
 pub use keeper::Keeper;
+pub use recordings::Accept;
 pub use serve::{FileError, Unsafe};
 pub use snapshots::SnapshotsError;

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod endpoints;
+mod recordings;
 pub(crate) mod refusal;
 mod snapshots;
 
@@ -167,6 +168,22 @@ impl api::Node for AgentNode {
 
     fn repair_snapshots(&self) -> Answer<'_, api::SnapshotsRepaired> {
         Box::pin(async move { snapshots::repair(snapshots::served(self.snapshotter.as_ref())?).await })
+    }
+
+    fn recordings(&self) -> Answer<'_, Vec<api::Recording>> {
+        Box::pin(recordings::list(&self.attachments))
+    }
+
+    fn remove_recording<'a>(&'a self, manifest: &'a str) -> Answer<'a, ()> {
+        Box::pin(recordings::remove(&self.attachments, manifest))
+    }
+
+    fn record<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(std::future::ready(self.attachments.record(id).map_err(NodeError::from)))
+    }
+
+    fn end_recording<'a>(&'a self, id: &'a str, request: api::EndRecording) -> Answer<'a, api::Recording> {
+        Box::pin(async move { Ok(self.attachments.end_recording(id, request).await?) })
     }
 
     fn events(&self, since: u64, limit: usize) -> Answer<'_, api::Events> {

@@ -6,6 +6,7 @@
 //! indexes/                 what images are verified by
 //! manifests/               of images whose layers containerd was told are there
 //! maps/                    merged maps of images, made again when lost
+//! recordings/              what images read while starting; of no use when lost
 //! fuse/                    where images are shown as files without ublk; empty while no agent runs
 //! cache/                   chunks, unless `cache.dir` says otherwise
 //! ```
@@ -96,7 +97,7 @@ impl StateDir {
     /// # Errors
     /// [`StateError::InUse`] when another agent has it; else what the system says.
     pub fn open(root: &Path) -> Result<Self, StateError> {
-        let below = ["attachments", "maps", "fuse", "indexes", "manifests"].map(|name| root.join(name));
+        let below = ["attachments", "maps", "fuse", "indexes", "manifests", "recordings"].map(|name| root.join(name));
         for dir in std::iter::once(root.to_path_buf()).chain(below) {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(StateError::io("create", &dir))?;
         }
@@ -140,6 +141,12 @@ impl StateDir {
     #[must_use]
     pub fn manifests(&self) -> PathBuf {
         self.root.join("manifests")
+    }
+
+    /// Where recordings of what images read while starting are kept.
+    #[must_use]
+    pub fn recordings(&self) -> PathBuf {
+        self.root.join("recordings")
     }
 
     /// Where images are shown as files.

@@ -6,7 +6,7 @@ use penstock_blob::Digest;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Problem, Timestamp};
+use crate::{Problem, Reading, Timestamp};
 
 /// How a device reaches the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -209,6 +209,8 @@ pub struct Device {
     pub outlives_agent: bool,
     /// When it was attached.
     pub attached_at: Timestamp,
+    /// How its image is read; absent until there is a device.
+    pub reading: Option<Reading>,
     /// What it has served.
     pub stats: Stats,
     /// How much of each of its blobs is on this node.

@@ -41,6 +41,7 @@ mod follow;
 mod node;
 mod problem;
 mod pull;
+mod recording;
 mod routes;
 mod snapshot;
 #[cfg(test)]
@@ -68,6 +69,7 @@ pub use problem::{PROBLEM_JSON, Problem, ProblemKind};
 pub use pull::{
     PULL_DONE, PULL_FAILED, PULL_PROGRESS, Pull, PullMessage, PullProgress, PullStream, Pulled, PulledBlob,
 };
+pub use recording::{EndRecording, Reading, ReadingMode, Recording};
 pub use routes::{openapi, read_only_router, router};
 pub use snapshot::{LostSnapshot, SNAPSHOTS_LISTED, Snapshot, SnapshotDevice, SnapshotKind, SnapshotsRepaired};
 pub use version::Version;

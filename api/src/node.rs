@@ -5,8 +5,8 @@ use std::pin::Pin;
 use futures_util::Stream;
 
 use crate::{
-    Attach, CacheFreed, CacheUsage, CacheVerified, Change, Credentials, Detached, Device, Events, EvictCache, HandOver,
-    Pull, PullStream, RegistryHosts, Snapshot, SnapshotsRepaired, Version,
+    Attach, CacheFreed, CacheUsage, CacheVerified, Change, Credentials, Detached, Device, EndRecording, Events,
+    EvictCache, HandOver, Pull, PullStream, Recording, RegistryHosts, Snapshot, SnapshotsRepaired, Version,
 };
 
 /// What a call on a [`Node`] answers, later.
@@ -74,6 +74,18 @@ pub trait Node: Send + Sync + 'static {
 
     /// Mends the metadata of containerd's snapshots, and says what is lost.
     fn repair_snapshots(&self) -> Answer<'_, SnapshotsRepaired>;
+
+    /// The recordings on this node, the newest first.
+    fn recordings(&self) -> Answer<'_, Vec<Recording>>;
+
+    /// Removes the recording of the image with this manifest, else [`NodeError::NotFound`].
+    fn remove_recording<'a>(&'a self, manifest: &'a str) -> Answer<'a, ()>;
+
+    /// Records what the device `id` reads until [`end_recording`](Self::end_recording); [`NodeError::Conflict`] when its start is over.
+    fn record<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
+
+    /// Ends the recording of the device `id`, keeps it, and pushes it if asked.
+    fn end_recording<'a>(&'a self, id: &'a str, request: EndRecording) -> Answer<'a, Recording>;
 
     /// The kept events with a sequence beyond `since`, oldest first, the first `limit` of them.
     fn events(&self, since: u64, limit: usize) -> Answer<'_, Events>;

@@ -17,7 +17,7 @@ use crate::{
     Attach, BLOBS_LISTED, BODY_BYTES, CacheUsage, Change, DetachQuery, Detached, Device, EVENTS_LISTED, Events,
     EventsQuery, Node, Problem, ProblemKind, Readiness, RegistryHosts, Version, credential,
     extract::{Body, Id, Params},
-    follow, snapshot,
+    follow, recording, snapshot,
 };
 
 /// OpenMetrics 1.0 text, which Prometheus asks for and understands.
@@ -78,6 +78,9 @@ fn described() -> OpenApiRouter<Shared> {
         .routes(routes!(endpoints))
         .routes(routes!(snapshot::snapshots))
         .routes(routes!(snapshot::repair))
+        .routes(routes!(recording::recordings))
+        .routes(routes!(recording::remove))
+        .routes(routes!(recording::record, recording::end))
         .routes(routes!(pull::pull))
         .routes(routes!(events))
         .routes(routes!(version))

@@ -165,6 +165,35 @@ impl Cache {
         }
     }
 
+    /// What of `range` is not stored and checked, in whole chunks, ascending; neighbours are one. What is being fetched counts as absent. Counts no hit
+    /// and pins nothing.
+    #[must_use]
+    pub fn absent(&self, blob: &Blob, range: ByteRange) -> Vec<ByteRange> {
+        if blob.check(range).is_err() {
+            return Vec::new();
+        }
+        let table = self.store.table.load();
+        let entry = table.get(blob);
+        let chunk_size = entry.map_or(self.store.config.chunk_size, |entry| entry.chunk_size);
+        let slots = entry.and_then(|entry| entry.slots.get());
+        let mut absent: Vec<ByteRange> = Vec::new();
+        for chunk in chunk_size.span(range).filter(|&chunk| !slots.is_some_and(|slots| slots.is_checked(chunk))) {
+            match (chunk_size.range(blob, chunk), absent.last_mut()) {
+                (Some(chunk), Some(last)) if last.end() == chunk.start() => *last = last.cover(chunk),
+                (Some(chunk), _) => absent.push(chunk),
+                (None, _) => {}
+            }
+        }
+        absent
+    }
+
+    /// How many bytes can be stored before anything is evicted.
+    #[must_use]
+    pub fn room_bytes(&self) -> u64 {
+        let room = self.store.room();
+        self.store.config.watermarks.high_of(room.limit()).saturating_sub(room.used())
+    }
+
     /// What operators should hear of, from now on; the first caller also gets what happened at open. A receiver that falls more than
     /// 64 events behind loses the oldest.
     #[must_use]

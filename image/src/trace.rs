@@ -21,6 +21,9 @@ const READ: u8 = b'R';
 /// Largest acceleration layer read, in bytes: 174,000 reads, ten times what a recording holds.
 pub const MAX_TRACE_BYTES: u64 = 4 << 20;
 
+/// Longest read, in bytes: none that a kernel asks for is longer. Longer ones are passed over, so that decoding what a trace means stays cheap.
+const MAX_READ_BYTES: u64 = 16 << 20;
+
 /// One read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Access {
@@ -50,7 +53,7 @@ pub enum TraceError {
     Checksum,
 }
 
-/// The reads in an acceleration layer, all of whose bytes are `blob`. Records that are no reads, or of no byte, are passed over.
+/// The reads in an acceleration layer, all of whose bytes are `blob`. Records that are no reads, of no byte or of far too many are passed over.
 ///
 /// # Errors
 /// [`TraceError`].
@@ -72,7 +75,8 @@ pub fn parse(blob: &[u8]) -> Result<Vec<Access>, TraceError> {
 fn access(record: &[u8; RECORD_BYTES]) -> Option<Access> {
     let range = ByteRange::at(u64_at(record, 16), u64_at(record, 8)).ok()?;
     // An offset below 0 reads as one far beyond any file.
-    (record[0] == READ).then_some(Access { layer: usize::try_from(u32_at(record, 4)).ok()?, range })
+    (record[0] == READ && range.len() <= MAX_READ_BYTES)
+        .then_some(Access { layer: usize::try_from(u32_at(record, 4)).ok()?, range })
 }
 
 #[cfg(test)]
@@ -113,7 +117,10 @@ mod tests {
 
     #[test]
     fn reads_come_in_their_order_and_other_records_are_passed_over() {
-        let bytes = layer(&[(b'R', 2, 4096, 512), (b'W', 0, 1, 1), (b'R', 0, 0, 7), (b'R', 0, 10, 0)], |_| {});
+        let bytes = layer(
+            &[(b'R', 2, 4096, 512), (b'W', 0, 1, 1), (b'R', 0, 0, 7), (b'R', 0, 1 << 40, 7), (b'R', 0, 10, 0)],
+            |_| {},
+        );
         let range = |start, end| ByteRange::new(start, end).unwrap();
         let expected = [Access { layer: 2, range: range(512, 4608) }, Access { layer: 0, range: range(0, 10) }];
         assert_eq!(parse(&bytes).unwrap(), expected);

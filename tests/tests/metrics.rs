@@ -18,9 +18,10 @@ use penstock_tests::{
 use serde_json::Value;
 
 /// Where series are registered, and what stands before their names there.
-const REGISTERED: [(&str, &str); 10] = [
+const REGISTERED: [(&str, &str); 11] = [
     ("agent/src/metrics.rs", ""),
     ("agent/src/events.rs", ""),
+    ("agent/src/recordings/metrics.rs", "recordings_"),
     ("agent/src/serve/count.rs", "api_"),
     ("device/src/stats.rs", "device_"),
     ("fetcher/src/metrics.rs", "fetcher_"),

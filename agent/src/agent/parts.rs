@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use penstock_api::Policy;
+use penstock_cache::Cache;
 use penstock_fetcher::Fetcher;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
@@ -15,10 +16,29 @@ use crate::{
     events::Events,
     images::{self, Images},
     keeper::Keeper,
+    recordings::{self, Recordings},
     remains::Remaining,
     shelf::Shelf,
     state::{StateDir, record::Record},
 };
+
+/// What makes, keeps and finds recordings.
+pub(super) fn recordings(
+    config: &Config,
+    sources: (&Arc<Fetcher>, &Arc<Cache>),
+    (state, events): (&StateDir, &Events),
+    registry: &mut Registry,
+) -> Arc<Recordings> {
+    let settings = recordings::Settings {
+        dir: state.recordings(),
+        duration: config.recordings_enable.then_some(config.recordings_duration),
+        replay: config.recordings_replay,
+        accept: config.recordings_accept.clone(),
+        fills: usize::try_from(config.recordings_fills).unwrap_or(usize::MAX),
+    };
+    let metrics = recordings::Metrics::new(registry.sub_registry_with_prefix("recordings"));
+    Recordings::new(settings, sources, events, metrics)
+}
 
 /// What attachments are made from.
 pub(super) fn parts(
@@ -26,13 +46,14 @@ pub(super) fn parts(
     (fetcher, indexes, cache): Sources,
     (state, events): (&Arc<StateDir>, &Events),
     (keeper, remaining): (Arc<Keeper>, Arc<Remaining>),
-    (device_metrics, stop): (penstock_device::Metrics, CancellationToken),
+    (device_metrics, recordings, stop): (penstock_device::Metrics, Arc<Recordings>, CancellationToken),
 ) -> Parts {
     Parts {
         fetcher,
         source: Arc::clone(&cache) as _,
         cache,
         indexes,
+        recordings,
         shelf: Arc::new(Shelf::new(state.manifests())),
         state: Arc::clone(state),
         maps: penstock_image::Maps::new(&state.maps()),

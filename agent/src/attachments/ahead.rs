@@ -86,6 +86,7 @@ impl Attachments {
     {
         let Some(done) = self.ahead.begin(manifest.digest) else { return };
         let begun = Begun { attachments: Arc::clone(self), manifest: manifest.digest, _done: done };
+        self.fetch_recording(&reference, &manifest);
         self.tasks.spawn(async move {
             let attachments = Arc::clone(&begun.attachments);
             let opening = async {

@@ -12,12 +12,12 @@ use penstock_image::Image;
 use super::{
     AttachError, Parts, blocking,
     opened::{self, Meant, Opened, Served},
-    proof,
-    watch::Watched,
+    proof, reading,
 };
 use crate::{
     indexes::{Ask, Proof},
     mount::{self, MountError, Mounted, Unmount, found},
+    recordings::Start,
     state::record::{LayerRecord, Owner, Record, Seen},
 };
 
@@ -88,6 +88,8 @@ pub(super) struct Live {
     pub(super) mounted: Mutex<Option<Arc<Mounted>>>,
     /// The index that its reads are verified by.
     pub(super) proof: Proof,
+    /// What it reads while starting, and what is read ahead of that.
+    pub(super) start: Start,
     owner: Owner,
     /// Lets the blobs go when the device has.
     _served: Served,
@@ -109,16 +111,18 @@ impl Live {
     /// device and mount are gone on with; when that fails they are left as they are.
     pub(super) async fn make(parts: &Parts, plan: &Plan, remains: Option<Remains>) -> Result<Self, AttachError> {
         let choice = choose(plan.transport, remains.as_ref()).await?;
+        let start = reading::begin(parts, plan, remains.is_some());
+        let finding = start.find();
         let Opened { image, proof, served } = Opened::open(parts, plan.meant()).await?;
-        let source = Watched::new(Arc::clone(&parts.source), plan.id.clone(), parts.events.clone());
-        let content = Content { image: Arc::clone(&image), source };
+        start.opened(&image, finding);
+        let content = Content { image: Arc::clone(&image), source: start.source() };
         let (id, config, metrics) = (plan.id.clone(), &parts.device, &parts.device_metrics);
         let device = match remains {
             Some(remains) => Device::resume(id, content, remains, config, metrics).await?,
             None => Device::start(id, content, choice.transport, config, metrics).await?,
         };
         let mounted = Mutex::new(None);
-        let live = Self { device, image, choice, mounted, proof, owner: plan.owner, _served: served };
+        let live = Self { device, image, choice, mounted, proof, start, owner: plan.owner, _served: served };
         live.obey(parts, plan.policy);
         live.give_away(parts).await;
         let Some(dir) = &plan.mount else { return Ok(live) };
@@ -182,6 +186,7 @@ impl Live {
             }
             outcome => {
                 self.take_back(parts).await;
+                self.start.end().await;
                 Ok(outcome?)
             }
         }

@@ -80,6 +80,7 @@ pub(super) fn device(record: &Record, state: &State, parts: &Parts) -> api::Devi
         policy: policy::effective(parts.policy, record.policy),
         outlives_agent: live.is_some_and(|live| live.outlives_agent(parts)),
         attached_at: record.attached_at,
+        reading: live.map(|live| live.start.reading()),
         stats: live.map_or_else(api::Stats::default, |live| {
             stats(&live.device.stats(), fetched(record.shown_layers(), cache))
         }),

@@ -220,6 +220,12 @@ pub enum ClientCommand {
     /// Put an image whole into containerd's content store, for export, push and commit
     #[command(after_help = super::pull::HELP)]
     Pull(Box<super::pull::Pull>),
+    /// Write down what an image reads while a command runs in it, so that the next start is fetched ahead
+    #[command(after_help = super::record::RECORD_HELP)]
+    Record(Box<super::record::Record>),
+    /// List what images read while starting, or remove it
+    #[command(after_help = super::record::RECORDINGS_HELP)]
+    Recordings(Box<super::record::Recordings>),
     /// Show whom the content of registries is asked for, mirrors included, and how they fare
     #[command(after_help = ENDPOINTS_HELP)]
     Endpoints(Show),

@@ -23,6 +23,8 @@ pub(super) async fn execute(command: ClientCommand) -> Result<(), Failure> {
         ClientCommand::Stats(args) => stats(args).await,
         ClientCommand::Cache(args) => super::cache::run(args).await,
         ClientCommand::Credentials(args) => super::credentials::execute(*args).await,
+        ClientCommand::Record(args) => super::record::record(*args).await,
+        ClientCommand::Recordings(args) => super::record::recordings(*args).await,
         ClientCommand::Pull(args) => super::pull::execute(*args).await,
         ClientCommand::Endpoints(args) => endpoints(&args.connection).await,
         ClientCommand::Snapshots(args) => super::snapshots::list(&args.connection).await,

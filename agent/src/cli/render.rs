@@ -150,6 +150,18 @@ pub(super) fn device(device: &Device) -> String {
     facts.fact("served", sized(stats.bytes_served));
     facts.fact("fetched", sized(stats.bytes_fetched));
     facts.fact("waited", waited(stats.waited_ms));
+    if let Some(reading) = &device.reading {
+        facts.fact("read", format_args!("{}: {}", reading.mode.name(), reading.why));
+        if let Some(from) = &reading.recording_from {
+            let used = percent(reading.recording_used_bytes, reading.recording_bytes);
+            let ahead = sized(reading.replayed_bytes);
+            let left = if reading.diverged { "; the program did something else" } else { "" };
+            facts.fact("recording", format_args!("of the {from}: {ahead} fetched ahead, {used} of it needed{left}"));
+        }
+        if reading.filled_bytes > 0 {
+            facts.fact("completed", format_args!("{} fetched behind what was needed", sized(reading.filled_bytes)));
+        }
+    }
     let mut blobs = Table::new(&["BLOB", ">SIZE", ">PRESENT", ">SHARE", "VERIFIED BY"]);
     for blob in &device.blobs {
         let share = percent(blob.present_bytes, blob.size_bytes);

@@ -379,6 +379,44 @@ pub static KEYS: &[Key] = &[
         show: |config| Some(value::show_duration(config.verify_deadline)),
     },
     Key {
+        name: "recordings.enable",
+        what: "whether what each image reads while starting is written down on this node",
+        is_path: false,
+        set: |config, text| value::truth(text).map(|enable| config.recordings_enable = enable),
+        show: |config| Some(config.recordings_enable.to_string()),
+    },
+    Key {
+        name: "recordings.duration",
+        what: "how long a start is recorded, from its first read, from 1s to 10m",
+        is_path: false,
+        set: |config, text| {
+            value::duration_in(text, Duration::from_secs(1), Duration::from_secs(600))
+                .map(|duration| config.recordings_duration = duration)
+        },
+        show: |config| Some(value::show_duration(config.recordings_duration)),
+    },
+    Key {
+        name: "recordings.replay",
+        what: "whether an image is read along its recording, ahead of its program",
+        is_path: false,
+        set: |config, text| value::truth(text).map(|replay| config.recordings_replay = replay),
+        show: |config| Some(config.recordings_replay.to_string()),
+    },
+    Key {
+        name: "recordings.accept",
+        what: "whose recordings are used besides this node's own: all (of the registry that an image is from), none, or registries with commas between",
+        is_path: false,
+        set: |config, text| text.parse().map(|accept| config.recordings_accept = accept),
+        show: |config| Some(config.recordings_accept.to_string()),
+    },
+    Key {
+        name: "recordings.fills",
+        what: "how many images that are read widely are completed in the background at the same time, up to 64; 0: none ever",
+        is_path: false,
+        set: |config, text| value::count_in(text, 0, 64).map(|fills| config.recordings_fills = fills),
+        show: |config| Some(config.recordings_fills.to_string()),
+    },
+    Key {
         name: "device.transport",
         what: "how devices are shown to the kernel: auto (ublk where it can be used, else fuse), ublk or fuse",
         is_path: false,

@@ -140,6 +140,14 @@ kinds! {
     ImagesCredentials = "images.credentials", Warning, "credentials that a pull brought cannot be used to read its layers, or whose they are cannot be kept";
     ImagesPulled = "images.pulled", Note, "an image was put whole into containerd's content store on request";
 
+    // recording: what images read while starting, and how they are read because of it.
+    RecordingKept = "recording.kept", Note, "what an image read while starting was written down";
+    RecordingRefused = "recording.refused", Warning, "a recording is not of its image, or is damaged; it is not used";
+    RecordingChosen = "recording.chosen", Note, "an image is read along its recording, or all of it is fetched, and why";
+    RecordingReplayed = "recording.replayed", Note, "what a recording says was fetched ahead of its needs";
+    RecordingDiverged = "recording.diverged", Note, "a program did something else than the recording of its image says; the rest of that is not fetched";
+    RecordingFilled = "recording.filled", Note, "an image that is read widely was completed in the background";
+
     // index: chunk-digest lists.
     IndexMissing = "index.missing", Warning, "an image was refused, because an index is required and it has none that can be used";
     IndexRefused = "index.refused", Warning, "an image's index is not of that image, is damaged, or contradicts another; it is not used";

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, CredentialProvider,
-    CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, Endpoint, Event, EventStream, Events,
-    EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Layers, Node, NodeError, NotDetached,
-    OnFailure, Owner, Policy, Presence, Problem, Pull, PullMessage, PullProgress, PullStream, Pulled, Readiness,
-    RegistryHosts, Role, Severity, Snapshot, SnapshotDevice, SnapshotKind, SnapshotsRepaired, Stats, Timestamp,
-    Transport, Verification, Version, router,
+    CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, EndRecording, Endpoint, Event,
+    EventStream, Events, EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Layers, Node,
+    NodeError, NotDetached, OnFailure, Owner, Policy, Presence, Problem, Pull, PullMessage, PullProgress, PullStream,
+    Pulled, Readiness, Reading, ReadingMode, Recording, RegistryHosts, Role, Severity, Snapshot, SnapshotDevice,
+    SnapshotKind, SnapshotsRepaired, Stats, Timestamp, Transport, Verification, Version, router,
 };
 use axum::{
     body::Body,
@@ -60,6 +60,7 @@ pub(super) fn device(id: &str) -> Device {
         policy: Policy { deadline_ms: 30_000, on_failure: OnFailure::Eio, wait_limit_ms: 600_000 },
         outlives_agent: true,
         attached_at: time(1_800_000_000),
+        reading: Some(reading()),
         stats: Stats { requests: 7, bytes_served: 28_672, hits: 5, misses: 2, ..Stats::default() },
         blobs: vec![Presence::new(Digest::of(b"layer"), 1000, 250, "digest once whole".to_owned())],
     }
@@ -165,6 +166,32 @@ fn snapshots() -> Vec<Snapshot> {
         ..plain.clone()
     };
     vec![plain, container, lazy]
+}
+
+/// Along a recording.
+fn reading() -> Reading {
+    Reading {
+        mode: ReadingMode::Prefetch,
+        why: "its recording says that a start reads 7 % of it".to_owned(),
+        recording_from: Some("node".to_owned()),
+        recording_bytes: 14_000_000,
+        recording_used_bytes: 13_000_000,
+        diverged: false,
+        replayed_bytes: 9_000_000,
+        filled_bytes: 0,
+    }
+}
+
+/// A recording of that image.
+fn recording() -> Recording {
+    Recording {
+        manifest: Digest::of(b"manifest"),
+        ranges: 300,
+        bytes: 14_000_000,
+        file_bytes: 1100,
+        recorded_at: time(1_800_000_000),
+        pushed: false,
+    }
 }
 
 impl Fake {
@@ -299,6 +326,23 @@ impl Node for Fake {
 
     fn repair_snapshots(&self) -> Answer<'_, SnapshotsRepaired> {
         self.answer(SnapshotsRepaired { snapshots: 2, orphans_removed: 1, ..SnapshotsRepaired::default() })
+    }
+
+    fn recordings(&self) -> Answer<'_, Vec<Recording>> {
+        self.answer(vec![recording()])
+    }
+
+    fn remove_recording<'a>(&'a self, manifest: &'a str) -> Answer<'a, ()> {
+        let known = manifest == recording().manifest.to_string();
+        Box::pin(async move { if known { Ok(()) } else { Err(NodeError::NotFound("there is none".to_owned())) } })
+    }
+
+    fn record<'a>(&'a self, _: &'a str) -> Answer<'a, ()> {
+        self.answer(())
+    }
+
+    fn end_recording<'a>(&'a self, _: &'a str, request: EndRecording) -> Answer<'a, Recording> {
+        self.answer(Recording { pushed: request.push, ..recording() })
     }
 
     fn endpoints(&self) -> Answer<'_, Vec<RegistryHosts>> {

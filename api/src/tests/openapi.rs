@@ -26,6 +26,7 @@ fn every_route_and_its_problems_are_described() {
             "DELETE /v1/credentials",
             "DELETE /v1/devices",
             "DELETE /v1/devices/{id}",
+            "DELETE /v1/recordings/{manifest}",
             "GET /healthz",
             "GET /metrics",
             "GET /readyz",
@@ -35,6 +36,7 @@ fn every_route_and_its_problems_are_described() {
             "GET /v1/devices/{id}",
             "GET /v1/endpoints",
             "GET /v1/events",
+            "GET /v1/recordings",
             "GET /v1/snapshots",
             "GET /v1/version",
             "PATCH /v1/devices/{id}",
@@ -42,9 +44,11 @@ fn every_route_and_its_problems_are_described() {
             "POST /v1/cache/evict",
             "POST /v1/cache/verify",
             "POST /v1/devices",
+            "POST /v1/devices/{id}/recording",
             "POST /v1/pull",
             "POST /v1/snapshots/repair",
             "PUT /v1/credentials",
+            "PUT /v1/devices/{id}/recording",
         ]
     );
     assert_eq!(api["components"]["schemas"]["Attach"]["additionalProperties"], false);

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use penstock_api::{
     Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, CredentialProvider,
-    CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, Endpoint, Event, EventStream, Events,
-    EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Layers, Node, NodeError, NotDetached,
-    OnFailure, Owner, Policy, Presence, Problem, Pull, PullMessage, PullProgress, PullStream, Pulled, PulledBlob,
-    Readiness, RegistryHosts, Role, Severity, Snapshot, SnapshotDevice, SnapshotKind, SnapshotsRepaired, Stats,
-    Timestamp, Transport, Verification, Version,
+    CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, EndRecording, Endpoint, Event,
+    EventStream, Events, EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Layers, Node,
+    NodeError, NotDetached, OnFailure, Owner, Policy, Presence, Problem, Pull, PullMessage, PullProgress, PullStream,
+    Pulled, PulledBlob, Readiness, Reading, ReadingMode, Recording, RegistryHosts, Role, Severity, Snapshot,
+    SnapshotDevice, SnapshotKind, SnapshotsRepaired, Stats, Timestamp, Transport, Verification, Version,
 };
 use penstock_blob::Digest;
 use tokio::{net::UnixListener, task::JoinSet};
@@ -65,6 +65,7 @@ pub(super) fn device() -> Device {
         policy: Policy { deadline_ms: 30_000, on_failure: OnFailure::Eio, wait_limit_ms: 600_000 },
         outlives_agent: true,
         attached_at: time(),
+        reading: Some(reading()),
         stats: Stats {
             requests: 1234,
             bytes_served: 9_876_543,
@@ -274,6 +275,32 @@ pub(super) fn snapshots() -> Vec<Snapshot> {
     vec![plain, container, lazy]
 }
 
+/// Along a recording.
+pub(super) fn reading() -> Reading {
+    Reading {
+        mode: ReadingMode::Prefetch,
+        why: "its recording says that a start reads 7 % of it".to_owned(),
+        recording_from: Some("node".to_owned()),
+        recording_bytes: 14_000_000,
+        recording_used_bytes: 13_000_000,
+        diverged: false,
+        replayed_bytes: 9_000_000,
+        filled_bytes: 0,
+    }
+}
+
+/// A recording of that image.
+pub(super) fn recording() -> Recording {
+    Recording {
+        manifest: Digest::of(b"manifest"),
+        ranges: 300,
+        bytes: 14_000_000,
+        file_bytes: 1100,
+        recorded_at: time(),
+        pushed: false,
+    }
+}
+
 impl Fake {
     fn answer<T: Send + 'static>(&self, value: T) -> Answer<'_, T> {
         let answer = self.failure.clone().map_or(Ok(value), Err);
@@ -365,6 +392,23 @@ impl Node for Fake {
 
     fn repair_snapshots(&self) -> Answer<'_, SnapshotsRepaired> {
         self.answer(SnapshotsRepaired { snapshots: 2, orphans_removed: 1, ..SnapshotsRepaired::default() })
+    }
+
+    fn recordings(&self) -> Answer<'_, Vec<Recording>> {
+        self.answer(vec![recording()])
+    }
+
+    fn remove_recording<'a>(&'a self, manifest: &'a str) -> Answer<'a, ()> {
+        let known = manifest == recording().manifest.to_string();
+        Box::pin(async move { if known { Ok(()) } else { Err(NodeError::NotFound("there is none".to_owned())) } })
+    }
+
+    fn record<'a>(&'a self, _: &'a str) -> Answer<'a, ()> {
+        self.answer(())
+    }
+
+    fn end_recording<'a>(&'a self, _: &'a str, request: EndRecording) -> Answer<'a, Recording> {
+        self.answer(Recording { pushed: request.push, ..recording() })
     }
 
     fn endpoints(&self) -> Answer<'_, Vec<RegistryHosts>> {
