@@ -187,7 +187,9 @@ pub(super) fn from_trace(
     for access in trace {
         let Some(left) = rest.checked_sub(access.range.len()) else { break };
         rest = left;
-        for (blob, range) in image.needs(access.layer, access.range)? {
+        let needs = image.needs(access.layer, access.range)?;
+        // Where a table is still being made, what it will say is not known yet: such reads are passed over.
+        for (blob, range) in needs.into_iter().filter(|(blob, _)| image.blobs().contains(blob)) {
             recorder.need(&blob, range);
         }
     }
