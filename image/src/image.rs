@@ -183,7 +183,7 @@ impl Image {
                 },
             }
         }
-        Ok(Self::stacked(Stack::open(&site, blobs, sniffed).await?))
+        Ok(Self::stacked(Box::pin(Stack::open(&site, blobs, sniffed)).await?))
     }
 
     /// Opens the device of one ordinary layer from the table that a [`crate::LayerBuilder`] made of it; `None` when there is none, or it
