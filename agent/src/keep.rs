@@ -55,7 +55,7 @@ pub fn keep(args: &KeepArgs) -> Result<(), KeepingError> {
 
 async fn serve(path: &Path) -> Result<(), KeepingError> {
     let mut signals = Signals::new()?;
-    let (listener, file) = socket::listen(path, None)?;
+    let (listener, file) = socket::listen(path, "--socket", None)?;
     tracing::info!(socket = %file.path().display(), most = MOST_KEPT, "descriptors are kept");
     let (mut store, mut agents) = (Store::default(), Vec::new());
     loop {
