@@ -99,12 +99,19 @@ pub(crate) fn answer(
     if is_restarted {
         first.push(Message::default().event(RESTARTED).data("{}"));
     }
-    let last = stream::iter([Message::default().event(END).data("{}")]);
-    let all = stream::iter(first).chain(events.flat_map(|batch| stream::iter(messages(&batch)))).chain(last);
+    let all = stream::iter(first)
+        .chain(events.flat_map(|batch| stream::iter(messages(&batch))))
+        .chain(stream::iter([last()]));
     Sse::new(all.map(Ok)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE).text("still here"))
 }
 
-fn messages(batch: &Events) -> Vec<Message> {
+/// The message after which nothing comes.
+pub(crate) fn last() -> Message {
+    Message::default().event(END).data("{}")
+}
+
+/// A batch of events as messages.
+pub(crate) fn messages(batch: &Events) -> Vec<Message> {
     let lost = (batch.lost > 0).then(|| {
         let data = serde_json::to_string(&Lost { lost: batch.lost }).unwrap_or_default();
         Message::default().event(LOST).data(data)

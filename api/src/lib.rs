@@ -12,7 +12,8 @@
 //! - `device`, `cache`, `credential`, `event`, `version`: what is sent and answered.
 //! - `problem`: errors as RFC 9457 problem details, and the one table from error to status.
 //! - `extract`: reading a request, each failure a problem.
-//! - `follow`: events as they happen. `pull`: what is said of a pull.
+//! - `follow`: events as they happen. `live`, `blocks`: the whole node as it changes, and maps of what is here. `pull`: what is said of a pull.
+//! - `page`: the web page that shows all that.
 //! - `routes`: the routes and their OpenAPI description, declared together so that they cannot drift.
 //!
 //! # Invariants
@@ -31,6 +32,7 @@
 //! Routes run concurrently on whatever runtime serves the router; no lock is held here. A client that goes away drops the future of
 //! its call: see [`Node`].
 
+mod blocks;
 mod cache;
 mod credential;
 mod device;
@@ -38,7 +40,9 @@ mod endpoint;
 mod event;
 mod extract;
 mod follow;
+mod live;
 mod node;
+mod page;
 mod problem;
 mod pull;
 mod recording;
@@ -48,6 +52,7 @@ mod snapshot;
 mod tests;
 mod version;
 
+pub use blocks::{BLOCK_CELLS, BlobBlocks, BlockMap, CELL_LEVELS, Cell};
 pub use cache::{
     BlobUsage, CacheFreed, CacheUsage, CacheVerified, ClearQuery, EvictCache, FreedBlob, Index, IndexState, KeptBlob,
     Verification, VerifyQuery,
@@ -64,7 +69,9 @@ pub use event::{Event, Events, EventsQuery, Severity};
 pub use extract::DetachQuery;
 pub use follow::{END, KEEP_ALIVE, LOST, Lost, RESTARTED};
 pub use jiff::Timestamp;
+pub use live::{CacheFigures, DEVICES, DeviceCounts, LiveQuery, MAP, PERIOD, PULSE, Pulse, Row, Rows, TROUBLE};
 pub use node::{Answer, EventStream, Node, NodeError, Readiness};
+pub use page::is_asset;
 pub use problem::{PROBLEM_JSON, Problem, ProblemKind};
 pub use pull::{
     PULL_DONE, PULL_FAILED, PULL_PROGRESS, Pull, PullMessage, PullProgress, PullStream, Pulled, PulledBlob,

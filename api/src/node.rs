@@ -5,7 +5,7 @@ use std::pin::Pin;
 use futures_util::Stream;
 
 use crate::{
-    Attach, CacheFreed, CacheUsage, CacheVerified, Change, Credentials, Detached, Device, EndRecording, Events,
+    Attach, BlockMap, CacheFreed, CacheUsage, CacheVerified, Change, Credentials, Detached, Device, EndRecording, Events,
     EvictCache, HandOver, Pull, PullStream, Recording, RegistryHosts, Snapshot, SnapshotsRepaired, Version,
 };
 
@@ -31,6 +31,9 @@ pub trait Node: Send + Sync + 'static {
 
     /// The device `id`, else [`NodeError::NotFound`].
     fn device<'a>(&'a self, id: &'a str) -> Answer<'a, Device>;
+
+    /// What of its blobs is here, in at most [`BLOCK_CELLS`](crate::BLOCK_CELLS) cells, else [`NodeError::NotFound`]. Never waits.
+    fn blocks<'a>(&'a self, id: &'a str) -> Answer<'a, BlockMap>;
 
     /// Attaches an image; answers once it can be read.
     fn attach(&self, request: Attach) -> Answer<'_, Device>;

@@ -14,10 +14,10 @@ use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    Attach, BLOBS_LISTED, BODY_BYTES, CacheUsage, Change, DetachQuery, Detached, Device, EVENTS_LISTED, Events,
-    EventsQuery, Node, Problem, ProblemKind, Readiness, RegistryHosts, Version, credential,
+    Attach, BLOBS_LISTED, BODY_BYTES, BlockMap, CacheUsage, Change, DetachQuery, Detached, Device, EVENTS_LISTED,
+    Events, EventsQuery, Node, Problem, ProblemKind, Readiness, RegistryHosts, Version, credential,
     extract::{Body, Id, Params},
-    follow, recording, snapshot,
+    follow, live, page, recording, snapshot,
 };
 
 /// OpenMetrics 1.0 text, which Prometheus asks for and understands.
@@ -51,6 +51,7 @@ pub fn read_only_router(node: Arc<dyn Node>) -> Router {
 fn unsealed(node: Arc<dyn Node>) -> Router {
     let (router, _) = described().split_for_parts();
     router
+        .merge(page::router())
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES))
@@ -64,12 +65,13 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 }
 
 fn described() -> OpenApiRouter<Shared> {
-    OpenApiRouter::with_openapi(Description::openapi().merge_from(pull::Messages::openapi()))
+    OpenApiRouter::with_openapi(Description::openapi().merge_from(pull::Messages::openapi()).merge_from(live::Messages::openapi()))
         .routes(routes!(healthz))
         .routes(routes!(readyz))
         .routes(routes!(metrics))
         .routes(routes!(devices, attach, detach_all))
         .routes(routes!(device, change, detach))
+        .routes(routes!(blocks))
         .routes(routes!(cache))
         .routes(routes!(cache::evict))
         .routes(routes!(cache::clear))
@@ -83,6 +85,7 @@ fn described() -> OpenApiRouter<Shared> {
         .routes(routes!(recording::record, recording::end))
         .routes(routes!(pull::pull))
         .routes(routes!(events))
+        .routes(routes!(live::live))
         .routes(routes!(version))
 }
 
@@ -189,6 +192,18 @@ async fn detach(State(node): State<Shared>, Id(id): Id, Params(query): Params<De
 ))]
 async fn detach_all(State(node): State<Shared>, Params(query): Params<DetachQuery>) -> Result<Json<Detached>> {
     Ok(Json(node.detach_all(query.force).await?))
+}
+
+/// What of a device's blobs is here, coarsely: a map of at most 4096 cells.
+#[utoipa::path(get, path = "/v1/devices/{id}/blocks", tag = "devices",
+    params(("id" = String, Path, description = "The device")),
+    responses(
+        (status = 200, body = BlockMap, description = "The map"),
+        (status = 404, body = Problem, content_type = "application/problem+json", description = "There is no such device"),
+        (status = "default", body = Problem, content_type = "application/problem+json", description = "A problem"),
+    ))]
+async fn blocks(State(node): State<Shared>, Id(id): Id) -> Result<Json<BlockMap>> {
+    Ok(Json(node.blocks(&id).await?))
 }
 
 /// What is kept on this node.

@@ -2,7 +2,9 @@
 
 mod fake;
 mod follow;
+mod live;
 mod openapi;
+mod page;
 mod pull;
 
 use std::sync::Arc;
@@ -247,7 +249,7 @@ async fn a_query_that_is_not_understood_is_refused_by_name() {
 
 #[tokio::test]
 async fn unknown_paths_and_methods_are_problems() {
-    for path in ["/", "/v1", "/v1/device", "/v1/devices/d1/x", "/v2/devices", "/v1/devices/"] {
+    for path in ["/index.html", "/v1", "/v1/device", "/v1/devices/d1/x", "/v2/devices", "/v1/devices/"] {
         let problem = get(Fake::default(), path).await.problem();
         assert_eq!(problem.kind(), Some(ProblemKind::UnknownPath), "{path}");
         assert_eq!(problem.instance.as_deref(), Some(path));

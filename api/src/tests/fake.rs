@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, CredentialProvider,
+    Answer, Attach, BlobBlocks, BlobUsage, BlockMap, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, CredentialProvider,
     CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, EndRecording, Endpoint, Event,
     EventStream, Events, EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Layers, Node,
     NodeError, NotDetached, OnFailure, Owner, Policy, Presence, Problem, Pull, PullMessage, PullProgress, PullStream,
@@ -225,6 +225,20 @@ impl Node for Fake {
             Ok(device) => self.answer(device.clone()),
             Err(error) => Box::pin(async { Err(error) }),
         }
+    }
+
+    fn blocks<'a>(&'a self, id: &'a str) -> Answer<'a, BlockMap> {
+        let blobs = |device: &Device| {
+            let of = |blob: &Presence| BlobBlocks {
+                digest: blob.digest,
+                size_bytes: blob.size_bytes,
+                cell_bytes: 500,
+                cells: "X2".to_owned(),
+            };
+            device.blobs.iter().map(of).collect()
+        };
+        let map = self.find(id).map(|device| BlockMap { id: device.id.clone(), blobs: blobs(device) });
+        Box::pin(async { map })
     }
 
     fn attach(&self, request: Attach) -> Answer<'_, Device> {
