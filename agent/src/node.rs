@@ -83,6 +83,10 @@ impl api::Node for AgentNode {
         Box::pin(std::future::ready(self.attachments.device(id).map_err(NodeError::from)))
     }
 
+    fn blocks<'a>(&'a self, id: &'a str) -> Answer<'a, api::BlockMap> {
+        Box::pin(std::future::ready(self.attachments.blocks(id).map_err(NodeError::from)))
+    }
+
     fn attach(&self, request: api::Attach) -> Answer<'_, api::Device> {
         Box::pin(async move { Ok(self.attachments.attach(request).await?) })
     }

@@ -171,6 +171,9 @@ async fn a_token_opens_the_whole_api_and_nothing_else_opens_any_of_it() {
     for path in ["/healthz", "/metrics", "/v1/version", "/none"] {
         assert_eq!(ask(address, &request("GET", path, "")).await.status(), 401, "{path}");
     }
+    let page = ask(address, &request("GET", "/", "")).await;
+    assert_eq!(page.status(), 200, "the page is the same for everybody, and has to ask for what it shows");
+    assert_eq!(ask(address, &request("POST", "/", "")).await.status(), 401);
     agent.stop().await.unwrap();
 }
 

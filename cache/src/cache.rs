@@ -16,6 +16,7 @@ use crate::{
     error::{OpenError, RemoveError},
     metrics::Metrics,
     open::{Opened, Parts, open},
+    outline::Outline,
     queue::Stop,
     read, scrub,
     store::Store,
@@ -133,6 +134,19 @@ impl Cache {
     #[must_use]
     pub fn blob(&self, digest: &Digest) -> Option<BlobUsage> {
         self.blobs().into_iter().filter(|b| b.digest == *digest).max_by_key(|b| b.present_chunks)
+    }
+
+    /// How exactly this blob stands, of this size; `None` when nothing is known of it. One look-up, however many blobs there are.
+    #[must_use]
+    pub fn usage_of(&self, blob: &Blob) -> Option<BlobUsage> {
+        let entry = self.store.table.load().get(blob).cloned()?;
+        Some(self.blob_usage(&entry))
+    }
+
+    /// `blob` in at most `most` parts, and how much of each is here.
+    #[must_use]
+    pub fn outline(&self, blob: &Blob, most: u32) -> Outline {
+        self.store.outline(blob, most)
     }
 
     /// Every blob that was read or is cached, by digest.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use penstock_api as api;
-use penstock_blob::Digest;
-use penstock_cache::Cache;
+use penstock_blob::{Blob, Digest};
+use penstock_cache::{Cache, Part};
 use penstock_device::{Transport, Wanted};
 use penstock_fetcher::Reference;
 
@@ -25,11 +25,22 @@ impl Attachments {
         let found = table.entries.iter().find(|entry| entry.id.as_str() == id);
         found
             .and_then(|entry| Some(device(entry.record.as_ref()?, &entry.state, &self.parts)))
-            .ok_or_else(|| AttachError::NoDevice { id: id.chars().take(64).collect() })
+            .ok_or_else(|| no_device(id))
     }
-}
 
-impl Attachments {
+    /// What of a device's blobs is here.
+    pub(crate) fn blocks(&self, id: &str) -> Result<api::BlockMap, AttachError> {
+        let shown: Vec<Blob> = {
+            let table = self.table.lock();
+            let found = table.entries.iter().find(|entry| entry.id.as_str() == id);
+            let record = found.and_then(|entry| entry.record.as_ref()).ok_or_else(|| no_device(id))?;
+            blobs(record.shown_layers()).into_iter().map(LayerRecord::blob).collect()
+        };
+        let all: u64 = shown.iter().map(|blob| blob.size_bytes).sum();
+        let blobs = shown.iter().map(|blob| blocks(&self.parts.cache, blob, all)).collect();
+        Ok(api::BlockMap { id: id.to_owned(), blobs })
+    }
+
     /// The blobs of an image: as an attachment of it says, else as its registry does.
     pub(crate) async fn blobs_of(&self, reference: &str, platform: Option<&str>) -> Result<Vec<Digest>, AttachError> {
         let reference: Reference = reference.parse()?;
@@ -46,6 +57,23 @@ impl Attachments {
         let resolving = self.parts.fetcher.resolve(&reference, &platform);
         let manifest = self.parts.unless_stopping(resolving).await?;
         Ok(manifest.layers.into_iter().map(|layer| layer.digest).collect())
+    }
+}
+
+fn no_device(id: &str) -> AttachError {
+    AttachError::NoDevice { id: id.chars().take(64).collect() }
+}
+
+/// One blob of `all` bytes of blobs, in its share of the cells that a map may have.
+fn blocks(cache: &Cache, blob: &Blob, all: u64) -> api::BlobBlocks {
+    let share = u128::from(blob.size_bytes) * api::BLOCK_CELLS as u128 / u128::from(all.max(1));
+    let outline = cache.outline(blob, u32::try_from(share).unwrap_or(u32::MAX).max(1));
+    let cell = |part: &Part| api::Cell::new(part.present, part.chunks, part.is_filling, part.is_read).to_char();
+    api::BlobBlocks {
+        digest: blob.digest,
+        size_bytes: blob.size_bytes,
+        cell_bytes: outline.part_bytes,
+        cells: outline.parts.iter().map(cell).collect(),
     }
 }
 
@@ -121,7 +149,7 @@ fn blobs(layers: &[LayerRecord]) -> Vec<&LayerRecord> {
 }
 
 fn presence(layers: &[LayerRecord], live: Option<&Live>, parts: &Parts) -> Vec<api::Presence> {
-    let present = |layer: &LayerRecord| parts.cache.blob(&layer.digest).map_or(0, |usage| usage.present_bytes);
+    let present = |layer: &LayerRecord| parts.cache.usage_of(&layer.blob()).map_or(0, |usage| usage.present_bytes);
     let verified = |layer: &LayerRecord| {
         live.map_or_else(String::new, |live| proof::of_blob(&live.image, &layer.digest, &parts.indexes.verified))
     };
@@ -131,5 +159,5 @@ fn presence(layers: &[LayerRecord], live: Option<&Live>, parts: &Parts) -> Vec<a
 }
 
 pub(super) fn fetched(layers: &[LayerRecord], cache: &Cache) -> u64 {
-    blobs(layers).into_iter().filter_map(|layer| Some(cache.blob(&layer.digest)?.fetched_bytes)).sum()
+    blobs(layers).into_iter().filter_map(|layer| Some(cache.usage_of(&layer.blob())?.fetched_bytes)).sum()
 }

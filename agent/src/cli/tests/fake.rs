@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use penstock_api::{
-    Answer, Attach, BlobUsage, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, CredentialProvider,
+    Answer, Attach, BlobUsage, BlockMap, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, CredentialProvider,
     CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, EndRecording, Endpoint, Event,
     EventStream, Events, EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Layers, Node,
     NodeError, NotDetached, OnFailure, Owner, Policy, Presence, Problem, Pull, PullMessage, PullProgress, PullStream,
@@ -323,6 +323,10 @@ impl Node for Fake {
 
     fn device<'a>(&'a self, _: &'a str) -> Answer<'a, Device> {
         self.answer(device())
+    }
+
+    fn blocks<'a>(&'a self, id: &'a str) -> Answer<'a, BlockMap> {
+        self.answer(BlockMap { id: id.to_owned(), blobs: Vec::new() })
     }
 
     fn attach(&self, _: Attach) -> Answer<'_, Device> {
