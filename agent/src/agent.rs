@@ -167,7 +167,7 @@ impl Agent {
                 return Err(error);
             }
         };
-        note_start(&config, &events);
+        note_start(&config, servers.listening(), &events);
         Ok(Self {
             node,
             attachments,
@@ -312,7 +312,10 @@ async fn say_alive(keeper: Arc<Keeper>, every: Duration) {
     }
 }
 
-fn note_start(config: &Config, events: &Events) {
+fn note_start(config: &Config, listening: Option<SocketAddr>, events: &Events) {
     let text = format!("penstock {} is ready on {}", env!("CARGO_PKG_VERSION"), config.socket.display());
-    events.record(Kind::AgentReady, &text, &[]);
+    match listening.map(|address| address.to_string()) {
+        Some(address) => events.record(Kind::AgentReady, &format!("{text} and {address}"), &[("address", &address)]),
+        None => events.record(Kind::AgentReady, &text, &[]),
+    }
 }

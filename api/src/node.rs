@@ -5,8 +5,8 @@ use std::pin::Pin;
 use futures_util::Stream;
 
 use crate::{
-    Attach, BlockMap, CacheFreed, CacheUsage, CacheVerified, Change, Credentials, Detached, Device, EndRecording, Events,
-    EvictCache, HandOver, Pull, PullStream, Recording, RegistryHosts, Snapshot, SnapshotsRepaired, Version,
+    Attach, BlockMap, CacheFreed, CacheUsage, CacheVerified, Change, Credentials, Detached, Device, EndRecording,
+    Events, EvictCache, HandOver, Pull, PullStream, Recording, RegistryHosts, Snapshot, SnapshotsRepaired, Version,
 };
 
 /// What a call on a [`Node`] answers, later.

@@ -120,7 +120,6 @@ impl Change<'_> {
         if let Some(place) = segment.crcs.get(slot as usize) {
             place.store(crc, Ordering::Relaxed);
         }
-        segment.was_read(slot, slot);
         segment.present.add(bit);
         segment.checked.add(bit);
         self.slots.present.fetch_add(1, Ordering::Relaxed);

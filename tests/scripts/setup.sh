@@ -8,13 +8,14 @@ cd "$(dirname "$0")/../.."
 
 # A C and C++ compiler for zstd, ring and libFuzzer; libclang for bindgen (ublk's header).
 build=(gcc g++ libc6-dev make libclang-dev ca-certificates)
-# File systems to make and mount, a real registry, a container runtime, a machine to boot, jq to read what cargo prints.
+# File systems to make and mount, a real registry, a container runtime, a machine to boot, jq to read what cargo prints, a browser for the page.
 test=(
 	e2fsprogs erofs-utils squashfs-tools xfsprogs fuse3 mount kmod
 	docker-registry nginx openssl
 	containerd runc
 	qemu-system-x86 busybox-static cpio xz-utils zstd
 	jq procps strace
+	chromium-headless-shell
 )
 wanted=("${build[@]}")
 for group in "$@"; do

@@ -7,6 +7,7 @@
 //! What cannot run on a machine is skipped in words ([`skip!`]); `make test` counts it.
 
 pub mod agent;
+pub mod browser;
 pub mod chart;
 pub mod containerd;
 pub mod cri;

@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    Answer, Attach, BlobBlocks, BlobUsage, BlockMap, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, CredentialProvider,
-    CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, EndRecording, Endpoint, Event,
-    EventStream, Events, EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Layers, Node,
-    NodeError, NotDetached, OnFailure, Owner, Policy, Presence, Problem, Pull, PullMessage, PullProgress, PullStream,
-    Pulled, Readiness, Reading, ReadingMode, Recording, RegistryHosts, Role, Severity, Snapshot, SnapshotDevice,
-    SnapshotKind, SnapshotsRepaired, Stats, Timestamp, Transport, Verification, Version, router,
+    Answer, Attach, BlobBlocks, BlobUsage, BlockMap, Breaker, CacheFreed, CacheUsage, CacheVerified, Change,
+    CredentialProvider, CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, EndRecording,
+    Endpoint, Event, EventStream, Events, EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob,
+    Layers, Node, NodeError, NotDetached, OnFailure, Owner, Policy, Presence, Problem, Pull, PullMessage, PullProgress,
+    PullStream, Pulled, Readiness, Reading, ReadingMode, Recording, RegistryHosts, Role, Severity, Snapshot,
+    SnapshotDevice, SnapshotKind, SnapshotsRepaired, Stats, Timestamp, Transport, Verification, Version, router,
 };
 use axum::{
     body::Body,
