@@ -412,3 +412,25 @@ async fn closing_ends_even_when_the_source_below_never_answers() {
     assert_eq!(reader.join_all().await, [Err(ReadError::Stopping)]);
     assert_eq!(cache.read(bench.blobs[0].0, range(0, 1), Purpose::Demand).await, Err(ReadError::Stopping));
 }
+
+#[tokio::test]
+async fn an_outline_tells_what_is_here_what_comes_and_what_was_read() {
+    let bench = Bench::new(&[10 * CHUNK - 1]);
+    let cache = bench.open().await;
+    let blob = bench.blobs[0].0;
+    let fresh = cache.outline(&blob, 4);
+    assert_eq!((fresh.part_bytes, fresh.parts.len()), (3 * CHUNK, 4));
+    assert_eq!(fresh.parts.iter().map(|part| part.chunks).collect::<Vec<_>>(), [3, 3, 3, 1]);
+    assert!(fresh.parts.iter().all(|part| part.present == 0 && !part.is_filling && !part.is_read));
+
+    cache.read(blob, range(3 * CHUNK, 5 * CHUNK), Purpose::Demand).await.unwrap();
+    cache.read(blob, range(9 * CHUNK, 9 * CHUNK + 1), Purpose::Ahead).await.unwrap();
+    cache.settle().await;
+    let parts = cache.outline(&blob, 4).parts;
+    assert_eq!(parts.iter().map(|part| part.present).collect::<Vec<_>>(), [0, 2, 0, 1]);
+    assert_eq!(parts.iter().map(|part| part.is_read).collect::<Vec<_>>(), [false, true, false, false]);
+    drop(cache.locate(&blob, range(9 * CHUNK, 9 * CHUNK + 1)).expect("it was stored"));
+    assert!(cache.outline(&blob, 4).parts[3].is_read);
+    assert_eq!(cache.outline(&blob, u32::MAX).parts.len(), 10, "never finer than chunks");
+    assert_eq!(cache.outline(&blob, 0).parts.len(), 1);
+}
