@@ -67,6 +67,7 @@ fn look(slots: &Slots, (first, last): (u32, u32), part: &mut Part) {
         let Some(segment) = slots.segment(number) else { continue };
         let here = segment.present.load().and(Bits::span(a, b));
         part.present += here.count();
-        part.is_read |= !here.and(segment.read()).is_empty();
+        // What was found here at the start is checked when it is read first.
+        part.is_read |= !here.and(segment.checked.load()).without(segment.ahead.load()).is_empty();
     }
 }

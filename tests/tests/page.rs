@@ -40,7 +40,7 @@ fn the_page_shows_what_happens_while_it_happens() {
     let work = Workdir::new();
     let registry = Loopback::start(Config::default());
     registry.layout(&fixture::layout(), "fixtures/overlaybd");
-    let agent = Place::new(work.path()).with(&["--listen", "127.0.0.1:0"]).start();
+    let agent = Place::new(work.path()).reading_ahead().with(&["--listen", "127.0.0.1:0"]).start();
     let mut browser = Browser::start(&work);
     browser.open(&address(&agent));
     browser.until("document.querySelector('#link').textContent === 'live'");
@@ -75,7 +75,7 @@ fn the_page_shows_what_happens_while_it_happens() {
     browser
         .until("document.querySelector('#shown').textContent === 'none' && document.querySelector('#device').hidden");
     complains_of_nothing(&mut browser);
-    drop(agent.stop());
+    assert!(agent.stop().success());
     browser.until("document.querySelector('#link').textContent.includes('asking again')");
 }
 
@@ -105,7 +105,7 @@ fn the_page_asks_for_a_token_and_shows_nothing_before() {
         browser.value("JSON.stringify([localStorage.length, sessionStorage.length, document.cookie])"),
         "[0,0,\"\"]"
     );
-    drop(agent.stop());
+    assert!(agent.stop().success());
 }
 
 /// Stands in for the agent's stream: `push(name, data)` tells the page something.
@@ -127,7 +127,7 @@ window.row = (n, hits) => ({
 fn a_thousand_devices_are_found_sorted_and_followed() {
     require!(cannot());
     let work = Workdir::new();
-    let agent = Place::new(work.path()).with(&["--listen", "127.0.0.1:0"]).start();
+    let agent = Place::new(work.path()).reading_ahead().with(&["--listen", "127.0.0.1:0"]).start();
     let mut browser = Browser::start(&work);
     browser.ask("Page.addScriptToEvaluateOnNewDocument", serde_json::json!({ "source": STREAM }));
     browser.open(&address(&agent));
@@ -160,7 +160,7 @@ fn a_thousand_devices_are_found_sorted_and_followed() {
     browser.value("push('devices', { rows: [], gone: ['d777'] })");
     browser.until("document.querySelector('#shown').textContent === 'none'");
     complains_of_nothing(&mut browser);
-    drop(agent.stop());
+    assert!(agent.stop().success());
 }
 
 /// What a person with a screen reader or poor sight would stumble over (WCAG 2.2: 1.1.1, 1.3.1, 1.4.3, 2.4.2, 3.1.1, 4.1.2), as sentences.
@@ -201,7 +201,7 @@ const NAMED: [&str; 7] = ["button", "textbox", "searchbox", "image", "region", "
 fn who_cannot_see_it_or_has_no_mouse_can_use_it_in_light_and_dark() {
     require!(cannot());
     let work = Workdir::new();
-    let agent = Place::new(work.path()).with(&["--listen", "127.0.0.1:0"]).start();
+    let agent = Place::new(work.path()).reading_ahead().with(&["--listen", "127.0.0.1:0"]).start();
     let mut browser = Browser::start(&work);
     browser.ask("Page.addScriptToEvaluateOnNewDocument", serde_json::json!({ "source": STREAM }));
     browser.open(&address(&agent));
@@ -240,5 +240,5 @@ fn who_cannot_see_it_or_has_no_mouse_can_use_it_in_light_and_dark() {
     );
     assert_eq!(missed.as_array().map(Vec::len), Some(0), "{missed:#}");
     complains_of_nothing(&mut browser);
-    drop(agent.stop());
+    assert!(agent.stop().success());
 }
