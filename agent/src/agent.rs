@@ -17,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use penstock_blob::BlobSource;
 use penstock_cache::Cache;
 use penstock_fetcher::Fetcher;
 use prometheus_client::registry::Registry;
@@ -132,7 +131,6 @@ impl Agent {
         let device_metrics = penstock_device::Metrics::new(registry.sub_registry_with_prefix("device"));
         let mut tasks = sources::watch((&cache, &indexes), &fetcher, &events).await;
 
-        let verified: Arc<dyn BlobSource> = Arc::clone(&indexes.verified) as _;
         let sources = (Arc::clone(&fetcher), indexes, Arc::clone(&cache));
         let left = (Arc::clone(&keeper), Arc::new(remaining));
         let recordings = parts::recordings(&config, (&fetcher, &cache), (&state, &events), &mut registry);
@@ -150,7 +148,7 @@ impl Agent {
         };
 
         let images = parts::start_images(&config, (&fetcher, &attachments), &events, &mut registry).await;
-        let pulls = Pulls::new(&config, Arc::clone(&fetcher), (Arc::clone(&cache) as _, verified), events.clone());
+        let pulls = Pulls::new(&config, attachments.parts());
         let ready = Arc::new(AtomicBool::new(true));
         let node = Arc::new(AgentNode::new(
             (Arc::clone(&attachments), snapshots.as_ref().map(|snapshots| Arc::clone(snapshots.snapshotter()))),

@@ -7,7 +7,7 @@ use std::{path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::stream;
 use penstock_api::{self as api, NodeError, PullMessage, PullProgress, PullStream, Pulled, PulledBlob};
-use penstock_blob::{Blob, BlobSource, Digest};
+use penstock_blob::{Blob, Digest};
 use penstock_fetcher::{Descriptor, Fetcher, Manifest, Platform, Reference, Served};
 use penstock_snapshotter::content::{Child, Content, Materialised, Outcome, Piece, Store};
 use tokio::{
@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use crate::{
+    attachments::Parts,
     config::Config,
     events::{Events, Kind},
     node::refusal::{not_stored, unresolved},
@@ -64,16 +65,17 @@ struct Pulling {
 }
 
 impl Pulls {
-    /// Reads what `cache` has from there, and the rest from `below` it.
-    pub(crate) fn new(
-        config: &Config,
-        fetcher: Arc<Fetcher>,
-        (cache, below): (Arc<dyn BlobSource>, Arc<dyn BlobSource>),
-        events: Events,
-    ) -> Self {
-        let source = Arc::new(Past::new(cache, below));
-        let (containerd, platform) = (config.images_containerd.clone(), config.platform.clone());
-        Self { fetcher, source, containerd, platform, events, room: Arc::new(Semaphore::new(PULLS)) }
+    /// From what attachments are made from: reads what the cache has from there, and the rest from below it.
+    pub(crate) fn new(config: &Config, parts: &Parts) -> Self {
+        let source = Arc::new(Past::new(Arc::clone(&parts.cache) as _, Arc::clone(&parts.indexes.verified) as _));
+        Self {
+            fetcher: Arc::clone(&parts.fetcher),
+            source,
+            containerd: config.images_containerd.clone(),
+            platform: config.platform.clone(),
+            events: parts.events.clone(),
+            room: Arc::new(Semaphore::new(PULLS)),
+        }
     }
 
     /// Resolves the image, and answers what is said while it is written: that happens while the stream is read.
