@@ -146,25 +146,16 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_choice_follows_from_what_is_known() {
+    /// A case, what is known, and what follows.
+    fn cases() -> Vec<(&'static str, Facts, Mode, Why)> {
         let ms = Duration::from_millis;
+        let recorded = |mib: u64| Facts { recorded_bytes: Some(mib * MIB), ..facts() };
         let slow = Link { latency: ms(20), bytes_per_second: MIB };
-        let cases = [
+        vec![
             ("nothing is known", facts(), Mode::Lazy, Why::Unknown),
             ("all is here", Facts { absent_bytes: 0, ..facts() }, Mode::Lazy, Why::AllHere),
-            (
-                "a recording of a twentieth",
-                Facts { recorded_bytes: Some(10 * MIB), ..facts() },
-                Mode::Prefetch,
-                Why::Recorded(10 * MIB, 200 * MIB),
-            ),
-            (
-                "a recording of nearly all",
-                Facts { recorded_bytes: Some(180 * MIB), ..facts() },
-                Mode::Full,
-                Why::Recorded(180 * MIB, 200 * MIB),
-            ),
+            ("a recording of a twentieth", recorded(10), Mode::Prefetch, Why::Recorded(10 * MIB, 200 * MIB)),
+            ("a recording of nearly all", recorded(180), Mode::Full, Why::Recorded(180 * MIB, 200 * MIB)),
             (
                 "the same, where nothing may be completed",
                 Facts { recorded_bytes: Some(180 * MIB), may_fill: false, ..facts() },
@@ -208,8 +199,12 @@ mod tests {
                 Mode::Lazy,
                 Why::Unknown,
             ),
-        ];
-        for (case, facts, mode, why) in cases {
+        ]
+    }
+
+    #[test]
+    fn the_choice_follows_from_what_is_known() {
+        for (case, facts, mode, why) in cases() {
             assert_eq!(choose(&facts), Choice { mode, why }, "{case}");
         }
     }
