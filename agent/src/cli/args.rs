@@ -62,7 +62,7 @@ lives. Under systemd, and under `penstock supervise`, this is not needed.
 
 Examples:
   penstock keep
-  PENSTOCK_KEEPER=/run/penstock/keeper.sock penstock agent";
+  penstock keep --socket /run/penstock/keeper.sock";
 
 const ATTACH_HELP: &str = "\
 The command ends once the image can be read; what is read later is fetched when it is read.
