@@ -75,7 +75,7 @@ pub struct Row {
     pub requests: u64,
     /// Body bytes that it sent, on average of the starts.
     pub fetched_bytes: u64,
-    /// Bytes of the device that the program and the mount read when the kernel reads nothing ahead.
+    /// Bytes of the device that the program reads when the kernel reads nothing ahead.
     pub touched_bytes: u64,
     /// The same as the registry holds them: by the ratio of the whole layer.
     pub touched_stored_bytes: u64,
@@ -160,8 +160,10 @@ async fn start(registry: &Registry, agent: &Agent, dir: &Path, side: &mut Side) 
     let device = attach(registry, &client, &root).await?;
     let disk = block_device(&root)?;
     fs::write(disk.join("queue/read_ahead_kb"), "0").context("the kernel's read-ahead cannot be turned off")?;
+    // A loop device counts from the start of the machine, whatever it showed before.
+    let before = sectors_read(&disk)?;
     program(&root).await?;
-    side.touched_bytes += sectors_read(&disk)? * SECTOR_BYTES;
+    side.touched_bytes += sectors_read(&disk)?.saturating_sub(before) * SECTOR_BYTES;
     Ok(client.detach(&device, false).await?)
 }
 
