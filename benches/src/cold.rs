@@ -25,6 +25,7 @@ use crate::{
     pack::{Link, TAG},
     report::time,
     sample::{Durations, Sample},
+    start::hand_over,
 };
 
 /// What the program does.
@@ -41,22 +42,26 @@ pub enum Variant {
     Usual,
     /// Without reading ahead.
     NoReadAhead,
+    /// As usual, on a node that has the recording of another one's start and nothing else.
+    Recorded,
 }
 
 impl Variant {
-    const ALL: [Self; 2] = [Self::Usual, Self::NoReadAhead];
+    /// The one that is recorded first.
+    const ALL: [Self; 3] = [Self::Usual, Self::NoReadAhead, Self::Recorded];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Usual => "no recording",
             Self::NoReadAhead => "no recording, read_ahead 0",
+            Self::Recorded => "with a recording",
         }
     }
 
     fn config(self, dir: &Path) -> Config {
         let config = Config::in_dir(dir);
         match self {
-            Self::Usual => config,
+            Self::Usual | Self::Recorded => config,
             Self::NoReadAhead => Config { cache_read_ahead_bytes: 0, ..config },
         }
     }
@@ -128,14 +133,21 @@ impl Side {
 pub async fn run(registry: &Registry, dir: &Path, (size_bytes, link): (u64, Link), n: u64) -> anyhow::Result<Vec<Row>> {
     let facts = image::make(&dir.join("cold"), size_bytes, registry).await?;
     let mut sides = Variant::ALL.iter().map(|&variant| Side::new(variant)).collect::<anyhow::Result<Vec<_>>>()?;
+    let other = dir.join("other");
     for _ in 0..n {
         for side in &mut sides {
             let place = tempfile::tempdir_in(dir)?;
+            if side.variant == Variant::Recorded {
+                hand_over(&other, place.path())?;
+            }
             let agent = Agent::start(side.variant.config(place.path())).await?;
             let measured = start(registry, &agent, place.path(), side).await;
             // Whatever happened, nothing stays mounted.
             agent.stop_for_good().await?;
             measured?;
+            if side.variant == Variant::Usual {
+                hand_over(place.path(), &other)?;
+            }
             place.close()?;
         }
     }

@@ -1,18 +1,23 @@
 //! Getting at an image's files: a full pull against an agent, over the same link, in the same run.
 //!
 //! FULL PULL downloads and unpacks the ordinary image, then reads. PENSTOCK attaches the OverlayBD image of the same files through an agent whose cache is
-//! empty, mounts it, and reads through the kernel. AGAIN detaches, attaches anew and reads once more. The agent runs before the clock starts, as on a
-//! node; so does the full pull's HTTP client.
+//! empty, mounts it, and reads through the kernel. AGAIN detaches, attaches anew and reads once more. RECORDED is as PENSTOCK, by another agent that has the
+//! recording of the first one's start and nothing else. WHOLE FIRST fetches all of the same image in parallel, then reads: the parallel full pull that reading
+//! on demand must not lose to. Agents run before the clock starts, as on a node; so does the full pull's HTTP client.
 
 use std::{
     fs::File,
     io::Read as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use penstock_agent::{Agent, Config, client::Client};
+use penstock_blob::{Blob, BlobSource as _, ByteRange, Purpose};
+use penstock_cache::Cache;
 use serde::Serialize;
 
 use crate::{
@@ -21,9 +26,12 @@ use crate::{
     sample::{Durations, Sample},
 };
 
-/// What is read, as shares of the image's bytes. 6.4 % is what containers read to start, over 57 images (Harter et al., "Slacker", FAST '16); all of it is
-/// the case against reading on demand.
-const SHARES: [f64; 2] = [0.064, 1.0];
+/// What is read, as shares of the image's bytes. 6.4 % is what containers read to start, over 57 images (Harter et al., "Slacker", FAST '16); nearly all and
+/// all of it are the cases against reading on demand.
+const SHARES: [f64; 3] = [0.064, 0.9, 1.0];
+/// Reads of WHOLE FIRST at once, and the bytes of each: more than the link holds.
+const PULLS_AT_ONCE: usize = 8;
+const PULL_BYTES: u64 = 4 << 20;
 
 /// One side of one comparison.
 #[derive(Debug, Clone, Serialize)]
@@ -124,15 +132,28 @@ pub async fn run(packed: &Packed, dir: &Path, n: u64) -> anyhow::Result<Vec<Row>
         let bytes =
             files.iter().map(|file| Ok(packed.tree.root.join(file).metadata()?.len())).sum::<anyhow::Result<_>>();
         let set = Set { share, files, bytes: bytes? };
-        let mut sides = [Side::new("FULL PULL")?, Side::new("PENSTOCK")?, Side::new("AGAIN")?];
+        let mut sides = [
+            Side::new("FULL PULL")?,
+            Side::new("WHOLE FIRST")?,
+            Side::new("PENSTOCK")?,
+            Side::new("AGAIN")?,
+            Side::new("RECORDED")?,
+        ];
         for _ in 0..n {
-            let [full, lazy, again] = &mut sides;
+            let [full, whole, lazy, again, recorded] = &mut sides;
             let place = tempfile::tempdir_in(dir)?;
             full_pull(packed, &client, place.path(), &set, full).await?;
             place.close()?;
             let place = tempfile::tempdir_in(dir)?;
-            on_demand(packed, place.path(), &set, [lazy, again]).await?;
+            whole_first(packed, place.path(), &set, whole).await?;
             place.close()?;
+            let place = tempfile::tempdir_in(dir)?;
+            on_demand(packed, place.path(), &set, &mut [lazy, again]).await?;
+            let other = tempfile::tempdir_in(dir)?;
+            hand_over(place.path(), other.path())?;
+            place.close()?;
+            on_demand(packed, other.path(), &set, &mut [recorded]).await?;
+            other.close()?;
         }
         rows.extend(sides.iter().map(|side| side.row(&set)));
     }
@@ -155,14 +176,53 @@ async fn full_pull(
     compare(packed, &rootfs, set).await
 }
 
-async fn on_demand(packed: &Packed, dir: &Path, set: &Set, sides: [&mut Side; 2]) -> anyhow::Result<()> {
+/// Gives the node at `to` the recordings of the one at `from`.
+pub(crate) fn hand_over(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let (from, to) = (from.join("state/recordings"), to.join("state/recordings"));
+    std::fs::create_dir_all(&to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    ensure!(std::fs::read_dir(&to)?.next().is_some(), "no start was recorded");
+    Ok(())
+}
+
+/// Attaches, fetches the whole layer, reads.
+async fn whole_first(packed: &Packed, dir: &Path, set: &Set, side: &mut Side) -> anyhow::Result<()> {
+    let agent = Agent::start(Config { recordings_fills: 0, ..Config::in_dir(dir) }).await?;
+    let client = Client::new(agent.socket().to_owned());
+    let root = dir.join("mounted");
+    std::fs::create_dir(&root)?;
+    let cache = Arc::clone(agent.cache());
+    let measured = attach_and_read(packed, &client, (&root, set), (side, Some(&cache))).await;
+    agent.stop_for_good().await?;
+    measured
+}
+
+async fn pull_whole(cache: &Arc<Cache>, blob: Blob) -> anyhow::Result<()> {
+    let starts = (0..blob.size_bytes.div_ceil(PULL_BYTES)).map(|nth| nth * PULL_BYTES);
+    let reads: Vec<_> = starts
+        .map(|start| {
+            let cache = Arc::clone(cache);
+            async move {
+                let range = ByteRange::new(start, blob.size_bytes.min(start + PULL_BYTES))?;
+                cache.read(blob, range, Purpose::Demand).await?;
+                anyhow::Ok(())
+            }
+        })
+        .collect();
+    stream::iter(reads).buffer_unordered(PULLS_AT_ONCE).try_collect().await
+}
+
+async fn on_demand(packed: &Packed, dir: &Path, set: &Set, sides: &mut [&mut Side]) -> anyhow::Result<()> {
     let agent = Agent::start(Config::in_dir(dir)).await?;
     let client = Client::new(agent.socket().to_owned());
     let root = dir.join("mounted");
     std::fs::create_dir(&root)?;
     let mut measured = Ok(());
     for side in sides {
-        measured = attach_and_read(packed, &client, (&root, set), side).await;
+        measured = attach_and_read(packed, &client, (&root, set), (side, None)).await;
         if measured.is_err() {
             break;
         }
@@ -176,13 +236,16 @@ async fn attach_and_read(
     packed: &Packed,
     client: &Client,
     (root, set): (&Path, &Set),
-    side: &mut Side,
+    (side, whole_from): (&mut Side, Option<&Arc<Cache>>),
 ) -> anyhow::Result<()> {
     let request = serde_json::json!({ "reference": packed.reference(LAZY), "mount": root });
     let request = serde_json::from_value(request)?;
     packed.registry.reset_counts();
     let began = Instant::now();
     let device = client.attach(&request).await?;
+    if let Some(cache) = whole_from {
+        pull_whole(cache, packed.layer).await?;
+    }
     let ready = began.elapsed();
     read(root, set).await?;
     side.add(Start { ready, all_read: began.elapsed() }, packed);
