@@ -23,6 +23,7 @@ pub mod attach;
 pub mod cold;
 pub mod containerd;
 pub mod evict;
+pub mod layer;
 pub mod machine;
 pub mod many;
 pub mod pack;

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use penstock_agent::output;
 use penstock_benches::{
-    attach, cold, containerd, evict,
+    attach, cold, containerd, evict, layer,
     machine::Machine,
     many,
     pack::{Link, Packed},
@@ -66,6 +66,8 @@ enum What {
     Attach,
     /// A thousand devices on one agent (`--n` of them). Needs root.
     Many,
+    /// Ordinary layers by their layer index: its size, its making, decoding, cold reads.
+    Layer,
     /// Which of the extents on a full disk go: hit ratios on made-up traces, the same on every machine. Nothing is read.
     Evict,
     /// Reads and starts (the default).
@@ -104,6 +106,9 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     }
     if what == What::Many {
         return devices(args, link).await;
+    }
+    if what == What::Layer {
+        return layers(args, link).await;
     }
     let place = match &args.dir {
         Some(dir) => tempfile::tempdir_in(dir),
@@ -202,6 +207,22 @@ async fn devices(args: &Args, link: Link) -> anyhow::Result<()> {
     let row = Box::pin(many::run(place.path(), link, args.n.unwrap_or(many::DEVICES))).await?;
     place.close()?;
     let report = many::Report { machine, began_unix_seconds, link, row };
+    let file = report::save(&results(args), &report.file_name(), &report)?;
+    match args.output {
+        Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
+        Output::Table => output::print(&report.table())?,
+    }
+    output::note(format_args!("written to {}", file.display()));
+    Ok(())
+}
+
+async fn layers(args: &Args, link: Link) -> anyhow::Result<()> {
+    let (machine, began_unix_seconds) = (Machine::this(), report::now());
+    output::note("Making the layers and reading them ...");
+    let place = tempfile::tempdir_in(args.dir.clone().unwrap_or_else(std::env::temp_dir))?;
+    let rows = layer::run(place.path(), (args.size_mib << 20, link), args.n.unwrap_or(MISSES)).await?;
+    place.close()?;
+    let report = layer::Report { machine, began_unix_seconds, link, rows };
     let file = report::save(&results(args), &report.file_name(), &report)?;
     match args.output {
         Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,

@@ -170,6 +170,7 @@ fn assert_stage(image: &Image, memory: &Memory, at: ByteRange, upper: &[(u64, Ve
         match &placed.step {
             Step::Zero => found.fill(0),
             Step::Plain { located, .. } => located.read_at(&mut found, 0).unwrap(),
+            Step::Own(bytes) => found.copy_from_slice(bytes),
             Step::Frame(run) => run.read_into(&mut found, &mut Scratch::new()).unwrap(),
             Step::Missing { blob, range } => {
                 assert!(!blobs.contains(blob) && range.end() <= blob.size_bytes, "only a table is missing");
