@@ -4,7 +4,7 @@
 //! path of a socket (`PENSTOCK_KEEPER`). On that it is handed one end of a connected pair, and what is spoken over the pair is what a
 //! supervisor speaks: first all that is kept, then what the agent says. It reads no config, opens no device and starts no process.
 //!
-//! One thread, at most [`MOST_AGENTS`] connections, at most [`MOST_KEPT`] descriptors. When it ends, its copies close: devices then end with
+//! One thread, at most `MOST_AGENTS` connections, at most `MOST_KEPT` descriptors. When it ends, its copies close: devices then end with
 //! the agent that serves them.
 
 use std::{
