@@ -15,7 +15,7 @@ use crate::{
     entry::Entry,
     error::{OpenError, RemoveError},
     metrics::Metrics,
-    open::{Opened, Parts, open},
+    open::{Opened, Parts, open, take},
     outline::Outline,
     queue::Stop,
     read, scrub,
@@ -63,8 +63,9 @@ impl Cache {
         let handle = Handle::try_current().map_err(|_| OpenError::NoRuntime)?;
         let metrics = Metrics::register(metrics);
         let parts = Parts { upstream, metrics, seams, handle: handle.clone() };
+        let taken = take(&handle, &config, &parts.seams.disk).await?;
         // Whole before it leaves the pool: when nobody waits for it any more, it is dropped, and with it the lock.
-        let opened = handle.spawn_blocking(move || open(config, parts).map(Self::of)).await;
+        let opened = handle.spawn_blocking(move || open(config, parts, taken).map(Self::of)).await;
         // An error: the runtime is stopping.
         opened.map_err(|_| OpenError::NoRuntime)?.map(Arc::new)
     }

@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -67,10 +68,34 @@ pub(crate) struct Parts {
     pub(crate) handle: Handle,
 }
 
-/// Opens a directory. Does file operations throughout, and waits for the index within its watchdog.
-pub(crate) fn open(config: Config, parts: Parts) -> Result<Opened, OpenError> {
-    let layout = Layout::new(&config.dir, parts.seams.disk.clone());
-    let lock = Arc::new(layout.prepare()?);
+/// How often a directory is asked for before whoever has it is taken for another cache, and how long apart: half a second in all.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Takes a directory. A program that this process started keeps a copy of every lock until it runs, also of a cache that was closed
+/// meanwhile, and nothing tells when: so this asks again a few times.
+pub(crate) async fn take(
+    handle: &Handle,
+    config: &Config,
+    disk: &Arc<dyn Disk>,
+) -> Result<(Layout, DirLock), OpenError> {
+    let mut pauses = tokio::time::interval(LOCK_PAUSE);
+    let mut tries = 1..=LOCK_TRIES;
+    loop {
+        pauses.tick().await;
+        let layout = Layout::new(&config.dir, disk.clone());
+        let prepared = handle.spawn_blocking(move || layout.prepare().map(|lock| (layout, lock))).await;
+        // An error: the runtime is stopping.
+        match prepared.map_err(|_| OpenError::NoRuntime)? {
+            Err(OpenError::InUse { .. }) if tries.next().is_some() => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Opens a directory that was taken. Does file operations throughout, and waits for the index within its watchdog.
+pub(crate) fn open(config: Config, parts: Parts, (layout, lock): (Layout, DirLock)) -> Result<Opened, OpenError> {
+    let lock = Arc::new(lock);
     let dir = config.dir.clone();
     let failed = |step| {
         let path = dir.clone();

@@ -304,9 +304,10 @@ fn a_layer_is_built_over_an_ordinary_and_over_a_lazy_image() {
         assert!(listed.iter().all(|path| !path.starts_with("data")), "only what was changed: {listed:?}");
         let snapshots =
             |arguments: &[&str]| ctr(&[&["snapshots", "--snapshotter", "penstock"][..], arguments].concat());
-        let _ = ctr(&["container", "rm", "--keep-snapshot", name]);
+        // In this order: a snapshot that neither a container nor a label holds is collected at once.
         let built = format!("built-{name}");
         let _ = snapshots(&["commit", &built, name]);
+        let _ = ctr(&["container", "rm", "--keep-snapshot", name]);
         let _ = snapshots(&["view", &format!("view-{name}"), &built]);
         let _ = snapshots(&["rm", &format!("view-{name}")]);
         let _ = snapshots(&["rm", &built]);

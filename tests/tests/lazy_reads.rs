@@ -58,7 +58,7 @@ fn a_small_file_of_a_large_image_costs_little_and_only_once() {
     require!(mounting_from_docker_registry("erofs"), program("mkfs.erofs"));
     let (work, registry) = (Workdir::new(), DockerRegistry::start());
     let reference = large_disk(&work, &registry);
-    let place = Place::new(work.path());
+    let place = Place::new(work.path()).reading_ahead();
     let agent = place.start();
     let truth = fs::read(work.join("tree/etc/small.conf")).expect("the truth");
     let pushed = registry.settled().len();
