@@ -1,6 +1,6 @@
 //! The chart: that it renders to what Kubernetes takes, refuses what cannot work, and says of the agent what is so.
 //!
-//! What it does on a node is in `helm_node.rs` and `helm_pod.rs`.
+//! What it does on a node is in `helm_pod.rs`.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
