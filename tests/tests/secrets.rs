@@ -323,7 +323,9 @@ fn no_secret_of_any_provider_is_logged_shown_or_left_anywhere() {
     search.look("what commands say", said.as_bytes());
     let api: Value = serde_json::from_str(OPENAPI).expect("JSON");
     let paths = api["paths"].as_object().expect("paths").iter();
-    let lists = paths.filter(|(path, methods)| !path.contains('{') && methods.get("get").is_some());
+    // The stream has no end, and brings what the others answer.
+    let is_list = |path: &str| !path.contains('{') && path != "/v1/live";
+    let lists = paths.filter(|(path, methods)| is_list(path) && methods.get("get").is_some());
     let devices = agent.get("/v1/devices");
     let devices = devices.as_array().expect("a list").iter();
     let devices = devices.map(|device| format!("/v1/devices/{}", text(&device["id"])));
