@@ -29,7 +29,7 @@ impl Coding {
     /// First bytes that tell codings apart.
     pub(crate) const MAGIC_BYTES: usize = 4;
 
-    /// The coding of what begins with these bytes: at least [`Self::MAGIC_BYTES`] of them, or all there are.
+    /// The coding of what begins with these bytes: at least `MAGIC_BYTES` of them, or all there are.
     #[must_use]
     pub const fn of(head: &[u8]) -> Self {
         match head {
