@@ -172,13 +172,7 @@ async fn containers(args: &Args, link: Link) -> anyhow::Result<()> {
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let measured = containerd::run(&dir, (args.size_mib << 20, link), args.n.unwrap_or(STARTS)).await?;
     let report = containerd::Report { machine, began_unix_seconds, link, measured };
-    let file = report::save(&results(args), &report.file_name(), &report)?;
-    match args.output {
-        Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
-        Output::Table => output::print(&report.table())?,
-    }
-    output::note(format_args!("written to {}", file.display()));
-    Ok(())
+    tell(args, (report.file_name(), report.table()), &report)
 }
 
 async fn attaches(args: &Args, link: Link) -> anyhow::Result<()> {
@@ -188,13 +182,7 @@ async fn attaches(args: &Args, link: Link) -> anyhow::Result<()> {
     let rows = attach::run(place.path(), link, args.n.unwrap_or(STARTS)).await?;
     place.close()?;
     let report = attach::Report { machine, began_unix_seconds, link, rows };
-    let file = report::save(&results(args), &report.file_name(), &report)?;
-    match args.output {
-        Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
-        Output::Table => output::print(&report.table())?,
-    }
-    output::note(format_args!("written to {}", file.display()));
-    Ok(())
+    tell(args, (report.file_name(), report.table()), &report)
 }
 
 async fn devices(args: &Args, link: Link) -> anyhow::Result<()> {
@@ -207,13 +195,7 @@ async fn devices(args: &Args, link: Link) -> anyhow::Result<()> {
     let row = Box::pin(many::run(place.path(), link, args.n.unwrap_or(many::DEVICES))).await?;
     place.close()?;
     let report = many::Report { machine, began_unix_seconds, link, row };
-    let file = report::save(&results(args), &report.file_name(), &report)?;
-    match args.output {
-        Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
-        Output::Table => output::print(&report.table())?,
-    }
-    output::note(format_args!("written to {}", file.display()));
-    Ok(())
+    tell(args, (report.file_name(), report.table()), &report)
 }
 
 async fn layers(args: &Args, link: Link) -> anyhow::Result<()> {
@@ -223,10 +205,15 @@ async fn layers(args: &Args, link: Link) -> anyhow::Result<()> {
     let rows = layer::run(place.path(), (args.size_mib << 20, link), args.n.unwrap_or(MISSES)).await?;
     place.close()?;
     let report = layer::Report { machine, began_unix_seconds, link, rows };
-    let file = report::save(&results(args), &report.file_name(), &report)?;
+    tell(args, (report.file_name(), report.table()), &report)
+}
+
+/// Keeps a report under its name, and prints it.
+fn tell(args: &Args, (name, table): (String, String), report: &impl serde::Serialize) -> anyhow::Result<()> {
+    let file = report::save(&results(args), &name, report)?;
     match args.output {
-        Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
-        Output::Table => output::print(&report.table())?,
+        Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(report)?))?,
+        Output::Table => output::print(&table)?,
     }
     output::note(format_args!("written to {}", file.display()));
     Ok(())
