@@ -22,7 +22,30 @@ pub enum DigestError {
     Malformed,
 }
 
+/// How the names of blobs begin that are no registry's. sha256 of bytes that anybody has begins so once in 2^64.
+const DERIVED: [u8; 8] = *b"pnstk-v1";
+
 impl Digest {
+    /// A name for bytes whose sha256 nobody knows before he has them all: made of what they are made from, and of `kind`, which says how.
+    /// Whoever keeps bytes under such a name cannot compare them with it ([`Digest::is_derived`]); each part of them was verified when it
+    /// was made. No manifest may use one.
+    #[must_use]
+    pub fn derived(kind: &str, from: &[Self]) -> Self {
+        let mut hasher = Hasher::new();
+        hasher.update(kind.as_bytes());
+        hasher.update(&[0]);
+        from.iter().for_each(|digest| hasher.update(&digest.0));
+        let mut name = hasher.finish();
+        name.0[..DERIVED.len()].copy_from_slice(&DERIVED);
+        name
+    }
+
+    /// Whether this is the name of something derived, and not the sha256 of the bytes that it names.
+    #[must_use]
+    pub fn is_derived(&self) -> bool {
+        self.0.starts_with(&DERIVED)
+    }
+
     /// The digest of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
@@ -116,6 +139,20 @@ impl Hasher {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn derived_names_differ_by_all_that_they_are_made_of_and_are_no_digests() {
+        let [a, b] = [Digest::of(b"a"), Digest::of(b"b")];
+        let names = [
+            Digest::derived("x", &[a, b]),
+            Digest::derived("x", &[b, a]),
+            Digest::derived("x", &[a]),
+            Digest::derived("y", &[a, b]),
+        ];
+        assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>().len(), names.len());
+        assert!(names.iter().all(Digest::is_derived) && !a.is_derived());
+        assert_eq!(Digest::derived("x", &[a, b]), names[0]);
+    }
 
     const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 

@@ -35,4 +35,8 @@ pub use digest::{Digest, DigestError, Hasher};
 pub use error::ReadError;
 pub use located::{Located, Pinned};
 pub use range::{ByteRange, RangeError};
-pub use source::{Blob, BlobSource, Purpose, ReadFuture};
+pub use source::{Blob, BlobSource, Giver, Purpose, ReadFuture};
+
+/// Target of the `tracing` spans that are sent to a collector of OpenTelemetry traces where the agent is told one. Log lines do not show them, and
+/// where there is no collector nobody looks at them.
+pub const SPANS: &str = "spans";

@@ -44,6 +44,15 @@ pub enum Purpose {
     Ahead,
 }
 
+/// Who gave bytes of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Giver {
+    /// Somebody who is asked in the place of the registry.
+    Mirror,
+    /// The registry that the reference names.
+    Origin,
+}
+
 /// What [`BlobSource::read`] returns: boxed, because it is the miss path, where a network is waited for.
 pub type ReadFuture<'a> = Pin<Box<dyn Future<Output = Result<Bytes, ReadError>> + Send + 'a>>;
 
@@ -65,6 +74,12 @@ pub trait BlobSource: fmt::Debug + Send + Sync + 'static {
     fn widen(&self, _: &Blob, range: ByteRange) -> ByteRange {
         range
     }
+
+    /// Who gave bytes of `range` lately, as far as is known; a source that reads from another one passes this on. For those who count. Never
+    /// blocks.
+    fn giver(&self, _: &Blob, _: ByteRange) -> Option<Giver> {
+        None
+    }
 }
 
 impl<S: BlobSource + ?Sized> BlobSource for Arc<S> {
@@ -82,5 +97,9 @@ impl<S: BlobSource + ?Sized> BlobSource for Arc<S> {
 
     fn widen(&self, blob: &Blob, range: ByteRange) -> ByteRange {
         (**self).widen(blob, range)
+    }
+
+    fn giver(&self, blob: &Blob, range: ByteRange) -> Option<Giver> {
+        (**self).giver(blob, range)
     }
 }

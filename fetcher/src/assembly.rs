@@ -41,6 +41,12 @@ impl<A> Assembly<A> {
         self.wants.push(Want { range, filled: BytesMut::new(), answers: vec![(range, answer)], is_urgent });
     }
 
+    /// Whether a read ahead of `range` would only wait here: it lies before all that is wanted on demand, which is asked for first.
+    pub(crate) fn keeps_waiting(&self, range: ByteRange, purpose: Purpose) -> bool {
+        let urgent = self.wants.iter().filter(|want| want.is_urgent).map(|want| want.range.start()).min();
+        purpose == Purpose::Ahead && urgent.is_some_and(|urgent| range.end() <= urgent)
+    }
+
     /// Somebody wants `range` of what is under way: of the body that is being received, or of what somebody else waits for. Refused when it
     /// is neither.
     pub(crate) fn join(&mut self, range: ByteRange, purpose: Purpose, answer: A) -> Result<(), A> {

@@ -14,11 +14,13 @@ use tokio::time::Instant;
 
 use crate::{
     breaker::{Admission, Breaker, Change, Seen},
+    budget::Limit,
     dial::Dialer,
     failure::{Class, Failure},
     hosts::Spec,
     latency::Latency,
     metrics::EndpointMetrics,
+    pace::{Pace, Sent},
     web::Web,
 };
 
@@ -44,12 +46,15 @@ pub(crate) struct Endpoint {
     /// Until when the endpoint asked not to be asked.
     quiet_until: Mutex<Option<Instant>>,
     health: Mutex<Health>,
+    /// Bytes that it may have in flight: what its [`Pace`] says.
+    pub(crate) limit: Limit,
 }
 
 #[derive(Debug)]
 struct Health {
     breaker: Breaker,
     latency: Latency,
+    pace: Pace,
     in_flight: u32,
     /// When something last came while requests were in flight.
     progress: Instant,
@@ -85,6 +90,7 @@ impl Endpoint {
         let health = Health {
             breaker: Breaker::new(),
             latency: Latency::new(),
+            pace: Pace::default(),
             in_flight: 0,
             progress: Instant::now(),
             last_failure: None,
@@ -100,6 +106,7 @@ impl Endpoint {
             rejects: AtomicU64::new(0),
             hedges: AtomicU64::new(0),
             quiet_until: Mutex::new(None),
+            limit: Arc::new(AtomicU64::new(health.pace.allowed_bytes(Instant::now()))),
             health: Mutex::new(health),
         })
     }
@@ -131,12 +138,6 @@ impl Endpoint {
     pub(crate) fn sent(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.metrics.requests.inc();
-    }
-
-    pub(crate) fn received(&self, bytes: usize) {
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.metrics.received_bytes.inc_by(bytes as u64);
-        self.health.lock().progress = Instant::now();
     }
 
     pub(crate) fn rejected(&self) {
@@ -184,8 +185,8 @@ impl Endpoint {
         self.health.lock().latency.hedge_after(bytes)
     }
 
-    /// Begins to ask. Dropped without an outcome, it was given up.
-    pub(crate) fn ask(self: &Arc<Self>) -> Asking {
+    /// Begins to ask for so many bytes. Dropped without an outcome, it was given up.
+    pub(crate) fn ask(self: &Arc<Self>, bytes: u64) -> Asking {
         let now = Instant::now();
         let mut health = self.health.lock();
         if health.in_flight == 0 {
@@ -193,7 +194,18 @@ impl Endpoint {
         }
         health.in_flight += 1;
         let probe = health.breaker.ask(now);
-        Asking { endpoint: self.clone(), probe, began: now, answered: false, settled: false }
+        let sent = health.pace.sent(bytes, now);
+        self.allow(&health, now);
+        Asking { endpoint: self.clone(), probe, began: now, sent, answered: false, settled: false }
+    }
+
+    /// Takes over how many bytes may be in flight.
+    fn allow(&self, health: &Health, now: Instant) {
+        let allowed = health.pace.allowed_bytes(now);
+        self.limit.store(allowed, Ordering::Relaxed);
+        self.metrics.allowed_bytes.set(i64::try_from(allowed).unwrap_or(i64::MAX));
+        let rate = health.pace.bytes_per_second().unwrap_or(0);
+        self.metrics.bytes_per_second.set(i64::try_from(rate).unwrap_or(i64::MAX));
     }
 
     /// Bytes that it gave turned out to be wrong.
@@ -232,6 +244,7 @@ pub(crate) struct Asking {
     endpoint: Arc<Endpoint>,
     probe: bool,
     began: Instant,
+    sent: Sent,
     answered: bool,
     settled: bool,
 }
@@ -244,11 +257,25 @@ impl Asking {
         let mut health = self.endpoint.health.lock();
         health.progress = now;
         health.latency.answered(now - self.began, now);
+        health.pace.answered(&mut self.sent, now);
+    }
+
+    /// So many bytes of the body came.
+    pub(crate) fn came(&mut self, bytes: u64) {
+        self.endpoint.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.endpoint.metrics.received_bytes.inc_by(bytes);
+        let mut health = self.endpoint.health.lock();
+        health.progress = Instant::now();
+        health.pace.came(&mut self.sent, bytes);
     }
 
     /// All of `bytes` came.
     pub(crate) fn finished(&self, bytes: u64) {
-        self.endpoint.health.lock().latency.finished(bytes, self.began.elapsed());
+        let now = Instant::now();
+        let mut health = self.endpoint.health.lock();
+        health.latency.finished(bytes, now - self.began);
+        health.pace.finished(self.sent, now);
+        self.endpoint.allow(&health, now);
     }
 
     /// How it ended.
@@ -274,6 +301,7 @@ impl Drop for Asking {
         let now = Instant::now();
         let mut health = self.endpoint.health.lock();
         health.in_flight = health.in_flight.saturating_sub(1);
+        health.pace.over(self.sent);
         if self.settled {
             return;
         }
@@ -349,10 +377,10 @@ mod tests {
         let endpoint = endpoint("https://ghcr.io");
         tokio::time::advance(STALL * 2).await;
         assert!(!endpoint.is_stalling(), "nobody waits");
-        let first = endpoint.ask();
+        let mut first = endpoint.ask(1);
         tokio::time::advance(STALL * 2).await;
         assert!(endpoint.is_stalling());
-        endpoint.received(1);
+        first.came(1);
         assert!(!endpoint.is_stalling());
         tokio::time::advance(STALL * 2).await;
         drop(first);
@@ -365,10 +393,10 @@ mod tests {
     async fn not_having_a_blob_is_no_failure_of_the_endpoint() {
         let endpoint = endpoint("https://ghcr.io");
         for _ in 0..4 {
-            endpoint.ask().settle(Err(Class::Server));
+            endpoint.ask(1).settle(Err(Class::Server));
         }
-        endpoint.ask().settle(Err(Class::Missing));
-        assert_eq!(endpoint.ask().settle(Err(Class::Server)), None);
+        endpoint.ask(1).settle(Err(Class::Missing));
+        assert_eq!(endpoint.ask(1).settle(Err(Class::Server)), None);
         assert_eq!(endpoint.standing().0, Admission::Open);
     }
 }

@@ -13,9 +13,11 @@ use crate::{
     answer,
     ask::{Ask, Asker, blame},
     assembly::Assembly,
+    budget::Room,
     endpoint::Asking,
     failure::{Class, Failure},
     fetcher::Core,
+    flight::Flight,
     location::{self, Route},
     metrics::Purpose,
     place::Place,
@@ -32,15 +34,16 @@ pub(crate) struct Grounded {
 }
 
 impl Core {
-    /// Fetches what `assembly` lacks of `blob` from `place`, answering each waiter as soon as its bytes are here. Several may fill
-    /// one assembly at the same time: each piece is taken from whoever brings it first.
+    /// Fetches what a flight lacks from `place`, answering each waiter as soon as its bytes are here. Several may fill one assembly at
+    /// the same time: each piece is taken from whoever brings it first. What came leaves room on the way.
     pub(crate) async fn fetch(
         &self,
         place: &Arc<Place>,
-        blob: &Blob,
-        assembly: &Mutex<Assembly<Answer>>,
+        flight: &Flight,
         asking: &mut Asking,
+        room: &mut Room,
     ) -> Result<(), Failure> {
+        let Flight { blob, assembly, .. } = flight;
         let Some(range) = begin(&mut assembly.lock()) else { return Ok(()) };
         let web = &place.endpoint.web;
         let started = Instant::now();
@@ -60,6 +63,8 @@ impl Core {
             }
             let from = at;
             at += piece.len() as u64;
+            asking.came(piece.len() as u64);
+            room.came(piece.len() as u64);
             if self.received(place, blob, (from, &piece), assembly) {
                 break;
             }
@@ -80,7 +85,6 @@ impl Core {
         (at, piece): (u64, &Bytes),
         assembly: &Mutex<Assembly<Answer>>,
     ) -> bool {
-        place.endpoint.received(piece.len());
         self.metrics.received_bytes.inc_by(piece.len() as u64);
         self.allowance.earn(piece.len() as u64);
         let mut assembly = assembly.lock();
@@ -118,10 +122,7 @@ impl Core {
             place.location.ended(&url);
             place.endpoint.web.discard(response).await;
         }
-        let learning = match place.location.route() {
-            Route::Direct => None,
-            Route::Unknown | Route::At(_) => Some(place.location.learning.lock().await),
-        };
+        let learning = place.location.learn().await;
         if let Route::At(url) = place.location.route() {
             // Learnt by another while we waited.
             drop(learning);

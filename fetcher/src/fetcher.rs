@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Giver, Located, Purpose, ReadError, ReadFuture};
 use prometheus_client::registry::Registry;
 use tokio::{
     sync::broadcast,
     task::JoinSet,
     time::{Instant, timeout_at},
 };
+use tracing::Instrument as _;
 
 use crate::{
     Reference,
@@ -118,6 +119,12 @@ impl Fetcher {
         Fetched { requests: sum(|e| e.requests), bytes: sum(|e| e.bytes), failures: sum(|e| e.failures), endpoints }
     }
 
+    /// Bytes asked for and not handed out: at most [`Config::max_bytes`].
+    #[must_use]
+    pub fn in_flight_bytes(&self) -> u64 {
+        u64::try_from(self.core.metrics.in_flight_bytes.get()).unwrap_or(0)
+    }
+
     /// What the fetcher has to say from now on. A receiver that falls behind by more than 256 events loses the oldest.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
@@ -161,7 +168,7 @@ impl Fetcher {
                         tracing::error!(%error, "a fetch ended in a panic");
                     }
                 }
-                flying.spawn(self.core.clone().fly(flight));
+                flying.spawn(self.core.clone().fly(flight).in_current_span());
             }
             None => {
                 self.core.metrics.joined.inc();
@@ -221,6 +228,11 @@ impl BlobSource for Fetcher {
         self.core.metrics.rejects.inc();
         self.core.flights.seal(&blob.digest);
         self.core.rejected(blob, range);
+    }
+
+    fn giver(&self, blob: &Blob, range: ByteRange) -> Option<Giver> {
+        let place = self.core.gave.last(&blob.digest, range)?;
+        Some(if place.is_mirror() { Giver::Mirror } else { Giver::Origin })
     }
 }
 

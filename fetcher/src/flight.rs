@@ -1,8 +1,9 @@
 //! Flights: reads of one blob that wait at the same time and lie near each other share one GET.
 //!
-//! A flight takes readers aboard until its turn to send a request has come. Then it takes those only whose bytes it brings anyway. It
-//! fetches what its readers lack round by round until all have their bytes or no other try helps, and ends. It also ends when
-//! nobody waits any more. A reader waits with its own deadline; a flight has none.
+//! A flight takes readers aboard until its turn to send a request has come, but for reads ahead of what lies before all that is wanted on demand:
+//! they would wait for a second request behind the first, and go at once on a flight of their own. Once its turn has come it takes those only
+//! whose bytes it brings anyway. It fetches what its readers lack round by round until all have their bytes or no other try helps, and ends. It
+//! also ends when nobody waits any more. A reader waits with its own deadline; a flight has none.
 //!
 //! A flight of which nothing is wanted on demand waits for its turn behind all demand. The first reader on demand who comes aboard
 //! changes that at once.
@@ -65,6 +66,7 @@ impl Flight {
     ) -> Result<(), Answer> {
         let mut assembly = self.assembly.lock();
         match phase {
+            Phase::Boarding(_) if assembly.keeps_waiting(range, purpose) => return Err(answer),
             Phase::Boarding(all) => match join(*all, range, near.gap_bytes, near.max_bytes) {
                 Some(both) => {
                     *all = both;
@@ -106,6 +108,17 @@ enum Phase {
     Aloft,
     /// Nobody: some of what it brings was found to be wrong.
     Sealed,
+}
+
+impl Phase {
+    /// Whether a flight brings these bytes whoever comes aboard; those that are aloft know themselves.
+    fn brings(self, range: ByteRange) -> bool {
+        match self {
+            Self::Boarding(all) => all.contains(range),
+            Self::Aloft => true,
+            Self::Sealed => false,
+        }
+    }
 }
 
 /// One reader's seat. Dropping it before the answer gives it up.
@@ -171,11 +184,14 @@ impl Flights {
         let (mut sender, answer) = oneshot::channel();
         let mut table = self.table.lock();
         let flights = table.entry(blob.digest).or_default();
-        for (phase, flight) in flights.iter_mut() {
-            sender = match flight.take_aboard(phase, (range, purpose), near, sender) {
-                Ok(()) => return (Seat { flight: flight.clone(), answer, answered: false }, None),
-                Err(sender) => sender,
-            };
+        // Who brings the bytes anyway comes before who passes near, or they would be asked for twice.
+        for brings in [true, false] {
+            for (phase, flight) in flights.iter_mut().filter(|(phase, _)| phase.brings(range) == brings) {
+                sender = match flight.take_aboard(phase, (range, purpose), near, sender) {
+                    Ok(()) => return (Seat { flight: flight.clone(), answer, answered: false }, None),
+                    Err(sender) => sender,
+                };
+            }
         }
         let mut assembly = Assembly::new();
         assembly.add(range, purpose, sender);

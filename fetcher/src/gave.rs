@@ -42,6 +42,14 @@ impl Gave {
         pieces.push_back(Piece { digest, range, place: place.clone() });
     }
 
+    /// Who gave bytes of `range` last.
+    pub(crate) fn last(&self, digest: &Digest, range: ByteRange) -> Option<Arc<Place>> {
+        let pieces = self.pieces.lock();
+        let mut newest = pieces.iter().rev();
+        let found = newest.find(|piece| piece.digest == *digest && piece.range.intersection(range).is_some())?;
+        Some(found.place.clone())
+    }
+
     /// Everybody whose bytes are in `range`, each once: for each byte who gave it last. What is said is forgotten.
     pub(crate) fn take(&self, digest: &Digest, range: ByteRange) -> Vec<Arc<Place>> {
         let mut pieces = self.pieces.lock();

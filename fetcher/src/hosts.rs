@@ -71,6 +71,16 @@ pub(crate) struct Capabilities {
 impl Capabilities {
     pub(crate) const ALL: Self = Self { pull: true, resolve: true, push: true };
 
+    /// Those of these that `other` has not.
+    pub(crate) fn without(self, other: Self) -> Self {
+        Self { pull: self.pull && !other.pull, resolve: self.resolve && !other.resolve, push: self.push && !other.push }
+    }
+
+    /// Whether there is one.
+    pub(crate) fn any(self) -> bool {
+        self.pull || self.resolve || self.push
+    }
+
     /// As written in the file.
     pub(crate) fn names(self) -> Vec<&'static str> {
         let named = [(self.pull, "pull"), (self.resolve, "resolve"), (self.push, "push")];

@@ -23,7 +23,7 @@
 //! Decided purely: `reference`, `platform`, `manifest` (what is named and chosen), `challenge`, `token`, `auth::slot` (when a
 //! pass is renewed, and what was refused), `answer`, `location`, `timestamp` (what a registry said), `assembly` (joining, splitting, putting together), `retry`,
 //! `hosts` (`hosts.toml`), `zone` (who may send us where), `breaker`, `latency`, `choice`, `hedge` (whom to ask, and when somebody
-//! else).
+//! else), `pace` (how much the way to an endpoint carries), `line` (who is next).
 //! Done thinly: `dial`, `names` (HTTP clients and their addresses), `web` (one HTTP request), `ask` (with a pass, following
 //! redirects), `credentials` (who we are: a chain of providers), `auth` (passes, renewed once for all), `grant` (credentials by API), `namespace` (a registry's endpoints, as its files say now), `place`, `fetch`
 //! (one ranged GET into the waiters' buffers), `round` (endpoint after endpoint, one beside a slow one), `flight` (reads that share
@@ -65,11 +65,14 @@ mod grant;
 mod hedge;
 mod hosts;
 mod latency;
+mod line;
+mod link;
 mod location;
 mod manifest;
 mod metrics;
 mod names;
 mod namespace;
+mod pace;
 mod place;
 mod platform;
 mod push;
@@ -106,6 +109,7 @@ pub use event::Event;
 pub use fetcher::{Fetched, Fetcher};
 pub use grant::CredentialReport;
 pub use hosts::{HostsFault, HostsFile};
+pub use link::Link;
 pub use manifest::{Descriptor, Document, ImageDocument, Manifest, ManifestError, Served};
 pub use platform::{Platform, PlatformError};
 pub use push::{Content, PushError, Upload};

@@ -4,7 +4,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use reqwest::Url;
-use tokio::time::Instant;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::Instant,
+};
 
 use crate::timestamp;
 
@@ -22,45 +25,64 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// How to ask for a blob's bytes.
 #[derive(Debug, Clone)]
 pub(crate) enum Route {
-    /// Not asked yet, or what was known has ended.
+    /// Not asked yet.
     Unknown,
+    /// The address that was known has ended.
+    Ended,
     /// The registry serves the bytes itself.
     Direct,
     /// The registry sent us there.
     At(Url),
 }
 
-/// What is known about one blob in one repository. Learning it is done by one request at a time (`learning`).
+/// Requests that learn a route at the same time when it was never known: whoever opens a layer asks for its head and its tail at once, and a replay for
+/// more; to wait for one of them would be a round trip for all. An address that has ended is asked for by one.
+const LEARNERS: u32 = 8;
+
+/// What is known about one blob in one repository.
 #[derive(Debug)]
 pub(crate) struct Location {
     known: Mutex<Known>,
-    /// Held by the request that learns the route while others wait for it.
-    pub(crate) learning: tokio::sync::Mutex<()>,
+    /// Permits are held by each request that learns the route, while others wait for it.
+    learning: Semaphore,
 }
 
 #[derive(Debug)]
 enum Known {
     Nothing,
+    Ended,
     Direct,
     At { url: Url, until: Instant },
 }
 
 impl Location {
     pub(crate) fn new() -> Self {
-        Self { known: Mutex::new(Known::Nothing), learning: tokio::sync::Mutex::new(()) }
+        Self { known: Mutex::new(Known::Nothing), learning: Semaphore::new(LEARNERS as usize) }
     }
 
     pub(crate) fn route(&self) -> Route {
         let mut known = self.known.lock();
         match &*known {
             Known::Nothing => Route::Unknown,
+            Known::Ended => Route::Ended,
             Known::Direct => Route::Direct,
             Known::At { url, until } if Instant::now() < *until => Route::At(url.clone()),
             Known::At { .. } => {
-                *known = Known::Nothing;
-                Route::Unknown
+                *known = Known::Ended;
+                Route::Ended
             }
         }
+    }
+
+    /// Waits for the turn to learn the route; `None` when there is nothing to learn. Look at it again then: it may have been learnt meanwhile.
+    pub(crate) async fn learn(&self) -> Option<SemaphorePermit<'_>> {
+        let permits = match self.route() {
+            Route::Direct => return None,
+            Route::Unknown => 1,
+            Route::Ended | Route::At(_) => LEARNERS,
+        };
+        // Never closed.
+        self.learning.acquire_many(permits).await.ok()
     }
 
     /// The registry answered itself.
@@ -77,7 +99,7 @@ impl Location {
     pub(crate) fn ended(&self, url: &Url) {
         let mut known = self.known.lock();
         if matches!(&*known, Known::At { url: at, .. } if at == url) {
-            *known = Known::Nothing;
+            *known = Known::Ended;
         }
     }
 }
@@ -109,6 +131,7 @@ fn end(url: &Url) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
     use proptest::prelude::*;
 
     use super::*;
@@ -151,20 +174,36 @@ mod tests {
         tokio::time::advance(Duration::from_secs(59)).await;
         assert!(matches!(location.route(), Route::At(at) if at == url));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(matches!(location.route(), Route::Unknown));
+        assert!(matches!(location.route(), Route::Ended));
     }
 
     #[test]
     fn only_the_address_that_failed_is_forgotten() {
         let url = |path: &str| Url::parse(&format!("https://cdn.example.com/{path}")).unwrap();
-        let location = Location { known: Mutex::new(Known::Direct), learning: tokio::sync::Mutex::new(()) };
+        let location = Location { known: Mutex::new(Known::Direct), learning: Semaphore::new(LEARNERS as usize) };
         location.ended(&url("a"));
         assert!(matches!(location.route(), Route::Direct));
         *location.known.lock() = Known::At { url: url("b"), until: Instant::now() + MAX_LIFETIME };
         location.ended(&url("a"));
         assert!(matches!(location.route(), Route::At(_)));
         location.ended(&url("b"));
-        assert!(matches!(location.route(), Route::Unknown));
+        assert!(matches!(location.route(), Route::Ended));
+    }
+
+    #[tokio::test]
+    async fn a_route_that_was_never_known_is_learnt_by_several_one_that_has_ended_by_one() {
+        let location = Location::new();
+        let learners = [location.learn().now_or_never(), location.learn().now_or_never()];
+        assert!(learners.iter().all(|learner| matches!(learner, Some(Some(_)))), "head and tail are asked for at once");
+        drop(learners);
+        let url = Url::parse("https://cdn.example.com/a").unwrap();
+        location.is_at(url.clone(), MAX_LIFETIME);
+        location.ended(&url);
+        let learner = location.learn().now_or_never().expect("the first");
+        assert!(location.learn().now_or_never().is_none(), "the second waits for what the first learns");
+        location.is_direct();
+        drop(learner);
+        assert!(location.learn().now_or_never().is_some_and(|learner| learner.is_none()), "there is nothing to learn");
     }
 
     proptest! {

@@ -186,11 +186,21 @@ struct RawDocument {
 #[serde(rename_all = "camelCase")]
 struct RawDescriptor {
     media_type: String,
+    #[serde(deserialize_with = "served")]
     digest: Digest,
     size: u64,
     annotations: Option<BTreeMap<String, String>>,
     platform: Option<RawPlatform>,
     artifact_type: Option<String>,
+}
+
+/// A digest that a blob in a registry can have: not the name of something that is derived from one, whose bytes the node believes.
+fn served<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+    let digest = <Digest as serde::Deserialize>::deserialize(deserializer)?;
+    if digest.is_derived() {
+        return Err(serde::de::Error::custom(format!("{digest} is a name that no blob can have")));
+    }
+    Ok(digest)
 }
 
 #[derive(serde::Deserialize)]
@@ -287,9 +297,24 @@ pub(crate) fn index_type(bytes: &[u8], content_type: Option<&str>) -> String {
 
 /// The entry of an index that fits `wanted` best; the first of equals. Attestations are no images and are passed over.
 pub(crate) fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Option<&'a Descriptor> {
-    let is_manifest = |entry: &&Descriptor| ACCEPTED.contains(&entry.media_type.as_str()) && !entry.is_attestation();
-    let ranked = entries.iter().filter(is_manifest).filter_map(|e| Some((wanted.rank(e.platform.as_ref())?, e)));
+    let ranked = entries.iter().filter(is_image).filter_map(|e| Some((wanted.rank(e.platform.as_ref())?, e)));
     ranked.min_by_key(|(rank, _)| *rank).map(|(_, entry)| entry)
+}
+
+/// Whether an entry of an index is an image, or an index of images.
+fn is_image(entry: &&Descriptor) -> bool {
+    ACCEPTED.contains(&entry.media_type.as_str()) && !entry.is_attestation()
+}
+
+/// The platforms that the images of an index are for, in its order, each once.
+pub(crate) fn platforms(entries: &[Descriptor]) -> Vec<Platform> {
+    let mut platforms: Vec<Platform> = Vec::new();
+    for platform in entries.iter().filter(is_image).filter_map(|entry| entry.platform.as_ref()) {
+        if !platforms.contains(platform) {
+            platforms.push(platform.clone());
+        }
+    }
+    platforms
 }
 
 /// The platforms of an index, for an error: at most eight, then a count.

@@ -49,6 +49,11 @@ impl Place {
         self.endpoint.url(&self.repository, "blobs", &digest.to_string(), self.ns.as_deref())
     }
 
+    /// Whether it is asked in the place of the registry meant.
+    pub(crate) const fn is_mirror(&self) -> bool {
+        self.ns.is_some()
+    }
+
     /// Others are asked first for this long; whether that is new.
     pub(crate) fn avoid(&self, time: Duration) -> bool {
         let now = Instant::now();

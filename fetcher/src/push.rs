@@ -130,6 +130,35 @@ impl Fetcher {
         let put = client.push_manifest_raw(&target, manifest, content_type).await;
         put.map(|_url| digest).map_err(|e| session.refused("the manifest", e))
     }
+
+    /// Has the repository of `to` take over a blob of another repository of the same registry, `from`, without sending it. Answers whether it has the blob
+    /// now: a registry need not do this, and who may push to the one need not be allowed to pull from the other.
+    ///
+    /// # Errors
+    /// [`PushError`].
+    pub async fn mount(&self, to: &Reference, from: &Reference, blob: Blob) -> Result<bool, PushError> {
+        let session = Session { fetcher: self, to };
+        let client = session.client().map_err(|reason| PushError::Client { reason })?;
+        let named = |of: &Reference| {
+            OciReference::with_digest(of.host().to_owned(), of.repository().to_owned(), blob.digest.to_string())
+        };
+        let (target, source, digest) = (named(to), named(from), blob.digest.to_string());
+        client.store_auth_if_needed(target.resolve_registry(), &session.login().await?).await;
+        if client.blob_exists(&target, &digest).await.map_err(|e| session.refused("a blob", e))? {
+            return Ok(true);
+        }
+        if from.host() != to.host() {
+            return Ok(false);
+        }
+        match client.mount_blob(&target, &source, &digest).await {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                let reason = session.refused("a blob of another repository", error);
+                tracing::info!(%reason, %from, "a blob has to be sent");
+                Ok(false)
+            }
+        }
+    }
 }
 
 struct Session<'a> {

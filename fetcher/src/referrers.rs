@@ -175,7 +175,7 @@ impl Fetcher {
     }
 
     /// What is wanted, within the deadline.
-    async fn document(&self, wanted: &Wanted) -> Result<Verified, ResolveError> {
+    pub(crate) async fn document(&self, wanted: &Wanted) -> Result<Verified, ResolveError> {
         let (config, reference) = (&self.core.config, &wanted.reference);
         let (namespace, last) = (self.core.namespaces.of(reference), Mutex::new(None));
         let asking = self.core.manifest(wanted, &namespace, &last);

@@ -11,8 +11,13 @@ use http::{
     header::{ACCEPT, CONTENT_TYPE},
 };
 use parking_lot::Mutex;
-use penstock_blob::Digest;
+use penstock_blob::{Digest, SPANS};
 use tokio::time::{Instant, timeout_at};
+use tracing::{
+    Instrument as _,
+    field::{Empty, display},
+    info_span,
+};
 
 use crate::{
     Fetcher, Manifest, Platform, Reference, ResolveError, answer,
@@ -26,7 +31,7 @@ use crate::{
     failure::{Class, Failure},
     fetch::no_url,
     fetcher::Core,
-    manifest::{ACCEPTED, Document, MAX_MANIFEST_BYTES, ManifestError, Served, choose, index_type, offered},
+    manifest::{ACCEPTED, Document, MAX_MANIFEST_BYTES, ManifestError, Served, choose, index_type, offered, platforms},
     metrics::Purpose,
     namespace::{Host, Namespace},
     referrers::Referrers,
@@ -107,9 +112,27 @@ impl Fetcher {
         let namespace = self.core.namespaces.of(reference);
         let last = Mutex::new(None);
         let resolved = self.core.resolve(reference, platform, &namespace, &last);
-        match timeout_at(Instant::now() + config.deadline, resolved).await {
+        let span = info_span!(target: SPANS, "resolve", %reference, error = Empty);
+        let outcome = match timeout_at(Instant::now() + config.deadline, resolved).instrument(span.clone()).await {
             Ok(resolved) => resolved,
             Err(_elapsed) => Err(late(reference, config.deadline, last.into_inner())),
+        };
+        outcome.as_ref().err().map(|error| span.record("error", display(error)));
+        outcome
+    }
+}
+
+impl Fetcher {
+    /// The platforms for which `reference` names images, in the order of its index, each once; none of an image that stands alone.
+    ///
+    /// # Errors
+    /// [`ResolveError`].
+    pub async fn platforms(&self, reference: &Reference) -> Result<Vec<Platform>, ResolveError> {
+        let found = self.document(&Wanted { reference: reference.clone(), size_bytes: None, referrers: None }).await?;
+        match Document::parse(&found.bytes, found.content_type.as_deref()) {
+            Ok(Document::Index(entries)) => Ok(platforms(&entries)),
+            Ok(Document::Image(_)) => Ok(Vec::new()),
+            Err(error) => Err(ResolveError::Manifest { reference: reference.clone(), error }),
         }
     }
 }
@@ -231,8 +254,9 @@ impl Core {
         }
         let turn =
             self.budget.turn(Key { endpoint: endpoint.id, blob: None, purpose: penstock_blob::Purpose::Demand }).await;
-        let room = self.budget.room(wanted.size_bytes.unwrap_or(MAX_MANIFEST_BYTES as u64), &turn).await;
-        let mut asking = endpoint.ask();
+        let bytes = wanted.size_bytes.unwrap_or(MAX_MANIFEST_BYTES as u64);
+        let room = self.budget.room(bytes, &turn, &self.budget.unlimited).await;
+        let mut asking = endpoint.ask(0);
         let outcome = self.manifest_once(wanted, host, &mut asking).await;
         drop((room, turn));
         let failure = outcome.as_ref().err().map(Trouble::failure);

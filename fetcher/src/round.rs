@@ -3,8 +3,9 @@
 use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use penstock_blob::{Blob, ByteRange, Digest};
+use penstock_blob::{Blob, ByteRange, Digest, SPANS};
 use tokio::time::{Instant, sleep_until};
+use tracing::{Instrument as _, field::Empty, info_span};
 
 use crate::{
     breaker::Change,
@@ -172,7 +173,7 @@ impl Core {
             };
             tokio::select! {
                 biased;
-                room = self.budget.room(flight.len(), &mine) => return (mine, room),
+                room = self.budget.room(flight.len(), &mine, &place.endpoint.limit) => return (mine, room),
                 () = flight.promoted(mine.key.purpose) => {}
             }
         }
@@ -214,14 +215,19 @@ impl Round<'_> {
         self.start(place, (turn, room));
     }
 
-    fn start(&mut self, place: Arc<Place>, budget: (Turn, Room)) {
-        let (core, blob, assembly) = (self.core, &self.flight.blob, &self.flight.assembly);
-        self.hedge_at = Instant::now() + place.endpoint.hedge_after(self.flight.len());
+    fn start(&mut self, place: Arc<Place>, (turn, mut room): (Turn, Room)) {
+        let (core, flight) = (self.core, self.flight);
+        let bytes = self.flight.len();
+        self.hedge_at = Instant::now() + place.endpoint.hedge_after(bytes);
         self.asked.push(place.clone());
-        let mut asking = place.endpoint.ask();
+        let mut asking = place.endpoint.ask(bytes);
+        let span = info_span!(target: SPANS, "fetch", server.address = place.endpoint.host, blob = %flight.blob.digest, bytes, error = Empty);
         self.attempts.push(Box::pin(async move {
-            let _budget = budget;
-            let outcome = core.fetch(&place, blob, assembly, &mut asking).await;
+            let _turn = turn;
+            let outcome = core.fetch(&place, flight, &mut asking, &mut room).instrument(span.clone()).await;
+            outcome.as_ref().err().map(|failure| span.record("error", &*failure.reason));
+            // What the way was found to carry may be more than before.
+            core.budget.grown();
             let change = asking.settle(outcome.as_ref().copied().map_err(|failure| failure.class));
             let reason = outcome.as_ref().err().map_or("", |failure| failure.reason.as_str());
             core.changed(&place.endpoint.host, change, reason);
@@ -230,23 +236,27 @@ impl Round<'_> {
     }
 
     /// The one who is asked is slow. The next one is asked beside him if that may cost so many bytes more, or instead of him if
-    /// nothing at all comes from there. He who loses is dropped, and his connection with it.
+    /// nothing at all comes from there. He who loses is dropped, and his connection with it. Another repository of the same endpoint, as images with
+    /// common layers have, is nobody else: it would send the same bytes over the same way.
     fn hedge(&mut self) {
-        let (Some(slow), Some(next)) = (self.asked.last().cloned(), self.line.front().cloned()) else { return };
+        let Some(slow) = self.asked.last().cloned() else { return };
+        let is_asked = |place: &Place| self.asked.iter().any(|asked| asked.endpoint.id == place.endpoint.id);
+        let elsewhere = self.line.iter().position(|place| !is_asked(place));
+        let next = elsewhere.and_then(|nth| Some((nth, self.line.get(nth)?.clone())));
         let len = self.flight.len();
-        if !next.is_usable() {
+        let Some((nth, next)) = next.filter(|(_, next)| next.is_usable()) else {
             // Nor is anybody after him.
             self.hedge_at = Instant::now() + HEDGE_AGAIN;
             return;
-        }
+        };
         let stalls = slow.endpoint.is_stalling();
-        if let Some(budget) = self.core.budget.at_once(self.flight.key(&next), len) {
+        if let Some(budget) = self.core.budget.at_once(self.flight.key(&next), len, &next.endpoint.limit) {
             let allowed = self.core.allowance.take(len);
             if allowed || stalls {
                 if !allowed {
                     self.abandon(&slow);
                 }
-                self.line.pop_front();
+                self.line.remove(nth);
                 next.endpoint.hedged();
                 self.core.metrics.hedges.inc();
                 self.core.metrics.hedged_bytes.inc_by(len);
@@ -262,7 +272,7 @@ impl Round<'_> {
         self.attempts = FuturesUnordered::new();
         self.asked.clear();
         let failure = Failure::timeout("sent nothing to anybody for too long".to_owned());
-        let change = slow.endpoint.ask().settle(Err(failure.class));
+        let change = slow.endpoint.ask(0).settle(Err(failure.class));
         self.core.changed(&slow.endpoint.host, change, &failure.reason);
         self.core.count(slow, &self.flight.blob, &failure);
         self.note(slow, failure);

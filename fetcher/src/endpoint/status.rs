@@ -37,7 +37,13 @@ pub struct EndpointStatus {
     pub is_stalling: bool,
     /// Average time to an answer, of the last ten seconds.
     pub latency: Option<Duration>,
-    /// After how long somebody else is asked too, for a request of 256 KiB.
+    /// Time to an answer when nothing queues on the way.
+    pub delay: Option<Duration>,
+    /// The most that was received from it lately, in bytes in a second: what the way carries, as far as it was used.
+    pub bytes_per_second: Option<u64>,
+    /// Bytes that it may have in flight: enough to keep the way full.
+    pub allowed_bytes: u64,
+    /// After how long somebody else is asked too, for a request of 128 KiB.
     pub hedge_after: Duration,
     /// Requests in flight.
     pub in_flight: u32,
@@ -63,7 +69,7 @@ pub struct RegistryStatus {
 }
 
 /// The size of request for which [`EndpointStatus::hedge_after`] is shown: the usual chunk.
-const SHOWN_BYTES: u64 = 256 << 10;
+const SHOWN_BYTES: u64 = 128 << 10;
 
 impl Endpoint {
     pub(crate) fn status(&self, capabilities: Vec<&'static str>, is_server: bool) -> EndpointStatus {
@@ -84,6 +90,9 @@ impl Endpoint {
             quiet: (!quiet.is_zero()).then_some(quiet),
             is_stalling: health.is_stalling(now),
             latency: health.latency.average(now),
+            delay: health.pace.delay(),
+            bytes_per_second: health.pace.bytes_per_second(),
+            allowed_bytes: health.pace.allowed_bytes(now),
             hedge_after: health.latency.hedge_after(SHOWN_BYTES),
             in_flight: health.in_flight,
             hedges: self.hedges.load(Ordering::Relaxed),

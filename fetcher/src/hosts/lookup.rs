@@ -114,9 +114,21 @@ pub(crate) fn load(roots: &[PathBuf], registry: &str, host: &str, config: &Confi
         if entry.client.len() > 1 {
             notices.push(format!("{}: only the first client certificate of a host is shown", path.display()));
         }
-        hosts.push((spec(&dir, &entry, host, config)?, entry.capabilities));
+        let spec = spec(&dir, &entry, host, config)?;
+        let left = not_asked_before(&hosts, &spec.base, entry.capabilities);
+        if left.any() {
+            hosts.push((spec, left));
+        }
     }
     Ok(Loaded { hosts, dir: Some(dir), notices })
+}
+
+/// What `base` can still be asked for behind `hosts`. A file often names the registry as a host, to give it a certificate; asking the
+/// same place again would tell nothing new, and it must not be raced against itself.
+fn not_asked_before(hosts: &[(Spec, Capabilities)], base: &Base, asked: Capabilities) -> Capabilities {
+    let before =
+        hosts.iter().filter(|(spec, _)| (&spec.base.authority, &spec.base.path) == (&base.authority, &base.path));
+    before.fold(asked, |left, (_, earlier)| left.without(*earlier))
 }
 
 /// The registry, with nothing said about it.

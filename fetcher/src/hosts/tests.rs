@@ -216,6 +216,30 @@ fn directories_are_looked_up_by_every_spelling_in_containerds_order() {
 }
 
 #[test]
+fn a_place_that_is_named_twice_is_asked_once_for_each_thing() {
+    let certs = Certs::new(&[
+        ("whole.lan/hosts.toml", "server = \"https://whole.lan\"\n[host.\"https://whole.lan\"]\nskip_verify = true"),
+        ("part.lan/hosts.toml", "[host.\"https://part.lan/v2/\"]\ncapabilities = [\"pull\", \"resolve\"]"),
+        ("other.lan/hosts.toml", "[host.\"https://other.lan/proxy\"]"),
+    ]);
+    let asked = |registry: &str| {
+        let loaded = certs.load(registry).unwrap();
+        loaded.hosts.iter().map(|(spec, may)| (spec.base.shown(), may.names())).collect::<Vec<_>>()
+    };
+    let all = vec!["pull", "resolve", "push"];
+    assert_eq!(asked("whole.lan"), [("https://whole.lan/v2".to_owned(), all.clone())]);
+    assert!(certs.load("whole.lan").unwrap().hosts[0].0.trust.skip_verify, "the first says how it is spoken to");
+    assert_eq!(
+        asked("part.lan"),
+        [("https://part.lan/v2".to_owned(), vec!["pull", "resolve"]), ("https://part.lan/v2".to_owned(), vec!["push"])]
+    );
+    assert_eq!(
+        asked("other.lan"),
+        [("https://other.lan/proxy/v2".to_owned(), all.clone()), ("https://other.lan/v2".to_owned(), all)]
+    );
+}
+
+#[test]
 fn the_first_root_that_has_something_counts() {
     let (first, second) = (
         Certs::new(&[("a.lan/hosts.toml", "[host.\"https://first\"]")]),

@@ -86,6 +86,7 @@ fn hostile_documents_give_typed_errors() {
         ("/layers/0/size", json!("1")),
         ("/layers/0/digest", json!("sha256:00")),
         ("/layers/0/digest", json!("md5:00")),
+        ("/layers/0/digest", json!(Digest::derived("x", &[]))),
         ("/layers/0", json!({})),
         ("/config", Value::Null),
         ("/annotations", json!({"a": 1})),

@@ -28,6 +28,8 @@ pub(super) struct Families {
     received_bytes: Family<At, Counter>,
     rejects: Family<At, Counter>,
     broken: Family<At, Gauge>,
+    bytes_per_second: Family<At, Gauge>,
+    allowed_bytes: Family<At, Gauge>,
 }
 
 /// The series of one endpoint.
@@ -43,6 +45,10 @@ pub(crate) struct EndpointMetrics {
     pub(crate) rejects: Counter,
     /// 1 while it is passed over.
     pub(crate) broken: Gauge,
+    /// The most that was received from it lately.
+    pub(crate) bytes_per_second: Gauge,
+    /// Bytes that it may have in flight.
+    pub(crate) allowed_bytes: Gauge,
 }
 
 impl Families {
@@ -52,6 +58,16 @@ impl Families {
         registry.register("endpoint_received_bytes", "Bytes of blobs by endpoint", self.received_bytes.clone());
         registry.register("endpoint_rejected_ranges", "Ranges that were wrong, by endpoint", self.rejects.clone());
         registry.register("endpoint_broken", "1 while an endpoint is passed over", self.broken.clone());
+        registry.register(
+            "endpoint_bytes_per_second",
+            "The most that was received from an endpoint lately",
+            self.bytes_per_second.clone(),
+        );
+        registry.register(
+            "endpoint_allowed_bytes",
+            "Bytes that an endpoint may have in flight",
+            self.allowed_bytes.clone(),
+        );
     }
 
     pub(super) fn of(&self, host: &str) -> EndpointMetrics {
@@ -64,6 +80,8 @@ impl Families {
             received_bytes: self.received_bytes.get_or_create(&at).clone(),
             rejects: self.rejects.get_or_create(&at).clone(),
             broken: self.broken.get_or_create(&at).clone(),
+            bytes_per_second: self.bytes_per_second.get_or_create(&at).clone(),
+            allowed_bytes: self.allowed_bytes.get_or_create(&at).clone(),
         }
     }
 }

@@ -209,13 +209,51 @@ async fn demand_goes_on_while_everything_read_ahead_is_stuck() {
     let scene = Scene::new(32 << 20, RegistryConfig::default(), config).await;
     scene.good(0, 1).await;
     scene.registry.fail(Fault::Stall.times(4));
-    let stuck = join_all((0..12).map(|at| ahead(&scene, 2 * at * MIB, (2 * at + 1) * MIB)));
+    let stuck = join_all((0..12).map(|at| ahead(&scene, 2 * at * MIB, 2 * at * MIB + MIB / 4)));
     let demand = async {
         scene.registry.until_stalled(4).await;
         for at in 0..12 {
             scene.good((2 * at + 1) * MIB + 10, (2 * at + 1) * MIB + 20).await;
         }
+        // Eight reads ahead came before all of it, and still wait for their turn.
+        let asked: Vec<u64> = scene.downloads().iter().skip(5).filter_map(|r| Some(r.range?.start())).collect();
+        assert_eq!(asked, (0..12).map(|at| (2 * at + 1) * MIB + 10).collect::<Vec<_>>());
         scene.registry.release();
     };
     tokio::join!(stuck, demand);
+}
+
+#[tokio::test]
+async fn what_is_read_ahead_before_what_is_wanted_goes_at_once_in_a_request_of_its_own() {
+    let scene = Scene::plain(4 << 20).await;
+    scene.good(MIB, MIB + 1).await;
+    scene.registry.fail(Fault::Stall.times(2));
+    let wanted = scene.good(4 * CHUNK, 5 * CHUNK);
+    let behind = join_all((5..8).map(|at| ahead(&scene, at * CHUNK, (at + 1) * CHUNK)));
+    let before = join_all((0..4).map(|at| ahead(&scene, at * CHUNK, (at + 1) * CHUNK)));
+    let watch = async {
+        scene.registry.until_stalled(2).await;
+        scene.registry.release();
+    };
+    tokio::join!(wanted, behind, before, watch);
+    let mut ranges: Vec<_> = scene.downloads().iter().skip(1).filter_map(|r| r.range).collect();
+    ranges.sort_unstable();
+    assert_eq!(ranges, [range(0, 4 * CHUNK), range(4 * CHUNK, 8 * CHUNK)]);
+}
+
+#[tokio::test]
+async fn who_wants_what_waits_as_read_ahead_gets_it_with_that_and_nothing_comes_twice() {
+    let scene = Scene::new(4 << 20, RegistryConfig::default(), Config { max_requests: 1, ..config() }).await;
+    scene.registry.fail(Fault::Stall);
+    let first = scene.good(MIB, MIB + 1);
+    let others = async {
+        scene.registry.until_stalled(1).await;
+        let wanted = scene.good(4 * CHUNK, 5 * CHUNK);
+        let before = join_all((0..4).map(|at| ahead(&scene, at * CHUNK, (at + 1) * CHUNK)));
+        let then = scene.good(2 * CHUNK, 3 * CHUNK);
+        let go_on = async { scene.registry.release() };
+        tokio::join!(wanted, before, then, go_on);
+    };
+    tokio::join!(first, others);
+    assert_eq!(scene.registry.counts().blob_bytes, 1 + 5 * CHUNK);
 }

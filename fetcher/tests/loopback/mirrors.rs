@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use penstock_blob::{Blob, BlobSource as _, Purpose, ReadError};
+use penstock_blob::{Blob, BlobSource as _, Giver, Purpose, ReadError};
 use penstock_fetcher::{Config, EndpointState, EndpointStatus, Event, Fetcher, Reference};
 use penstock_registry::{Fault, Registry, Rule};
 use tokio::sync::broadcast;
@@ -99,12 +99,15 @@ async fn mirrors_are_asked_in_the_order_of_the_file_and_the_origin_last() {
     let blob = scene.blob(10_000, 1);
     scene.good(&blob, 0, 100).await;
     assert_eq!(scene.asked(), (vec![1, 0], 0));
+    let giver = |start, end| scene.fetcher.giver(&blob.0, range(start, end));
+    assert_eq!((giver(50, 60), giver(200, 300)), (Some(Giver::Mirror), None));
     scene.write(&[host(&scene.mirrors[1], ""), host(&scene.mirrors[0], "")].concat());
     scene.good(&blob, 0, 100).await;
     assert_eq!(scene.asked(), (vec![1, 1], 0));
     scene.write("");
     scene.good(&blob, 0, 100).await;
     assert_eq!(scene.asked(), (vec![1, 1], 1));
+    assert_eq!(giver(99, 200), Some(Giver::Origin), "who gave them last");
 }
 
 #[tokio::test]
@@ -267,6 +270,22 @@ async fn a_slow_request_is_asked_at_the_next_endpoint_too() {
     assert_eq!(scene.asked(), (vec![11], 1));
     assert_eq!(scene.endpoint(1).hedges, 1);
     until("who lost was dropped", || scene.mirrors[0].stalled() == 0).await;
+}
+
+#[tokio::test]
+async fn a_slow_request_is_not_asked_again_in_another_repository_of_the_same_endpoint() {
+    let scene = Mirrored::new(0, patient()).await;
+    let blob = scene.blob(100_000, 1);
+    for image in 0..20 {
+        scene.fetcher.serve(blob.0, &reference(&scene.origin, &format!("on-base/{image}:1")));
+    }
+    for at in 0..10 {
+        scene.good(&blob, at, at + 1).await;
+    }
+    scene.origin.fail(Fault::Delay(Duration::from_millis(400)));
+    scene.good(&blob, 0, 50_000).await;
+    assert_eq!(scene.asked(), (vec![], 11));
+    assert_eq!(scene.endpoint(0).hedges, 0);
 }
 
 #[tokio::test]

@@ -75,6 +75,23 @@ async fn what_was_pushed_is_read_back() {
 }
 
 #[tokio::test]
+async fn a_blob_of_another_repository_of_the_same_registry_is_taken_over_without_being_sent() {
+    let (one, other) = (registry(RegistryConfig::default()).await, registry(RegistryConfig::default()).await);
+    let (image, fetcher) = (image(), fetcher(config()));
+    let from = reference(&one, "team/app:pushed");
+    fetcher.push(&from, &image.uploads, image.manifest.clone(), IMAGE).await.unwrap();
+    one.reset_counts();
+    let to = reference(&one, "elsewhere/app:1");
+    assert!(fetcher.mount(&to, &from, image.blob).await.unwrap());
+    assert!(fetcher.mount(&to, &from, image.blob).await.unwrap(), "it has it by now");
+    fetcher.serve(image.blob, &to);
+    assert!(fetcher.read(image.blob, image.blob.all().unwrap(), Purpose::Demand).await.unwrap() == image.layer);
+    let unknown = Blob { digest: Digest::of(b"unknown"), size_bytes: 7 };
+    assert!(!fetcher.mount(&to, &from, unknown).await.unwrap(), "nobody has it");
+    assert!(!fetcher.mount(&reference(&other, "team/app:1"), &from, image.blob).await.unwrap(), "another registry");
+}
+
+#[tokio::test]
 async fn a_push_that_may_not_be_says_so() {
     let auth = Auth::Basic(Credentials::new("user", "hunter2"));
     let registry = registry(RegistryConfig { auth, ..RegistryConfig::default() }).await;
