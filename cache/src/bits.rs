@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Chunks in a segment: one index record each (64 MiB of a blob at 256 KiB chunks; measured in `docs/decisions/0002-sled.md`).
+/// Chunks in a segment: one index record each (32 MiB of a blob at 128 KiB chunks; measured in `docs/decisions/0002-sled.md`).
 pub(crate) const SEGMENT_CHUNKS: u32 = 256;
 
 /// One bit for each chunk of a segment.
@@ -15,6 +15,9 @@ const fn place(slot: u32) -> (usize, u64) {
 }
 
 impl Bits {
+    /// Every slot.
+    pub(crate) const ALL: Self = Self([u64::MAX; 4]);
+
     pub(crate) const fn set(&mut self, slot: u32) {
         let (word, mask) = place(slot);
         self.0[word] |= mask;

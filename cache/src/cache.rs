@@ -6,7 +6,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Giver, Located, Purpose, ReadFuture};
 use prometheus_client::registry::Registry;
 use tokio::{runtime::Handle, sync::broadcast, task::JoinSet};
 
@@ -14,13 +14,14 @@ use crate::{
     config::{Config, Seams},
     entry::Entry,
     error::{OpenError, RemoveError},
+    follow::Followed,
     metrics::Metrics,
     open::{Opened, Parts, open, take},
     outline::Outline,
     queue::Stop,
     read, scrub,
     store::Store,
-    usage::{BlobUsage, Cleared, Event, Scrubbed, Usage},
+    usage::{BlobUsage, Cleared, Event, Memory, Scrubbed, Usage},
 };
 
 #[cfg(test)]
@@ -31,7 +32,7 @@ mod tests;
 /// Keeps chunks of blobs on this node. See the crate's documentation for what it promises.
 #[derive(Debug)]
 pub struct Cache {
-    store: Arc<Store>,
+    pub(crate) store: Arc<Store>,
     committer: tokio::sync::Mutex<Option<std::thread::JoinHandle<()>>>,
     events: Mutex<Option<broadcast::Receiver<Event>>>,
 }
@@ -131,6 +132,22 @@ impl Cache {
         }
     }
 
+    /// What it takes of memory now. Looks at every segment that is cached: for whoever asks now and then.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        let store = &self.store;
+        let table = store.table.load();
+        let slots = table.values().filter_map(|entry| entry.slots.get());
+        let entries = (table.len() * size_of::<Entry>()) as u64;
+        Memory {
+            presence_bytes: slots.map(|slots| slots.memory_bytes()).sum::<u64>()
+                + entries
+                + store.shared.ghosts.bytes(),
+            pending_bytes: store.metrics.pending_bytes.get(),
+            index_bytes: store.index_bytes.load(Ordering::Relaxed).min(crate::index::CACHE_BYTES as u64),
+        }
+    }
+
     /// How one blob stands; `None` when nothing is known of it.
     #[must_use]
     pub fn blob(&self, digest: &Digest) -> Option<BlobUsage> {
@@ -200,6 +217,12 @@ impl Cache {
             }
         }
         absent
+    }
+
+    /// Until the answer is dropped, a miss of this blob brings nothing along: its caller knows what is needed next, and reads that ahead. `None` when
+    /// the blob has more chunks than can be counted.
+    pub fn follow(&self, blob: &Blob) -> Option<Followed> {
+        self.store.entry(blob).map(Followed::new)
     }
 
     /// How many bytes can be stored before anything is evicted.
@@ -345,6 +368,10 @@ impl BlobSource for Cache {
         if self.forget(blob, range) == 0 {
             self.store.upstream.reject(blob, range);
         }
+    }
+
+    fn giver(&self, blob: &Blob, range: ByteRange) -> Option<Giver> {
+        self.store.upstream.giver(blob, range)
     }
 }
 

@@ -120,10 +120,7 @@ impl Committer {
             return self.finish(short, Group { flushes, ..group }, false);
         }
         for noted in noted.iter().filter(|n| !unsynced.contains(&n.slots.no)) {
-            let mut state = noted.entry.lock();
-            if let Some(segment) = noted.slots.segment(noted.number).filter(|_| !state.retired) {
-                self.store.change(&noted.entry, &noted.slots, &mut state).recorded(segment, noted.record.bits);
-            }
+            self.recorded(noted);
         }
         let mut good = again.is_empty();
         let mut held = Vec::new();
@@ -245,6 +242,15 @@ impl Committer {
             self.store.change(&noted.entry, &noted.slots, &mut state).discard(noted.number, lost);
         }
         failed
+    }
+
+    /// What was noted is durable.
+    fn recorded(&self, noted: &Noted) {
+        let mut state = noted.entry.lock();
+        let Some(segment) = noted.slots.segment(noted.number).filter(|_| !state.retired) else { return };
+        let fresh = noted.record.bits.without(segment.durable.load());
+        self.store.change(&noted.entry, &noted.slots, &mut state).recorded(segment, noted.record.bits);
+        self.store.pages.written(&noted.slots, segment, fresh);
     }
 
     /// The records of a group.
@@ -380,7 +386,7 @@ fn set_apart(group: &mut Group, numbers: &BTreeSet<u32>) -> Group {
 }
 
 /// Runs of set bits, first and last.
-fn runs(bits: Bits) -> Vec<(u32, u32)> {
+pub(crate) fn runs(bits: Bits) -> Vec<(u32, u32)> {
     let mut runs: Vec<(u32, u32)> = Vec::new();
     for slot in bits.iter() {
         match runs.last_mut() {

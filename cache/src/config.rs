@@ -27,12 +27,15 @@ pub struct Config {
     pub beside: Vec<PathBuf>,
     /// Chunk size of blobs that are new to the cache. Blobs already there keep theirs.
     pub chunk_size: ChunkSize,
-    /// Most bytes under way that nobody asked for yet, of all blobs together: what is read ahead of those who read in order. One reader
+    /// Most bytes under way that nobody asked for yet, of all blobs together: what is read ahead around misses and of those who read in order. One reader
     /// has a quarter of it in a batch. 0: nothing is read ahead.
     pub ahead_bytes: u64,
     /// Bytes that were fetched and wait to be written to disk. Beyond it a fill is served but not stored: a slow disk must
     /// not turn into unbounded memory.
     pub pending_bytes: u64,
+    /// Whether bytes that were read stay in the page cache as the kernel sees fit. They are dropped otherwise, because who reads through a device has
+    /// them in the page cache of the device; who reads it past that (`O_DIRECT`, as most virtual machines do) has not.
+    pub keep_pages: bool,
     /// How long it may take until everything on disk has been read again in the background and compared with its checksums; at most 16 MiB
     /// are read in a second. `None`: never.
     pub scrub_interval: Option<Duration>,
@@ -51,7 +54,7 @@ impl Config {
 }
 
 impl Default for Config {
-    /// 10 GiB in `/var/lib/penstock/cache`, watermarks of 95 and 90 %, 256 KiB chunks, 32 MiB ahead, 64 MiB pending, scrubbed in 7 days, 5 s drain, 20 s watchdog.
+    /// 10 GiB in `/var/lib/penstock/cache`, watermarks of 95 and 90 %, 128 KiB chunks, 32 MiB ahead, 64 MiB pending, scrubbed in 7 days, 5 s drain, 20 s watchdog.
     fn default() -> Self {
         Self {
             dir: "/var/lib/penstock/cache".into(),
@@ -62,6 +65,7 @@ impl Default for Config {
             chunk_size: ChunkSize::DEFAULT,
             ahead_bytes: 32 << 20,
             pending_bytes: 64 << 20,
+            keep_pages: false,
             scrub_interval: Some(Duration::from_secs(7 * 24 * 3600)),
             drain: Duration::from_secs(5),
             watchdog: Duration::from_secs(20),

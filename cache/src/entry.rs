@@ -16,7 +16,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -58,6 +58,8 @@ pub(crate) struct Entry {
     /// Held while files are made, so that they are made once.
     pub(crate) creating: Mutex<()>,
     pub(crate) fetched_bytes: AtomicU64,
+    /// How many read it along a plan: see [`crate::Followed`].
+    pub(crate) followers: AtomicU32,
     /// Operators have heard that chunks of it failed a check.
     pub(crate) was_corrupt: AtomicBool,
     state: Mutex<State>,
@@ -86,6 +88,7 @@ impl Entry {
             slots: OnceLock::new(),
             creating: Mutex::new(()),
             fetched_bytes: AtomicU64::new(0),
+            followers: AtomicU32::new(0),
             was_corrupt: AtomicBool::new(false),
             state: Mutex::new(state),
         }

@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use penstock_blob::{ByteRange, Purpose, ReadError};
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use crate::{
     bits::{Bits, SEGMENT_CHUNKS},
@@ -151,7 +152,7 @@ impl Lead {
             }
         });
         let runs = futures_util::future::join_all(runs);
-        tasks.spawn_on(async { drop(runs.await) }, &store.handle);
+        tasks.spawn_on(async { drop(runs.await) }.in_current_span(), &store.handle);
     }
 
     /// Frees the chunks, then tells: who is told and looks again must not meet this fill.
@@ -185,11 +186,12 @@ impl Lead {
         let mut demand = upstream.read(blob, range, Purpose::Demand);
         tokio::select! {
             biased;
-            got = &mut demand => got.map_err(Outcome::Failed),
+            // First: it may be here meanwhile, and is not asked for again then.
             got = &mut ahead => match got {
                 Ok(bytes) => Ok(bytes),
                 Err(_) => demand.await.map_err(Outcome::Failed),
             },
+            got = &mut demand => got.map_err(Outcome::Failed),
         }
     }
 
@@ -217,8 +219,7 @@ impl Lead {
                     store.metrics.ahead_bytes.inc_by(range.len());
                 }
                 self.entry.fetched_bytes.fetch_add(range.len(), Ordering::Relaxed);
-                self.tell.send_replace(Some(Outcome::Bytes(bytes.clone())));
-                if !self.keep(bytes).await {
+                if !self.hand_out(bytes).await {
                     store.metrics.bypasses.inc();
                 }
             }
@@ -229,7 +230,32 @@ impl Lead {
         }
     }
 
-    /// Stores fetched bytes. Those who wait have them already. False when they were not stored.
+    /// Hands fetched bytes to who waits for them, and stores them. Who reads ahead has them once they are stored: so he brings no more than the disk
+    /// takes. False when they were not stored.
+    async fn hand_out(&self, bytes: Bytes) -> bool {
+        let told = Some(Outcome::Bytes(bytes.clone()));
+        // Old contents leave when the committer comes to it: that is waited for by nobody.
+        let is_held_up = self.is_held_up();
+        let waited_for = async {
+            if !is_held_up {
+                self.fill.wanted().await;
+            }
+        };
+        let mut keeping = std::pin::pin!(self.keep(bytes));
+        tokio::select! {
+            biased;
+            () = waited_for => {
+                self.tell.send_replace(told);
+                keeping.await
+            }
+            kept = &mut keeping => {
+                self.tell.send_replace(told);
+                kept
+            }
+        }
+    }
+
+    /// Stores fetched bytes. False when they were not stored.
     async fn keep(&self, bytes: Bytes) -> bool {
         let (store, entry) = (&self.store, &self.entry);
         let limit = store.config.pending_bytes;
@@ -260,12 +286,16 @@ impl Lead {
         written.await.unwrap_or(false)
     }
 
+    /// Whether old contents of these chunks are still to go.
+    fn is_held_up(&self) -> bool {
+        self.entry.slots.get().is_some_and(|slots| slots.any_leaving(self.fill.first, self.fill.last))
+    }
+
     /// Waits until the old contents of these chunks, if any, are gone. False when the cache stops first.
     async fn until_left(&self) -> bool {
         loop {
             let left = self.store.left.notified();
-            let Some(slots) = self.entry.slots.get() else { return true };
-            if !slots.any_leaving(self.fill.first, self.fill.last) {
+            if !self.is_held_up() {
                 return true;
             }
             tokio::select! {
@@ -406,7 +436,7 @@ pub(crate) enum Trusted {
 pub(crate) enum Found {
     /// All are right.
     Right(Bytes),
-    /// So many were wrong, and are dropped.
+    /// So many were wrong, and are dropped: by this look, or by another that came first.
     Wrong(u32),
     /// Some are not there any more.
     Gone,
@@ -425,8 +455,10 @@ pub(crate) fn check_run(
     let mut bytes = vec![0; usize::try_from(range.len()).unwrap_or(0)];
     if let Err(e) = slots.data.read_exact_at(&mut bytes, range.start()) {
         tracing::warn!("cached chunks of blob {} cannot be read and are dropped: {e}", entry.blob.digest);
-        return Found::Wrong(store.discard_corrupt(entry, first, last));
+        store.discard_corrupt(entry, first, last);
+        return Found::Wrong(last - first + 1);
     }
+    store.pages.passed(slots, range);
     let mut bad = Vec::new();
     let mut adopted = BTreeSet::new();
     let state = entry.lock();
@@ -451,5 +483,5 @@ pub(crate) fn check_run(
     if dropped > 0 {
         tracing::warn!("{dropped} cached chunk(s) of blob {} failed their checksum and are dropped", entry.blob.digest);
     }
-    if bad.is_empty() { Found::Right(bytes.into()) } else { Found::Wrong(dropped) }
+    if bad.is_empty() { Found::Right(bytes.into()) } else { Found::Wrong(u32::try_from(bad.len()).unwrap_or(u32::MAX)) }
 }

@@ -17,7 +17,7 @@ mod tests;
 /// Small leaves: a commit rewrites few records, a flush stays near 17 ms. Stored in the database: never change it in place.
 const LEAF_FANOUT: usize = 64;
 /// sled's object cache, in bytes: all that the index may hold in memory. Nothing reads it after the start.
-const CACHE_BYTES: usize = 16 << 20;
+pub(crate) const CACHE_BYTES: usize = 16 << 20;
 /// A frame of sled's metadata log larger than this (bytes) is damage: an index of 16 TiB of chunks stays below it.
 /// Checked before sled sees it, because sled would try to allocate what the damaged length says and abort the process.
 const MAX_FRAME_BYTES: u64 = 256 << 20;

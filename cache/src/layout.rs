@@ -336,7 +336,7 @@ fn is_layout(text: &[u8]) -> bool {
     number.is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-/// Most chunks of one blob (4 TiB at 256 KiB): what a hostile manifest may make the cache allocate stays below 1 MiB.
+/// Most chunks of one blob (2 TiB at 128 KiB): what a hostile manifest may make the cache allocate stays below 1 MiB.
 pub(crate) const MAX_CHUNKS: u32 = 1 << 24;
 
 /// How many chunks a blob has; `None` for an empty one, or one beyond [`MAX_CHUNKS`].

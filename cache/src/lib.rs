@@ -28,6 +28,7 @@
 //! | `index`, `keeper` | sled (in this one file), and the guard around it |
 //! | `open`, `recover`, `layout`, `format` | from a directory to presence; bytes on disk |
 //! | `verify` | the digest of blobs that are whole |
+//! | `pages` | not keeping in the page cache what readers keep there too |
 //! | `config`, `error`, `usage`, `metrics`, `disk` | what its names say |
 //!
 //! # Invariants
@@ -45,7 +46,7 @@
 //!
 //! # Memory
 //!
-//! About 1.8 KiB for each 64 MiB segment (at 256 KiB chunks) that ever held a chunk, so 29 MiB per TiB cached; 4 bytes of ghosts for each MiB
+//! About 1.8 KiB for each 32 MiB segment (at 128 KiB chunks) that ever held a chunk, so 58 MiB per TiB cached; 4 bytes of ghosts for each MiB
 //! of the cap, at most 16 MiB; sled's own cache of 16 MiB; at most [`Config::pending_bytes`] waiting for the disk.
 
 mod ahead;
@@ -58,6 +59,7 @@ mod entry;
 mod error;
 mod evict;
 mod fill;
+mod follow;
 mod format;
 mod health;
 mod index;
@@ -66,6 +68,7 @@ mod layout;
 mod metrics;
 mod open;
 mod outline;
+mod pages;
 pub mod policy;
 mod queue;
 mod read;
@@ -83,5 +86,6 @@ mod verify;
 pub use cache::Cache;
 pub use config::{Config, Watermarks};
 pub use error::{OpenError, RemoveError};
+pub use follow::Followed;
 pub use outline::{Outline, Part};
-pub use usage::{BlobUsage, Cleared, Event, IndexState, Scrubbed, Usage, Whole};
+pub use usage::{BlobUsage, Cleared, Event, IndexState, Memory, Scrubbed, Usage, Whole};

@@ -36,6 +36,7 @@ use crate::{
     keeper::{Fault, Keeper},
     layout::{DirLock, Found, Layout, Scan, bounded_count},
     metrics::Metrics,
+    pages::{self, Pages},
     policy::{Clock, Ghosts},
     queue::{Gone, Queue},
     recover::{Presence, Records, Trust, Witness, presence, trust},
@@ -127,6 +128,9 @@ pub(crate) fn open(config: Config, parts: Parts, (layout, lock): (Layout, DirLoc
         .map_err(failed("start a thread for"))?;
     store.tasks.lock().spawn_on(crate::verify::run(store.clone()), &store.handle);
     store.tasks.lock().spawn_on(crate::health::run(store.clone()), &store.handle);
+    if !store.config.keep_pages {
+        store.tasks.lock().spawn_on(pages::run(store.clone()), &store.handle);
+    }
     store.tasks.lock().spawn_on(speculate::run(store.clone(), touched), &store.handle);
     if let Some(interval) = store.config.scrub_interval {
         store.tasks.lock().spawn_on(crate::scrub::run(store.clone(), interval), &store.handle);
@@ -142,6 +146,7 @@ fn new_store(
 ) -> (Arc<Store>, broadcast::Receiver<Event>) {
     let queue = Arc::new(Queue::default());
     let metrics = parts.metrics;
+    let pages = Pages::new(config.keep_pages);
     metrics.cap_bytes.set(config.cap_bytes);
     let room = Room::new(config.cap_bytes, config.watermarks, queue.clone(), metrics.used_bytes.clone());
     let extents = extents_in(config.cap_bytes);
@@ -173,6 +178,7 @@ fn new_store(
         fills: watch::Sender::new(0),
         ahead_bytes: AtomicU64::new(0),
         touches,
+        pages,
         left: Notify::new(),
         closing: AtomicBool::new(false),
         stop: CancellationToken::new(),
@@ -416,6 +422,14 @@ fn report(store: &Store, index: &Index, adopted: u64) {
     }
     if let Some(reason) = &index.abandoned {
         abandon(store, reason);
+    }
+    let usual = store.config.chunk_size;
+    let other = store.stored().iter().filter(|(entry, _)| entry.chunk_size != usual).count();
+    if other > 0 {
+        let bytes = usual.bytes();
+        tracing::info!(
+            "{other} cached blobs have chunks of another size than the {bytes} bytes that new ones get; they keep it"
+        );
     }
 }
 

@@ -153,8 +153,23 @@ impl Ghosts {
     /// Room for the ghosts of a cache that holds `extents` extents when full.
     #[must_use]
     pub fn new(extents: u64) -> Self {
-        let places = extents.clamp(64, MAX_GHOSTS).next_power_of_two();
-        Self((0..places).map(|_| AtomicU32::new(0)).collect())
+        Self((0..Self::places(extents)).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    fn places(extents: u64) -> u64 {
+        extents.clamp(64, MAX_GHOSTS).next_power_of_two()
+    }
+
+    /// Bytes of memory that those of a cache of this size take.
+    #[must_use]
+    pub fn bytes_for(extents: u64) -> u64 {
+        Self::places(extents) * size_of::<AtomicU32>() as u64
+    }
+
+    /// Bytes of memory that they take.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        size_of_val(&*self.0) as u64
     }
 
     fn place(&self, key: u64) -> Option<(&AtomicU32, u32)> {

@@ -90,7 +90,7 @@ pub(crate) async fn scrub(
 ) -> Option<Scrubbed> {
     let mut sum = Scrubbed { blobs: 1, ..Scrubbed::default() };
     let drops = entry.lock().drops;
-    let mut hasher = entry.is_whole().then(Hasher::new);
+    let mut hasher = (entry.is_whole() && !entry.blob.digest.is_derived()).then(Hasher::new);
     let mut dropped = Vec::new();
     for (first, last) in runs(slots, entry.chunks, (STEP_BYTES / entry.chunk_size.bytes()).max(1)) {
         let range = entry.chunk_size.range(&entry.blob, first)?.cover(entry.chunk_size.range(&entry.blob, last)?);

@@ -14,6 +14,7 @@ use penstock_blob::{Blob, ByteRange, ChunkSize, Pinned};
 use crate::{
     bits::{AtomicBits, Bits, SEGMENT_CHUNKS},
     format::{Sealer, SegmentRecord},
+    pages::{Marks, Passed},
     policy::{Clock, Ghosts, Standing, Tier, key},
     queue::Queue,
     room::Room,
@@ -29,8 +30,8 @@ const PINS: u32 = LEAVING - 1;
 /// More pins than this on one extent are refused (the read goes the slow way): far from overflow, far above any load.
 const MAX_PINS: u32 = 1 << 24;
 
-/// Presence of 256 chunks. Allocated when the first of them is stored, so memory follows what is cached: about 1.5 KiB per
-/// 64 MiB at 256 KiB chunks, 25 MiB per TiB.
+/// Presence of 256 chunks. Allocated when the first of them is stored, so memory follows what is cached: about 2 KiB per
+/// 32 MiB at 128 KiB chunks, 64 MiB per TiB.
 #[derive(Debug)]
 pub(crate) struct Segment {
     /// Stored on disk.
@@ -45,6 +46,8 @@ pub(crate) struct Segment {
     pub(crate) ahead: AtomicBits,
     /// Those of `ahead` whose use asks for more.
     pub(crate) marks: AtomicBits,
+    /// Of which parts the page cache may hold pages that nobody needs there. Changed by hits without a lock.
+    pub(crate) in_pages: Marks,
     /// crc32c of each present chunk.
     pub(crate) crcs: [AtomicU32; SEGMENT_CHUNKS as usize],
     extents: Box<[Extent]>,
@@ -79,6 +82,8 @@ pub(crate) struct Slots {
     pub(crate) durable: AtomicU32,
     /// Chunks fetched ahead that were used since somebody looked.
     pub(crate) used_ahead: AtomicU32,
+    /// What went up since pages were dropped.
+    pub(crate) passed: Passed,
     /// Bytes taken from the room.
     pub(crate) charged: AtomicU64,
     chunks: u32,
@@ -109,6 +114,15 @@ pub(crate) struct Shared {
     pub(crate) ghosts: Arc<Ghosts>,
 }
 
+/// What presence takes of memory when chunks of this size fill `bytes`.
+pub(crate) const fn presence_bytes(bytes: u64, chunk_size: ChunkSize) -> u64 {
+    let segment = chunk_size.bytes() as u64 * SEGMENT_CHUNKS as u64;
+    let extents = if chunk_size.bytes() > EXTENT_BYTES { SEGMENT_CHUNKS as u64 } else { extents_in(segment) };
+    let each =
+        (size_of::<Segment>() + size_of::<OnceLock<Box<Segment>>>()) as u64 + extents * size_of::<Extent>() as u64;
+    bytes.div_ceil(segment).saturating_mul(each)
+}
+
 /// How many extents fill `bytes`.
 pub(crate) const fn extents_in(bytes: u64) -> u64 {
     bytes.div_ceil(EXTENT_BYTES as u64)
@@ -137,7 +151,7 @@ pub(crate) fn by_segment(first: u32, last: u32) -> impl Iterator<Item = (u32, u3
 }
 
 impl Segment {
-    fn new(extents: u32) -> Self {
+    pub(crate) fn new(extents: u32) -> Self {
         Self {
             present: AtomicBits::default(),
             checked: AtomicBits::default(),
@@ -145,6 +159,7 @@ impl Segment {
             leaving: AtomicBits::default(),
             ahead: AtomicBits::default(),
             marks: AtomicBits::default(),
+            in_pages: Marks::default(),
             crcs: std::array::from_fn(|_| AtomicU32::new(0)),
             extents: (0..extents).map(|_| Extent::default()).collect(),
         }
@@ -183,6 +198,7 @@ impl Slots {
             present: AtomicU32::new(0),
             durable: AtomicU32::new(0),
             used_ahead: AtomicU32::new(0),
+            passed: Passed::default(),
             charged: AtomicU64::new(0),
             chunks,
             block: shared.block,
@@ -211,6 +227,14 @@ impl Slots {
     pub(crate) fn segment_or_new(&self, segment: u32) -> Option<&Segment> {
         let extents = SEGMENT_CHUNKS / self.extent_chunks();
         Some(self.segments.get(segment as usize)?.get_or_init(|| Box::new(Segment::new(extents))))
+    }
+
+    /// What all of this takes of memory.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let places = self.segments.len() * size_of::<OnceLock<Box<Segment>>>();
+        let of = |segment: &Segment| size_of::<Segment>() + segment.extents.len() * size_of::<Extent>();
+        let segments: usize = self.known_segments().map(|(_, segment)| of(segment)).sum();
+        (size_of::<Self>() + places + segments) as u64
     }
 
     /// All segments in which anything was ever stored.
@@ -305,7 +329,7 @@ impl Slots {
 
     /// Clears the bits of every chunk, unless one is pinned: then nothing changes. Says whether all is clear.
     pub(crate) fn clear(&self) -> bool {
-        let all = Bits([u64::MAX; 4]);
+        let all = Bits::ALL;
         let had: Vec<_> = self.known_segments().map(|(n, s)| (n, s, s.present.load(), s.checked.load())).collect();
         for (_, segment, ..) in &had {
             segment.checked.remove(all);

@@ -6,7 +6,7 @@ use penstock_blob::{Blob, BlobSource as _, ByteRange, Purpose};
 use tokio::sync::mpsc;
 
 use crate::{
-    ahead::{Batch, Limits},
+    ahead::{BUSY, Limits, Run},
     bits::Bits,
     entry::{Entry, State},
     fill::{Fill, Kind, Lead},
@@ -17,9 +17,9 @@ use crate::{
 
 /// Uses of marked chunks that wait to be looked at; more are forgotten, and their streams go on at the next miss.
 pub(crate) const TOUCHES: usize = 256;
-/// Neighbours that a new stream asks for, in bytes: with the chunk that was missed a request of 1 MiB, which costs half a latency of 20 ms
-/// at 100 MB/s.
-const START_BYTES: u64 = 768 << 10;
+/// Bytes of the place that a miss brings along: one latency of 20 ms at 100 MB/s. Compared with half and twice as much on nine orders of first needs
+/// (docs/performance.md).
+const PLACE_BYTES: u64 = 2 << 20;
 /// One stream has so much of all bytes ahead under way in a batch.
 const STREAM_PART: u64 = 4;
 
@@ -108,16 +108,25 @@ pub(crate) fn go_on(store: &Arc<Store>, entry: &Arc<Entry>, state: &mut State, c
         None => slots.is_none_or(|slots| !slots.is_ahead(*chunk)),
     };
     let used = |first: u32, last: u32| u32::try_from((first..=last).filter(is_used).count()).unwrap_or(u32::MAX);
-    let batch = streams.touched(chunk, limits, used);
-    batch.map_or_else(Vec::new, |batch| begin(store, entry, state, batch))
+    let run = streams.touched(chunk, limits, used);
+    run.map_or_else(Vec::new, |run| begin(store, entry, state, run))
 }
 
-/// What is read ahead because chunks `first..=last` were missed.
-pub(crate) fn missed(store: &Arc<Store>, entry: &Arc<Entry>, state: &mut State, run: (u32, u32)) -> Vec<(Lead, Kind)> {
+/// What is read ahead because chunks `first..=last` were missed: nothing of a blob that is read along a plan.
+pub(crate) fn missed(store: &Arc<Store>, entry: &Arc<Entry>, state: &mut State, run: Run) -> Vec<(Lead, Kind)> {
+    if entry.followers.load(Ordering::Relaxed) > 0 {
+        return Vec::new();
+    }
     let Some(limits) = limits(store, entry) else { return Vec::new() };
     count_used(entry, state);
-    let batch = state.streams.missed(run, limits);
-    batch.map_or_else(Vec::new, |batch| begin(store, entry, state, batch))
+    let runs = state.streams.missed(run, waited_for(state), limits);
+    runs.flat_map(|run| begin(store, entry, state, run)).collect()
+}
+
+/// Fills that somebody waits for, up to [`BUSY`].
+fn waited_for(state: &State) -> usize {
+    let is_waited_for = |(chunk, fill): &(&u32, &Arc<Fill>)| **chunk == fill.first && fill.is_wanted();
+    state.fills.iter().filter(is_waited_for).take(BUSY).count()
 }
 
 /// `None` when nothing is read ahead.
@@ -125,7 +134,7 @@ fn limits(store: &Store, entry: &Entry) -> Option<Limits> {
     let chunk = u64::from(entry.chunk_size.bytes());
     let count = |bytes: u64| u32::try_from(bytes / chunk).unwrap_or(u32::MAX);
     let window = count(store.config.ahead_bytes / STREAM_PART);
-    (window > 0).then(|| Limits { chunks: entry.chunks, start: count(START_BYTES).clamp(1, window), window })
+    (window > 0).then(|| Limits { chunks: entry.chunks, place: count(PLACE_BYTES).clamp(1, window), window })
 }
 
 fn count_used(entry: &Entry, state: &mut State) {
@@ -143,16 +152,16 @@ pub(crate) fn unit(store: &Store, entry: &Entry, chunk: u32) -> u32 {
     }
 }
 
-/// Fills of those chunks of a batch that are absent, as far as the bounds go.
-fn begin(store: &Arc<Store>, entry: &Arc<Entry>, state: &mut State, batch: Batch) -> Vec<(Lead, Kind)> {
-    let (slots, unit) = (entry.slots.get(), unit(store, entry, batch.first));
+/// Fills of those chunks of a run that are absent, as far as the bounds go.
+fn begin(store: &Arc<Store>, entry: &Arc<Entry>, state: &mut State, run: Run) -> Vec<(Lead, Kind)> {
+    let (slots, unit) = (entry.slots.get(), unit(store, entry, run.0));
     let is_absent = |state: &State, chunk: u32| {
         !state.fills.contains_key(&chunk) && slots.is_none_or(|slots| !slots.is_present(chunk))
     };
     let mut leads = Vec::new();
-    let mut chunk = batch.first;
-    while chunk <= batch.last {
-        let (first, end) = (chunk, chunk.saturating_add(unit).min(batch.last + 1));
+    let (mut chunk, last) = run;
+    while chunk <= last {
+        let (first, end) = (chunk, chunk.saturating_add(unit).min(last + 1));
         while chunk < end && is_absent(state, chunk) {
             chunk += 1;
         }

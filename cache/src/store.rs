@@ -29,6 +29,7 @@ use crate::{
     health::Storing,
     layout::{DirLock, Layout, bounded_count},
     metrics::Metrics,
+    pages::Pages,
     queue::{Gone, Queue},
     room::Room,
     slots::{Shared, Slots, Want, by_segment, overhead},
@@ -68,6 +69,8 @@ pub(crate) struct Store {
     pub(crate) ahead_bytes: AtomicU64,
     /// Marked chunks that were used.
     pub(crate) touches: mpsc::Sender<Touch>,
+    /// What was read, and need not stay in the page cache.
+    pub(crate) pages: Pages,
     /// Leaving chunks have left.
     pub(crate) left: Notify,
     /// No new fills.
@@ -114,6 +117,7 @@ impl Store {
         }
         self.metrics.hits.inc();
         speculate::used(self, slots, range);
+        self.pages.passed(slots, range);
         Some(Located::in_file(slots.clone(), range, range.start()))
     }
 
@@ -195,9 +199,11 @@ impl Store {
         self.change(entry, slots, &mut state).evict(extent)
     }
 
-    /// Marks a blob that is complete for hashing. Called with the entry's lock held.
+    /// Marks a blob that is complete for hashing. Called with the entry's lock held. What has a derived name is no blob of a registry: its
+    /// parts were verified one by one, and there is nothing to compare the whole with.
     pub(crate) fn maybe_verify(&self, entry: &Arc<Entry>, state: &mut State) {
-        if entry.is_whole() && matches!(state.whole, Whole::Partial | Whole::Mismatch) {
+        let is_due = entry.is_whole() && matches!(state.whole, Whole::Partial | Whole::Mismatch);
+        if is_due && !entry.blob.digest.is_derived() {
             state.whole = Whole::Verifying;
             self.verifier.push(entry.clone());
         }

@@ -4,7 +4,15 @@ use std::fmt;
 
 use penstock_blob::{ChunkSize, Digest};
 
-use crate::error::RemoveError;
+use crate::{
+    error::RemoveError,
+    index::CACHE_BYTES,
+    policy::Ghosts,
+    slots::{extents_in, presence_bytes},
+};
+
+/// Bytes of chunks for each byte of the index: about 17 MB per TiB, as measured (`docs/decisions/0002-sled.md`).
+const INDEXED_BYTES: u64 = 64 << 10;
 
 /// How the index stands. Reads never depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,10 +76,36 @@ pub struct Usage {
     pub index: IndexState,
 }
 
+/// What a cache takes of memory at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// What of each blob is here: bits, checksums, pins, and what is remembered of what was evicted. Follows what is cached.
+    pub presence_bytes: u64,
+    /// Bytes that were fetched and wait to be written: at most [`crate::Config::pending_bytes`].
+    pub pending_bytes: u64,
+    /// Pages of the index: what it takes on disk, at most the 16 MiB that sled keeps.
+    pub index_bytes: u64,
+}
+
+impl Memory {
+    /// What a cache whose `cap_bytes` are full of chunks of this size takes, with nothing that waits to be written. Blobs that are
+    /// larger than what is cached of them take some more.
+    #[must_use]
+    pub fn of_full(cap_bytes: u64, chunk_size: ChunkSize) -> Self {
+        Self {
+            presence_bytes: presence_bytes(cap_bytes, chunk_size)
+                .saturating_add(Ghosts::bytes_for(extents_in(cap_bytes))),
+            pending_bytes: 0,
+            index_bytes: (cap_bytes / INDEXED_BYTES).min(CACHE_BYTES as u64),
+        }
+    }
+}
+
 /// Whether a blob's digest was checked as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Whole {
-    /// Not all chunks are here; each was checked as far as it can be alone.
+    /// Not all chunks are here, or the blob's name is a derived one ([`Digest::is_derived`]) that nothing can be compared with; each was
+    /// checked as far as it can be alone.
     Partial,
     /// All chunks are here, and are being hashed.
     Verifying,

@@ -18,11 +18,28 @@ mod child;
 mod damage;
 mod faults;
 mod killed;
+mod memory;
 mod power;
 mod pressure;
 mod recovery;
 mod scrub;
 mod synced;
+
+/// A source whose first blob answers to every name.
+#[derive(Debug)]
+struct Renamed(Arc<Memory>);
+
+impl BlobSource for Renamed {
+    fn locate(&self, _: &Blob, _: penstock_blob::ByteRange) -> Option<penstock_blob::Located> {
+        None
+    }
+
+    fn read(&self, _: Blob, range: penstock_blob::ByteRange, purpose: Purpose) -> penstock_blob::ReadFuture<'_> {
+        self.0.read(self.0.blob(0), range, purpose)
+    }
+
+    fn reject(&self, _: &Blob, _: penstock_blob::ByteRange) {}
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_promise_of_a_source_is_kept() {
@@ -199,6 +216,24 @@ async fn a_whole_blob_that_is_not_its_digest_is_dropped_and_told() {
     corrupt.set(false);
     bench.read_all(&cache).await;
     assert_eq!(events.recv().await.unwrap(), Event::BlobVerified { digest });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_blob_with_a_derived_name_stays_and_is_not_compared_with_it() {
+    let bench = Bench::new(&[3 * CHUNK]);
+    let below = Arc::new(Renamed(bench.memory.clone()));
+    let cache = bench.open_on(below.clone()).await;
+    let (real, bytes) = bench.blobs[0].clone();
+    let blob = Blob { digest: Digest::derived("test", &[real.digest]), size_bytes: real.size_bytes };
+    assert!(cache.read(blob, blob.all().unwrap(), Purpose::Demand).await.unwrap() == bytes);
+    cache.settle().await;
+    let scrubbed = cache.verify(false).await;
+    assert_eq!((scrubbed.mismatched_blobs, scrubbed.chunks), (0, 3));
+    cache.close().await;
+    crash(cache).await;
+    let cache = bench.open_on(below).await;
+    let usage = cache.blob(&blob.digest).unwrap();
+    assert_eq!((usage.whole, usage.present_chunks), (Whole::Partial, 3));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,6 +28,43 @@ async fn device_reads(cache: &Cache, it: &(Blob, bytes::Bytes), want: ByteRange)
     }
 }
 
+/// Reads what does not bring its neighbours along yet: chunks 59, 61 and 63, as whoever opens an image.
+async fn open(cache: &Cache, it: &(Blob, bytes::Bytes)) {
+    for nth in [63, 61, 59] {
+        read(cache, it, chunk(nth)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miss_brings_what_lies_before_and_behind_it_in_its_place() {
+    let bench = bench(&[64 * CHUNK]);
+    let cache = bench.open().await;
+    let it = &bench.blobs[0];
+    open(&cache, it).await;
+    read(&cache, it, chunk(20)).await;
+    cache.settle().await;
+    // A quarter of what may be under way: 16 chunks.
+    assert_eq!(bench.memory.bytes_read(), (3 + 16) * CHUNK);
+    let place = range(16 * CHUNK, 32 * CHUNK);
+    assert!(located(&cache, &it.0, place).unwrap() == part(&it.1, place));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miss_of_a_blob_that_is_followed_brings_nothing_along() {
+    let bench = bench(&[64 * CHUNK]);
+    let cache = bench.open().await;
+    let it = &bench.blobs[0];
+    open(&cache, it).await;
+    let followed = cache.follow(&it.0);
+    read(&cache, it, chunk(20)).await;
+    cache.settle().await;
+    assert_eq!(bench.memory.bytes_read(), 4 * CHUNK);
+    drop(followed);
+    read(&cache, it, chunk(40)).await;
+    cache.settle().await;
+    assert_eq!(bench.memory.bytes_read(), (4 + 16) * CHUNK, "a place, as ever");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_in_order_fetches_every_byte_once_and_finds_most_of_them_here() {
     let bench = bench(&[256 * CHUNK]);
@@ -50,7 +87,7 @@ async fn demand_goes_on_while_all_that_is_read_ahead_is_stuck_and_what_is_wanted
     let it = &bench.blobs[0];
     let stuck = Stuck::only(bench.memory.clone(), it.0.digest, range(CHUNK, 8 * CHUNK));
     let cache = bench.open_on(stuck.clone()).await;
-    read(&cache, it, chunk(63)).await;
+    open(&cache, it).await;
     read(&cache, it, chunk(0)).await;
     stuck.until_waiting(1).await;
     let ahead = stuck.waiting();
@@ -85,6 +122,17 @@ async fn who_wants_one_chunk_of_what_is_read_ahead_does_not_wait_for_the_others(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_reads_ahead_is_told_once_it_is_stored() {
+    let bench = Bench::new(&[64 * CHUNK]);
+    let cache = bench.open().await;
+    let blob = bench.blobs[0].0;
+    for nth in 0..64 {
+        cache.read(blob, chunk(nth), Purpose::Ahead).await.unwrap();
+        assert!(cache.locate(&blob, chunk(nth)).is_some(), "chunk {nth}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_read_ahead_makes_nobody_leave() {
     let mut bench = bench(&[64 * CHUNK, 64 * CHUNK]);
     bench.config.cap_bytes = 40 * CHUNK;
@@ -101,12 +149,12 @@ async fn what_is_read_ahead_makes_nobody_leave() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_read_ahead_is_no_readers_failure() {
-    let bench = bench(&[16 * CHUNK]);
+    let bench = bench(&[64 * CHUNK]);
     let it = &bench.blobs[0];
     let flaky = Flaky::new(bench.memory.clone(), 0);
     let stuck = Stuck::only(flaky.clone(), it.0.digest, range(CHUNK, 15 * CHUNK));
     let cache = bench.open_on(stuck.clone()).await;
-    read(&cache, it, chunk(15)).await;
+    open(&cache, it).await;
     read(&cache, it, chunk(0)).await;
     stuck.until_waiting(1).await;
     flaky.set(stuck.waiting());

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use penstock_blob::ChunkSize;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,6 +52,36 @@ async fn what_was_written_is_found_after_a_kill() {
     bench.read_all(&cache).await;
     cache.settle().await;
     assert_eq!(cache.usage().durable_chunks, 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_written_with_another_chunk_size_serves_what_it_has_and_only_new_blobs_get_the_new_one() {
+    let mut bench = Bench::new(&[20 * CHUNK + 5, 40 * CHUNK, 9 * CHUNK]);
+    let blobs: Vec<Blob> = bench.blobs.iter().map(|(blob, _)| *blob).collect();
+    let cache = bench.open().await;
+    cache.read(blobs[0], blobs[0].all().unwrap(), Purpose::Demand).await.unwrap();
+    cache.read(blobs[1], range(3 * CHUNK, 5 * CHUNK), Purpose::Demand).await.unwrap();
+    cache.close().await;
+    crash(cache).await;
+    // Larger, and then smaller than what is there.
+    for chunk in [4 * CHUNK, CHUNK] {
+        bench.config.chunk_size = ChunkSize::new(chunk).unwrap();
+        let down = bench.open_on(refusing()).await;
+        assert_eq!(down.usage().index, IndexState::Good);
+        let whole = blobs[0].all().unwrap();
+        assert!(down.read(blobs[0], whole, Purpose::Demand).await.unwrap() == bench.blobs[0].1, "without its source");
+        down.read(blobs[1], range(3 * CHUNK, 5 * CHUNK), Purpose::Demand).await.unwrap();
+        down.close().await;
+        crash(down).await;
+        let cache = bench.open().await;
+        bench.read_all(&cache).await;
+        cache.settle().await;
+        for (blob, own) in blobs.iter().zip([CHUNK, CHUNK, 4 * CHUNK]) {
+            assert_eq!(u64::from(cache.blob(&blob.digest).unwrap().chunk_size.bytes()), own);
+        }
+        cache.close().await;
+        crash(cache).await;
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
