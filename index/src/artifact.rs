@@ -3,32 +3,24 @@
 use std::collections::BTreeMap;
 
 use penstock_blob::{Blob, ChunkSize, Digest};
-use serde::{Deserialize, Serialize};
 
-use crate::shape::{Listed, Root};
+use crate::{
+    beside::{Beside, BesideError, Descriptor},
+    shape::{Listed, Root},
+};
 
 /// The artifact type of an index.
 pub const ARTIFACT_TYPE: &str = "application/vnd.penstock.index.v1";
-/// The media type of an index's manifest: an OCI image manifest.
-pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
-/// The content of an index's config: the empty descriptor of the OCI image specification.
-pub const EMPTY_CONFIG: &[u8] = b"{}";
 
 /// The media type of a list.
 const LIST_TYPE: &str = "application/vnd.penstock.index.list.v1";
-/// The media type of the empty descriptor.
-const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
 /// Annotations of a list's descriptor: the blob that it is of, and how it is cut.
 const BLOB: &str = "io.penstock.index.blob.digest";
 const BLOB_SIZE: &str = "io.penstock.index.blob.size";
 const CHUNK_SIZE: &str = "io.penstock.index.chunk.size";
 const ROOT: &str = "io.penstock.index.root";
-/// Largest manifest read, in bytes: what registries must take at least.
-const MAX_BYTES: usize = 4 << 20;
 /// Most lists of an index: as many as an image may have layers elsewhere in Penstock.
 const MAX_LISTS: usize = 1000;
-/// Longest text of a manifest repeated in an error, in characters.
-const SHOWN_CHARS: usize = 128;
 
 /// The image manifest that an index is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,15 +44,9 @@ pub struct Artifact {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArtifactError {
-    /// Too large.
-    #[error("it is larger than {MAX_BYTES} bytes")]
-    TooLarge,
-    /// Not JSON, or a field is missing or of the wrong kind.
-    #[error("it cannot be read: {0}")]
-    Malformed(String),
-    /// Another kind of artifact.
-    #[error("it is an artifact of type {0:?}, not {ARTIFACT_TYPE:?}")]
-    Type(String),
+    /// No artifact beside an image, or one of another kind.
+    #[error(transparent)]
+    Beside(#[from] BesideError),
     /// An annotation of a list is missing or makes no sense.
     #[error("a list has no usable annotation {0:?}")]
     Annotation(&'static str),
@@ -96,61 +82,23 @@ pub enum ArtifactError {
     TooMany(usize),
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawDescriptor {
-    media_type: String,
-    digest: Digest,
-    size: u64,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    annotations: BTreeMap<String, String>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawManifest {
-    schema_version: u32,
-    media_type: String,
-    artifact_type: String,
-    config: RawDescriptor,
-    layers: Vec<RawDescriptor>,
-    subject: RawDescriptor,
-}
-
-fn plain(media_type: &str, blob: Blob) -> RawDescriptor {
-    RawDescriptor {
-        media_type: media_type.to_owned(),
-        digest: blob.digest,
-        size: blob.size_bytes,
-        annotations: BTreeMap::new(),
-    }
-}
-
 impl Artifact {
     /// The manifest's bytes: the same for the same index, so that a second push changes nothing.
     ///
     /// # Errors
-    /// [`ArtifactError::TooMany`], [`ArtifactError::TooLarge`]: it would not be read back.
+    /// [`ArtifactError::TooMany`], [`BesideError::TooLarge`]: it would not be read back.
     pub fn to_manifest(&self) -> Result<Vec<u8>, ArtifactError> {
-        let config = Blob { digest: Digest::of(EMPTY_CONFIG), size_bytes: EMPTY_CONFIG.len() as u64 };
-        let layer = |listed: &Listed| RawDescriptor {
+        let layer = |listed: &Listed| Descriptor {
             annotations: BTreeMap::from([
                 (BLOB.to_owned(), listed.blob.digest.to_string()),
                 (BLOB_SIZE.to_owned(), listed.blob.size_bytes.to_string()),
                 (CHUNK_SIZE.to_owned(), listed.grid.bytes().to_string()),
                 (ROOT.to_owned(), listed.root.to_string()),
             ]),
-            ..plain(LIST_TYPE, listed.list)
+            ..Descriptor::new(LIST_TYPE, listed.list)
         };
-        let raw = RawManifest {
-            schema_version: 2,
-            media_type: MANIFEST_TYPE.to_owned(),
-            artifact_type: ARTIFACT_TYPE.to_owned(),
-            config: plain(EMPTY_TYPE, config),
-            layers: self.lists.iter().map(layer).collect(),
-            subject: plain(&self.subject.media_type, self.subject.manifest),
-        };
-        let bytes = serde_json::to_vec(&raw).map_err(malformed)?;
+        let subject = Descriptor::new(&self.subject.media_type, self.subject.manifest);
+        let bytes = Beside { subject, layers: self.lists.iter().map(layer).collect() }.to_manifest(ARTIFACT_TYPE)?;
         Self::parse(&bytes)?;
         Ok(bytes)
     }
@@ -160,19 +108,13 @@ impl Artifact {
     /// # Errors
     /// [`ArtifactError`], for any bytes that are no index.
     pub fn parse(bytes: &[u8]) -> Result<Self, ArtifactError> {
-        if bytes.len() > MAX_BYTES {
-            return Err(ArtifactError::TooLarge);
+        let Beside { subject, layers } = Beside::parse(bytes, ARTIFACT_TYPE)?;
+        if layers.len() > MAX_LISTS {
+            return Err(ArtifactError::TooMany(layers.len()));
         }
-        let raw: RawManifest = serde_json::from_slice(bytes).map_err(malformed)?;
-        if raw.artifact_type != ARTIFACT_TYPE {
-            return Err(ArtifactError::Type(shown(&raw.artifact_type)));
-        }
-        if raw.layers.len() > MAX_LISTS {
-            return Err(ArtifactError::TooMany(raw.layers.len()));
-        }
-        let manifest = Blob { digest: raw.subject.digest, size_bytes: raw.subject.size };
-        let subject = Subject { media_type: raw.subject.media_type, manifest };
-        Ok(Self { subject, lists: raw.layers.iter().map(listed).collect::<Result<_, _>>()? })
+        let manifest = subject.blob();
+        let subject = Subject { media_type: subject.media_type, manifest };
+        Ok(Self { subject, lists: layers.iter().map(listed).collect::<Result<_, _>>()? })
     }
 
     /// The lists, when they are exactly those of the image with this manifest and these blobs. Empty blobs need none; a blob
@@ -209,28 +151,19 @@ impl Artifact {
     }
 }
 
-fn listed(layer: &RawDescriptor) -> Result<Listed, ArtifactError> {
+fn listed(layer: &Descriptor) -> Result<Listed, ArtifactError> {
     let missing = ArtifactError::Annotation;
     let text = |key: &'static str| layer.annotations.get(key).ok_or(missing(key));
     let digest = text(BLOB)?.parse().map_err(|_| missing(BLOB))?;
     let size_bytes = number(text(BLOB_SIZE)?).ok_or(missing(BLOB_SIZE))?;
     let grid = number(text(CHUNK_SIZE)?).and_then(|bytes| ChunkSize::new(bytes).ok()).ok_or(missing(CHUNK_SIZE))?;
     let root: Root = text(ROOT)?.parse().map_err(|_| missing(ROOT))?;
-    let list = Blob { digest: layer.digest, size_bytes: layer.size };
-    Ok(Listed { blob: Blob { digest, size_bytes }, grid, list, root })
+    Ok(Listed { blob: Blob { digest, size_bytes }, grid, list: layer.blob(), root })
 }
 
 /// Decimal digits and nothing else.
 fn number(text: &str) -> Option<u64> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
-}
-
-fn malformed(error: serde_json::Error) -> ArtifactError {
-    ArtifactError::Malformed(shown(&error.to_string()))
-}
-
-fn shown(text: &str) -> String {
-    text.chars().take(SHOWN_CHARS).collect()
 }
 
 #[cfg(test)]

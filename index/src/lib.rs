@@ -21,7 +21,8 @@
 //! |---|---|
 //! | `shape` | where in a list which hash is, and the header page; pure |
 //! | `compute` | from a blob's bytes to its list, verifying the blob's own digest |
-//! | `artifact` | the OCI manifest that holds the lists of one image; pure |
+//! | [`beside`] | the OCI manifest of an artifact beside an image; pure |
+//! | `artifact` | the one that holds the lists of an image; pure |
 //! | `list` | a list on this node: pages, verified on use, fetched when they are not there |
 //! | `verified` | the source, and which blobs have which list |
 //! | `metrics` | what it counts |
@@ -34,6 +35,7 @@
 //! [`ReadError::WrongBytes`]: penstock_blob::ReadError::WrongBytes
 
 mod artifact;
+pub mod beside;
 mod compute;
 mod list;
 mod metrics;
@@ -42,7 +44,7 @@ mod shape;
 mod testing;
 mod verified;
 
-pub use artifact::{ARTIFACT_TYPE, Artifact, ArtifactError, EMPTY_CONFIG, MANIFEST_TYPE, Subject};
+pub use artifact::{ARTIFACT_TYPE, Artifact, ArtifactError, Subject};
 pub use compute::{ComputeError, Computed, compute};
 pub use shape::{GRID, Listed, MAX_BLOB_BYTES, Root, RootError};
 pub use verified::{Audit, Config, Conflict, Event, Expected, Outcome, Used, Verified};

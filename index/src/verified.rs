@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::RwLock;
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Giver, Located, Purpose, ReadError, ReadFuture};
 use prometheus_client::registry::Registry;
 use tokio::{
     sync::{broadcast, watch},
@@ -309,6 +309,10 @@ impl BlobSource for Verified {
             Standing::Listed(_) => range,
             Standing::Unlisted | Standing::Pending(_) | Standing::Unreadable(_) => self.below.widen(blob, range),
         }
+    }
+
+    fn giver(&self, blob: &Blob, range: ByteRange) -> Option<Giver> {
+        self.below.giver(blob, range)
     }
 }
 

@@ -2,6 +2,8 @@
 
 use penstock_blob::{ByteRange, Digest};
 
+use zstd::stream::raw::Operation as _;
+
 use crate::gzip;
 
 /// Uncompressed bytes after which a frame ends, at the next place where one may begin. Measured (docs/formats/layer-index.md): windows cost
@@ -13,6 +15,10 @@ pub(crate) const MAX_FRAME_BYTES: u64 = 16 << 20;
 pub(crate) const MAX_PACKED_BYTES: u64 = 32 << 20;
 /// Largest window in bytes: deflate's (RFC 1951, section 2).
 pub(crate) const WINDOW_BYTES: usize = 32 << 10;
+
+/// Largest window of a Zstandard frame of which only a part is decoded, as a power of two: the largest that the tools of the format ask for.
+/// Only as much of it is touched as is decoded.
+const PART_WINDOW_LOG: u32 = 25;
 
 /// How a layer's archive is packed. Told by its first bytes, whatever its media type says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -67,8 +73,22 @@ pub struct Frame {
     pub start: Start,
     /// The bytes of the compressed layer that it is decoded from; neighbours may share one. At most 32 MiB.
     pub packed: ByteRange,
-    /// sha256 of its decoded bytes.
-    pub digest: Digest,
+    /// When it is only a part of what `packed` decodes to: how many decoded bytes come before it. What comes after it is nobody's. At most
+    /// 16 MiB.
+    pub part: Option<u32>,
+    /// What its bytes are compared with.
+    pub proof: Proof,
+}
+
+/// What is known of the bytes of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// sha256 of the decoded bytes.
+    Decoded(Digest),
+    /// sha256 of the compressed bytes that it is decoded from. What they decode to beyond the frame is nobody's.
+    Packed(Digest),
+    /// Nothing: the format has no digests. The archive as a whole has one.
+    None,
 }
 
 /// Why a frame could not be decoded.
@@ -102,20 +122,51 @@ pub enum FrameError {
 /// # Errors
 /// [`FrameError`].
 pub(crate) fn decode(coding: Coding, frame: &Frame, packed: &[u8], window: &[u8]) -> Result<Vec<u8>, FrameError> {
+    if let Proof::Packed(expected) = frame.proof {
+        compare(expected, packed)?;
+    }
     let wanted = frame.bytes.len();
-    let len = usize::try_from(wanted.min(MAX_FRAME_BYTES)).unwrap_or(usize::MAX);
-    let bytes = match coding {
-        Coding::Plain => packed.to_vec(),
-        Coding::Gzip => gzip::decode(frame.start, packed, window, len)?,
-        Coding::Zstd => unzstd(packed, len)?,
+    let before = frame.part.map_or(0, |before| u64::from(before).min(MAX_FRAME_BYTES));
+    let len = usize::try_from(before + wanted.min(MAX_FRAME_BYTES)).unwrap_or(usize::MAX);
+    let mut bytes = match (coding, frame.part) {
+        (Coding::Plain, _) => packed.to_vec(),
+        (Coding::Gzip, _) => gzip::decode(frame.start, packed, window, len)?,
+        (Coding::Zstd, None) => unzstd(packed, len)?,
+        (Coding::Zstd, Some(_)) => unzstd_some(packed, len)?,
     };
+    if frame.part.is_some() || matches!(frame.proof, Proof::Packed(_)) {
+        bytes.truncate(len);
+        bytes.drain(..usize::try_from(before).unwrap_or(usize::MAX).min(bytes.len()));
+    }
     if bytes.len() as u64 != wanted {
         return Err(FrameError::Length { wanted, is_longer: bytes.len() as u64 > wanted });
     }
-    let actual = Digest::of(&bytes);
-    if actual != frame.digest {
-        return Err(FrameError::Digest { expected: frame.digest, actual });
+    if let Proof::Decoded(expected) = frame.proof {
+        compare(expected, &bytes)?;
     }
+    Ok(bytes)
+}
+
+fn compare(expected: Digest, bytes: &[u8]) -> Result<(), FrameError> {
+    let actual = Digest::of(bytes);
+    if actual == expected { Ok(()) } else { Err(FrameError::Digest { expected, actual }) }
+}
+
+/// Decodes the first `len` bytes of Zstandard frames, which may hold more.
+fn unzstd_some(packed: &[u8], len: usize) -> Result<Vec<u8>, FrameError> {
+    let broken = |error: std::io::Error| FrameError::Broken(error.to_string());
+    let mut decoder = zstd::stream::raw::Decoder::new().map_err(broken)?;
+    decoder.set_parameter(zstd::stream::raw::DParameter::WindowLogMax(PART_WINDOW_LOG)).map_err(broken)?;
+    let mut bytes = vec![0; len];
+    let (mut taken, mut done) = (0, 0);
+    while done < len && taken < packed.len() {
+        let status = decoder.run_on_buffers(&packed[taken..], &mut bytes[done..]).map_err(broken)?;
+        (taken, done) = (taken + status.bytes_read, done + status.bytes_written);
+        if status.bytes_read == 0 && status.bytes_written == 0 {
+            break;
+        }
+    }
+    bytes.truncate(done);
     Ok(bytes)
 }
 

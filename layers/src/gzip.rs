@@ -81,7 +81,7 @@ fn member<'a>(
 }
 
 /// What follows the header of a member; `None` when no member begins here: the frame ends within the header, or before what is no gzip.
-fn skip_header(input: &[u8]) -> Result<Option<&[u8]>, FrameError> {
+pub(crate) fn skip_header(input: &[u8]) -> Result<Option<&[u8]>, FrameError> {
     let mut header = Header::default();
     for (nth, byte) in input.iter().enumerate() {
         match header.take(*byte) {

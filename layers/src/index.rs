@@ -7,6 +7,7 @@ pub(crate) mod build;
 pub(crate) mod entries;
 pub(crate) mod format;
 pub(crate) mod read;
+pub(crate) mod write;
 
 #[cfg(test)]
 mod tests;

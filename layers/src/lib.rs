@@ -17,10 +17,12 @@
 //! | module | does |
 //! |---|---|
 //! | [`entry`] | one path of a layer, and the checked types it is made of |
+//! | `whiteout` | what the names in a layer say |
 //! | [`tar`] | the entries of a tar archive that is fed in pieces |
 //! | `frame` | pieces of a layer that decode alone: [`Frame`], how one is decoded and verified |
 //! | `gzip`, `zstandard`, `plain` | where frames may begin in each [`Coding`]; gzip's checkpoints |
 //! | `unpacked` | [`Unpacked`]: the source that answers reads of archives |
+//! | [`foreign`] | layers in formats of others: their tables of contents as layer indexes |
 //! | `index` | the layer index: [`Builder`] makes one while a layer goes by, [`Index`] reads one |
 //!
 //! # Concurrency
@@ -28,6 +30,7 @@
 //! None here: readers are values that are fed by their owner.
 
 pub mod entry;
+pub mod foreign;
 mod frame;
 mod gzip;
 mod index;
@@ -36,10 +39,11 @@ pub mod tar;
 #[cfg(test)]
 mod testing;
 mod unpacked;
+mod whiteout;
 mod zstandard;
 
 pub use entry::{Content, DeviceNumber, Entry, EntryError, EntryPath, Kind, LinkTarget, Piece, Time, Xattrs};
-pub use frame::{Coding, Frame, FrameError, Start};
+pub use frame::{Coding, Frame, FrameError, Proof, Start};
 pub use index::{
     build::{BuildError, Builder, Built},
     entries::EntriesError,

@@ -12,8 +12,8 @@
 //! thread of its own; it gives the place of a member's data but not those of a sparse file's pieces, and its extended headers are
 //! bounded by memory alone.
 
-mod header;
-mod pax;
+pub(crate) mod header;
+pub(crate) mod pax;
 mod sparse;
 
 use crate::{
@@ -23,17 +23,11 @@ use crate::{
         pax::Records,
         sparse::{GnuMap, Map, PaxMap},
     },
+    whiteout::{NameError, Named},
 };
 
 /// Most bytes of a pax header or a GNU long name: what Go's reader, and so containerd, allows.
 pub const MAX_EXTENDED_BYTES: u64 = 1 << 20;
-/// How the name of a whiteout begins.
-const WHITEOUT: &[u8] = b".wh.";
-/// How the names of the AUFS driver's own files begin, at the root of a layer.
-const AUFS: &[u8] = b".wh..wh.";
-/// The file that makes its directory opaque.
-const OPAQUE: &[u8] = b".wh..wh..opq";
-
 /// Why an archive cannot be read. `at` is the byte of the archive where the member's header starts.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -447,30 +441,11 @@ impl Pending {
 }
 
 /// What a member's name says.
-enum Named {
-    Itself(EntryPath),
-    Whiteout(EntryPath),
-    Opaque(EntryPath),
-}
-
-/// Tells whiteouts from files. What AUFS kept for itself at the root is a file here; who builds a tree leaves it out.
 fn named(member: &Member, at: u64) -> Result<Named, TarError> {
-    let wrong = |error| TarError::Entry { at, error };
-    let path = EntryPath::new(&member.name).map_err(wrong)?;
-    let Some((parent, name)) = path.split_last() else { return Ok(Named::Itself(path)) };
-    if name == OPAQUE {
-        return Ok(Named::Opaque(parent));
-    }
-    if path.as_bytes().starts_with(AUFS) {
-        return Ok(Named::Itself(path));
-    }
-    match name.strip_prefix(WHITEOUT) {
-        None => Ok(Named::Itself(path)),
-        Some(b"" | b"." | b"..") => Err(TarError::Whiteout { at }),
-        Some(hidden) => {
-            Ok(Named::Whiteout(EntryPath::new(&[parent.as_bytes(), b"/", hidden].concat()).map_err(wrong)?))
-        }
-    }
+    Named::of(&member.name).map_err(|error| match error {
+        NameError::Nothing => TarError::Whiteout { at },
+        NameError::Path(error) => TarError::Entry { at, error },
+    })
 }
 
 const fn is_regular(flag: u8) -> bool {

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Giver, Located, Purpose, ReadError, ReadFuture};
 use prometheus_client::registry::Registry;
 use tokio::{
     sync::{Semaphore, broadcast},
@@ -34,6 +34,12 @@ use recent::Recent;
 const TRIES: u32 = 8;
 /// Decoded bytes of the frames that one read works on at once: a fill of the cache and the rest of its frames fit.
 const BATCH_BYTES: u64 = 16 << 20;
+/// Most frames that one read works on at once: those of other formats may be as small as a file.
+const BATCH_FRAMES: usize = 4096;
+/// Compressed bytes between two frames that are read with them rather than passed by: what a request costs in time.
+const MAX_GAP_BYTES: u64 = 64 << 10;
+/// Most compressed bytes read at once: what one frame may have.
+const MAX_RUN_BYTES: u64 = frame::MAX_PACKED_BYTES;
 /// Events kept for a receiver that is slow; older ones are counted as lost.
 const EVENTS: usize = 64;
 
@@ -112,6 +118,12 @@ impl Unpacked {
         self.events.subscribe()
     }
 
+    /// Decoded bytes that are kept: at most [`Config::recent_bytes`].
+    #[must_use]
+    pub fn recent_bytes(&self) -> u64 {
+        self.recent.lock().bytes() as u64
+    }
+
     /// From now on the archive of this layer, [`crate::Layer::unpacked`], can be read.
     pub fn register(self: &Arc<Self>, index: Index) -> Registered {
         let layer = Arc::new(Layer { index, doubted: false.into() });
@@ -186,13 +198,14 @@ impl Unpacked {
         let (first, of) = (numbers.start, layer.clone());
         let placed = blocking(move || of.index.frames(numbers)).await?;
         let placed = placed.map_err(|error| storage(layer, &error))?;
-        let Some(whole) = placed.iter().map(|placed| placed.frame.packed).reduce(ByteRange::cover) else {
-            return Ok(None);
-        };
-        let bytes = self.below.read(layer.packed(), whole, purpose).await?;
-        let work = placed.iter().enumerate().filter(|(nth, _)| found.get(*nth).is_some_and(Option::is_none));
-        let work = work.map(|(nth, placed)| {
-            let packed = slice(&bytes, whole, placed.frame.packed);
+        let runs = runs(placed.iter().map(|placed| placed.frame.packed));
+        let reads = runs.iter().map(|run| self.below.read(layer.packed(), run.range, purpose));
+        let read = futures_util::future::try_join_all(reads).await?;
+        let of_run = runs.iter().zip(&read).flat_map(|(run, bytes)| std::iter::repeat_n((run.range, bytes), run.count));
+        let work = placed.iter().zip(of_run).enumerate();
+        let work = work.filter(|(nth, _)| found.get(*nth).is_some_and(Option::is_none));
+        let work = work.map(|(nth, (placed, (whole, bytes)))| {
+            let packed = slice(bytes, whole, placed.frame.packed);
             let decoded = self.decode(layer, (first + nth, *placed), packed, purpose);
             async move { (nth, placed.frame.packed, decoded.await) }
         });
@@ -261,16 +274,41 @@ impl Layer {
         self.index.layer().packed
     }
 
-    /// The first frames of `span` that together have at most [`BATCH_BYTES`], and at least one.
+    /// The first frames of `span`, at most [`BATCH_FRAMES`], that together have at most [`BATCH_BYTES`], and at least one.
     fn batch(&self, span: Range<usize>) -> Range<usize> {
         let mut bytes = 0;
         let fits = |nth: &usize| {
             bytes += self.index.bytes_of(*nth).map_or(0, ByteRange::len);
             bytes <= BATCH_BYTES
         };
-        let count = span.clone().take_while(fits).count().max(1);
+        let count = span.clone().take(BATCH_FRAMES).take_while(fits).count().max(1);
         span.start..span.end.min(span.start + count)
     }
+}
+
+/// Frames whose compressed bytes are read at once.
+#[derive(Debug, PartialEq, Eq)]
+struct Run {
+    range: ByteRange,
+    /// How many frames, from the one after the last run's on.
+    count: usize,
+}
+
+/// Compressed bytes of frames, in the order of the frames, put together as far as they lie together.
+fn runs(packed: impl Iterator<Item = ByteRange>) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for range in packed {
+        if let Some(last) = runs.last_mut() {
+            let cover = last.range.cover(range);
+            let is_near = range.start() >= last.range.start() && range.start() <= last.range.end() + MAX_GAP_BYTES;
+            if is_near && cover.len() <= MAX_RUN_BYTES {
+                (last.range, last.count) = (cover, last.count + 1);
+                continue;
+            }
+        }
+        runs.push(Run { range, count: 1 });
+    }
+    runs
 }
 
 /// From the first to the last that is missing.
@@ -324,6 +362,14 @@ impl BlobSource for Unpacked {
             Some(layer) if blob.check(range).is_ok() && layer.blob().check(range).is_ok() => layer.index.widen(range),
             Some(_) => range,
             None => self.below.widen(blob, range),
+        }
+    }
+
+    /// Where the frames of an archive lie is in a file; who gave anything of its layer gave those, too.
+    fn giver(&self, blob: &Blob, range: ByteRange) -> Option<Giver> {
+        match self.layer(blob) {
+            Some(layer) => self.below.giver(&layer.packed(), layer.packed().all()?),
+            None => self.below.giver(blob, range),
         }
     }
 }

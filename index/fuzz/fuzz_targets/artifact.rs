@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use penstock_blob::{Blob, Digest};
-use penstock_index::{Artifact, MANIFEST_TYPE, Subject};
+use penstock_index::{Artifact, Subject, beside::MANIFEST_TYPE};
 use penstock_index_fuzz::sample;
 
 #[derive(arbitrary::Arbitrary, Debug)]

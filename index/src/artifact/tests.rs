@@ -1,7 +1,10 @@
 //! An index is read as it was written; one of another image, or one that lies about its lists, is refused.
 
 use super::*;
-use crate::testing::grid;
+use crate::{
+    beside::{MANIFEST_TYPE, MAX_BYTES},
+    testing::grid,
+};
 
 fn blob(name: &str, size_bytes: u64) -> Blob {
     Blob { digest: Digest::of(name.as_bytes()), size_bytes }
@@ -93,7 +96,7 @@ fn bytes_that_are_no_index_are_refused() {
     for cut in 0..good.len() {
         assert!(Artifact::parse(&good.as_bytes()[..cut]).is_err(), "cut at {cut}");
     }
-    assert_eq!(Artifact::parse(&vec![b' '; MAX_BYTES + 1]), Err(ArtifactError::TooLarge));
+    assert_eq!(Artifact::parse(&vec![b' '; MAX_BYTES + 1]), Err(BesideError::TooLarge.into()));
     let many = Artifact { lists: vec![artifact().lists[0]; MAX_LISTS + 1], ..artifact() };
     assert_eq!(many.to_manifest(), Err(ArtifactError::TooMany(MAX_LISTS + 1)));
 }

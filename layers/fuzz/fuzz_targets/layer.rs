@@ -14,6 +14,8 @@ use prometheus_client::registry::Registry;
 
 /// Bytes of a header and of a page of the frame table; the last four are a CRC-32C of the others.
 const PAGE: usize = 4096;
+/// A layer by skopeo: a few Zstandard frames, and skippable ones.
+const FRAMES: &[u8] = include_bytes!("../../golden/foreign/containers/layer1");
 /// Changes of bytes: where, and what to.
 type Changes = Vec<(u16, u8)>;
 
@@ -23,6 +25,8 @@ enum Input {
     Layer(u8, Vec<u8>),
     /// The golden layer, changed, and how it is cut into pieces.
     Changed(u8, Changes),
+    /// A layer of several Zstandard frames, changed, and how it is cut into pieces.
+    Zstd(u8, Changes),
     /// The golden index, changed, and whether its checksums are made right again; and the same for the layer.
     Index(Changes, bool, Changes),
 }
@@ -109,6 +113,7 @@ fuzz_target!(|input: Input| {
     match input {
         Input::Layer(piece, packed) => layer(&packed, piece),
         Input::Changed(piece, changes) => layer(&changed(golden_layer, &changes), piece),
+        Input::Zstd(piece, changes) => layer(&changed(FRAMES, &changes), piece),
         Input::Index(changes, is_sealed, layer) => {
             let mut index = changed(golden_index, &changes);
             // Header, and the page that begins where the header says that windows end.

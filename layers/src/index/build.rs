@@ -1,34 +1,20 @@
 //! Making a layer index while the layer goes by, once, in order. What it is made from is verified: at the end the digests of both the
 //! layer and its archive are compared with what the image says, and the index is refused when one differs.
 
-use std::{
-    fs::File,
-    io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
-    os::unix::fs::FileExt,
-    path::Path,
-};
+use std::{io, path::Path};
 
 use penstock_blob::{Blob, Digest, Hasher};
 
 use super::{
-    entries::Encoder,
-    format::{
-        Header, Layer, MAX_ENTRIES, MAX_LAYER_BYTES, PAGE_BYTES, PAGE_RECORDS, RECORD_BYTES, Record, Window, table_page,
-    },
+    format::{Layer, MAX_ENTRIES, MAX_LAYER_BYTES, Record, Shape, Window},
+    write::Writer,
 };
 use crate::{
-    frame::{Coding, MAX_FRAME_BYTES, MAX_PACKED_BYTES, Start, TARGET_BYTES},
+    frame::{Coding, MAX_FRAME_BYTES, MAX_PACKED_BYTES, Proof, Start, TARGET_BYTES},
     gzip, plain,
     tar::{TarError, TarReader},
     zstandard,
 };
-
-/// How hard windows are compressed: beyond it they shrink by less than a twentieth.
-const WINDOW_LEVEL: i32 = 9;
-/// How hard entries are compressed: beyond it the encoder needs tens of MiB.
-const ENTRIES_LEVEL: i32 = 3;
-/// Bytes written, and read back, at once.
-const BUFFER_BYTES: usize = 64 << 10;
 
 /// Why a layer has no index.
 #[derive(Debug, thiserror::Error)]
@@ -211,46 +197,26 @@ pub(crate) struct Cutter {
     open: Option<Open>,
     /// Where the last frame ends in the compressed layer, as far as is known.
     packed_end: u64,
-    index: BufWriter<File>,
-    windows_bytes: u64,
-    compressor: zstd::bulk::Compressor<'static>,
-    /// Records of the frame table.
-    table: BufWriter<File>,
-    frames: u64,
+    writer: Writer,
     tar: TarReader,
-    entries: Encoder<zstd::stream::write::Encoder<'static, BufWriter<File>>>,
-    entry_count: u64,
 }
 
 impl std::fmt::Debug for Cutter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cutter").field("at", &self.at).field("frames", &self.frames).finish_non_exhaustive()
+        f.debug_struct("Cutter").field("at", &self.at).field("writer", &self.writer).finish_non_exhaustive()
     }
 }
 
 impl Cutter {
     fn create(path: &Path) -> io::Result<Self> {
-        let buffered = |file| BufWriter::with_capacity(BUFFER_BYTES, file);
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-        let mut index = File::options().create(true).truncate(true).read(true).write(true).open(path)?;
-        index.seek(SeekFrom::Start(PAGE_BYTES as u64))?;
-        let entries = zstd::stream::write::Encoder::new(buffered(tempfile::tempfile_in(dir)?), ENTRIES_LEVEL);
-        let mut entries = entries?;
-        entries.include_checksum(true)?;
         Ok(Self {
             archive: Hasher::new(),
             frame: Hasher::new(),
             at: 0,
             open: None,
             packed_end: 0,
-            index: buffered(index),
-            windows_bytes: 0,
-            compressor: zstd::bulk::Compressor::new(WINDOW_LEVEL)?,
-            table: buffered(tempfile::tempfile_in(dir)?),
-            frames: 0,
+            writer: Writer::create(path)?,
             tar: TarReader::new(),
-            entries: Encoder::new(entries),
-            entry_count: 0,
         })
     }
 
@@ -266,16 +232,15 @@ impl Cutter {
         }
         self.archive.update(bytes);
         self.frame.update(bytes);
-        let Self { tar, entries, entry_count, .. } = self;
+        let Self { tar, writer, .. } = self;
         let mut written = Ok(());
         tar.push(bytes, |entry| {
-            *entry_count += 1;
             if written.is_ok() {
-                written = entries.put(&entry);
+                written = writer.entry(&entry);
             }
         })?;
         written?;
-        if self.entry_count > MAX_ENTRIES {
+        if self.writer.entries() > MAX_ENTRIES {
             return Err(BuildError::NotLazy { reason: format!("it has more than {MAX_ENTRIES} paths") });
         }
         Ok(())
@@ -295,11 +260,7 @@ impl Cutter {
     /// What the frame that began last refers to.
     pub(crate) fn window(&mut self, window: &[u8]) -> io::Result<()> {
         let Some(open) = self.open.as_mut().filter(|_| !window.is_empty()) else { return Ok(()) };
-        let stored = self.compressor.compress(window)?;
-        self.index.write_all(&stored)?;
-        let stored_bytes = u32::try_from(stored.len()).map_err(io::Error::other)?;
-        open.window = Window { at: self.windows_bytes, stored_bytes };
-        self.windows_bytes += stored.len() as u64;
+        open.window = self.writer.window(window)?;
         Ok(())
     }
 
@@ -315,10 +276,8 @@ impl Cutter {
 
     fn close(&mut self) -> io::Result<()> {
         let Some(Open { at, start, window }) = self.open.take().filter(|open| open.at < self.at) else { return Ok(()) };
-        let digest = std::mem::take(&mut self.frame).finish();
-        self.table.write_all(&Record { at, start, window, digest }.to_bytes())?;
-        self.frames += 1;
-        Ok(())
+        let proof = Proof::Decoded(std::mem::take(&mut self.frame).finish());
+        self.writer.record(&Record { at, start, shape: Shape::Whole(window), proof, is_first: false })
     }
 
     fn finish(mut self, coding: Coding, packed: Blob, diff_id: Digest) -> Result<Built, BuildError> {
@@ -333,46 +292,9 @@ impl Cutter {
             return Err(BuildError::DiffId { expected: diff_id, actual });
         }
         let unpacked = Blob { digest: diff_id, size_bytes: self.at };
-        let layer = Layer { coding, packed, unpacked, frames: self.frames, entries: self.entry_count };
-        copy_table(self.table, &mut self.index)?;
-        let mut entries = self.entries.into_inner().finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
-        entries.seek(SeekFrom::Start(0))?;
-        let entries_bytes = io::copy(&mut entries, &mut self.index)?;
-        let mut index = self.index.into_inner().map_err(io::IntoInnerError::into_error)?;
-        let header = Header { layer, windows_bytes: self.windows_bytes, entries_bytes, packed_end: self.packed_end };
-        index.write_all_at(&header.to_page(), 0)?;
-        index.sync_data()?;
-        Ok(Built { layer, index: digest_of(&mut index)? })
-    }
-}
-
-/// Copies records as pages.
-fn copy_table(table: BufWriter<File>, to: &mut impl Write) -> io::Result<()> {
-    let mut table = table.into_inner().map_err(io::IntoInnerError::into_error)?;
-    table.seek(SeekFrom::Start(0))?;
-    let mut table = BufReader::with_capacity(BUFFER_BYTES, table);
-    loop {
-        let mut records = Vec::with_capacity(PAGE_RECORDS * RECORD_BYTES);
-        (&mut table).take((PAGE_RECORDS * RECORD_BYTES) as u64).read_to_end(&mut records)?;
-        if records.is_empty() {
-            return Ok(());
-        }
-        to.write_all(&table_page(&records))?;
-    }
-}
-
-/// Digest and size of a file.
-fn digest_of(file: &mut File) -> io::Result<Blob> {
-    file.seek(SeekFrom::Start(0))?;
-    let (mut hasher, mut size_bytes) = (Hasher::new(), 0);
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(Blob { digest: hasher.finish(), size_bytes }),
-            read => {
-                hasher.update(&buffer[..read]);
-                size_bytes += read as u64;
-            }
-        }
+        let (frames, entries) = (self.writer.frames(), self.writer.entries());
+        let layer = Layer { coding, packed, unpacked, frames, entries, is_translated: false, first_bytes: 0 };
+        let index = self.writer.finish(layer, self.packed_end)?;
+        Ok(Built { layer, index })
     }
 }

@@ -2,7 +2,7 @@
 
 use penstock_blob::{Blob, ByteRange, Digest};
 
-use crate::frame::{Coding, Frame, MAX_FRAME_BYTES, MAX_PACKED_BYTES, Start};
+use crate::frame::{Coding, Frame, MAX_FRAME_BYTES, MAX_PACKED_BYTES, Proof, Start};
 
 /// Bytes of the header and of each page of the frame table.
 pub(crate) const PAGE_BYTES: usize = 4096;
@@ -15,7 +15,10 @@ pub(crate) const PAGE_RECORDS: usize = (PAGE_BYTES - 4) / RECORD_BYTES;
 /// Where the checksum of a page stands: CRC-32C of all bytes before it.
 const CRC_AT: usize = PAGE_BYTES - 4;
 const MAGIC: &[u8; 8] = b"PNSTKLYR";
+/// What Penstock makes of a layer.
 const VERSION: u32 = 1;
+/// What it makes of another format's table of contents: records have more flags.
+const TRANSLATED: u32 = 2;
 /// Largest layer in bytes, compressed or not: what an index lists of a blob elsewhere in Penstock.
 pub(crate) const MAX_LAYER_BYTES: u64 = 16 << 40;
 /// Most frames of a layer: as many as [`MAX_LAYER_BYTES`] has of the size that frames are made of.
@@ -26,6 +29,14 @@ pub(crate) const MAX_ENTRIES: u64 = 1 << 24;
 pub(crate) const MAX_STORED_WINDOW_BYTES: u32 = 40 << 10;
 /// The flag of a record whose frame begins inside a gzip member.
 const INSIDE: u32 = 1;
+/// The flag of one whose frame is a part of what its compressed bytes decode to, and whose window's fields say which.
+const PART: u32 = 1 << 1;
+/// The flag of one whose digest is that of the compressed bytes.
+const PACKED: u32 = 1 << 2;
+/// The flag of one without a digest.
+const UNPROVEN: u32 = 1 << 3;
+/// The flag of one that a start reads, as whoever made the table says.
+const FIRST: u32 = 1 << 4;
 
 /// Why a file is not a layer index, or a damaged one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,7 +46,7 @@ pub enum FormatError {
     #[error("it is not a layer index")]
     Magic,
     /// A version that is not read here.
-    #[error("it is a layer index of version {0}; only version {VERSION} is read: a newer Penstock made it")]
+    #[error("it is a layer index of version {0}; only {VERSION} and {TRANSLATED} are read: a newer Penstock made it")]
     Version(u32),
     /// A part does not have its checksum.
     #[error("its {0} is damaged; fetch or build it again")]
@@ -58,6 +69,10 @@ pub struct Layer {
     pub frames: u64,
     /// How many entries there are.
     pub entries: u64,
+    /// Whether it is made of another format's table of contents, and not of the layer itself.
+    pub is_translated: bool,
+    /// The first so many bytes of the archive are what a start of the image reads, as whoever made such a table says; 0: nobody says.
+    pub first_bytes: u64,
 }
 
 /// The header of an index.
@@ -96,7 +111,8 @@ impl Header {
     pub(crate) fn to_page(self) -> Page {
         let mut page = [0; PAGE_BYTES];
         page[..8].copy_from_slice(MAGIC);
-        page[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        let version = if self.layer.is_translated { TRANSLATED } else { VERSION };
+        page[8..12].copy_from_slice(&version.to_le_bytes());
         let coding: u32 = match self.layer.coding {
             Coding::Plain => 0,
             Coding::Gzip => 1,
@@ -113,6 +129,7 @@ impl Header {
             (112, self.windows_bytes),
             (120, self.entries_bytes),
             (128, self.packed_end),
+            (136, self.layer.first_bytes),
         ];
         numbers.iter().for_each(|(at, number)| page[*at..at + 8].copy_from_slice(&number.to_le_bytes()));
         seal(&mut page);
@@ -123,10 +140,11 @@ impl Header {
         if !page.starts_with(MAGIC) {
             return Err(FormatError::Magic);
         }
-        match u32_at(page, 8) {
-            VERSION => {}
+        let is_translated = match u32_at(page, 8) {
+            VERSION => false,
+            TRANSLATED => true,
             other => return Err(FormatError::Version(other)),
-        }
+        };
         check(page, "header")?;
         let coding = match u32_at(page, 12) {
             0 => Coding::Plain,
@@ -137,7 +155,8 @@ impl Header {
         let blob =
             |digest: usize, size: usize| Blob { digest: digest_at(page, digest), size_bytes: u64_at(page, size) };
         let (packed, unpacked) = (blob(16, 48), blob(56, 88));
-        let layer = Layer { coding, packed, unpacked, frames: u64_at(page, 96), entries: u64_at(page, 104) };
+        let [frames, entries, first_bytes] = [96, 104, 136].map(|at| u64_at(page, at));
+        let layer = Layer { coding, packed, unpacked, frames, entries, is_translated, first_bytes };
         let [windows_bytes, entries_bytes, packed_end] = [112, 120, 128].map(|at| u64_at(page, at));
         let bounds = [
             (packed.size_bytes, MAX_LAYER_BYTES, "layer's size"),
@@ -147,11 +166,12 @@ impl Header {
             (windows_bytes, layer.frames.saturating_mul(MAX_STORED_WINDOW_BYTES.into()), "windows' size"),
             (entries_bytes, MAX_LAYER_BYTES, "entries' size"),
             (packed_end, packed.size_bytes, "end of the last frame"),
+            (first_bytes, if is_translated { unpacked.size_bytes } else { 0 }, "beginning"),
         ];
         if let Some((.., what)) = bounds.iter().find(|(number, most, _)| number > most) {
             return Err(FormatError::Nonsense(what));
         }
-        if (layer.frames == 0) != (unpacked.size_bytes == 0) || page[136..CRC_AT].iter().any(|&byte| byte != 0) {
+        if (layer.frames == 0) != (unpacked.size_bytes == 0) || page[144..CRC_AT].iter().any(|&byte| byte != 0) {
             return Err(FormatError::Nonsense("header"));
         }
         Ok(Self { layer, windows_bytes, entries_bytes, packed_end })
@@ -165,58 +185,121 @@ pub(crate) struct Window {
     pub(crate) stored_bytes: u32,
 }
 
+/// How a frame comes out of its compressed bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// It is all that is decoded up to where the next one begins, after this window.
+    Whole(Window),
+    /// It is what comes after so many decoded bytes of so many compressed ones.
+    Part { before: u32, packed_bytes: u64 },
+}
+
+impl Shape {
+    /// The window, if there is one.
+    pub(crate) fn window(self) -> Window {
+        match self {
+            Self::Whole(window) => window,
+            Self::Part { .. } => Window::default(),
+        }
+    }
+}
+
 /// One record of the frame table. Where the frame ends is where the next one begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Record {
     /// Its first byte in the archive.
     pub(crate) at: u64,
     pub(crate) start: Start,
-    pub(crate) window: Window,
-    pub(crate) digest: Digest,
+    pub(crate) shape: Shape,
+    pub(crate) proof: Proof,
+    /// Whether a start reads it, as whoever made the table says.
+    pub(crate) is_first: bool,
 }
 
 impl Record {
     pub(crate) fn to_bytes(self) -> [u8; RECORD_BYTES] {
+        let mut flags = if self.start.is_inside { INSIDE } else { 0 };
+        flags |= if self.is_first { FIRST } else { 0 };
+        let (wide, narrow) = match self.shape {
+            Shape::Whole(window) => (window.at, window.stored_bytes),
+            Shape::Part { before, packed_bytes } => {
+                flags |= PART;
+                (packed_bytes, before)
+            }
+        };
+        let digest = match self.proof {
+            Proof::Decoded(digest) => digest,
+            Proof::Packed(digest) => {
+                flags |= PACKED;
+                digest
+            }
+            Proof::None => {
+                flags |= UNPROVEN;
+                Digest::from_bytes([0; 32])
+            }
+        };
         let mut bytes = [0; RECORD_BYTES];
         bytes[..8].copy_from_slice(&self.at.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.start.bit.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.window.at.to_le_bytes());
-        bytes[24..28].copy_from_slice(&self.window.stored_bytes.to_le_bytes());
-        bytes[28..32].copy_from_slice(&(if self.start.is_inside { INSIDE } else { 0 }).to_le_bytes());
-        bytes[32..].copy_from_slice(self.digest.as_bytes());
+        bytes[16..24].copy_from_slice(&wide.to_le_bytes());
+        bytes[24..28].copy_from_slice(&narrow.to_le_bytes());
+        bytes[28..32].copy_from_slice(&flags.to_le_bytes());
+        bytes[32..].copy_from_slice(digest.as_bytes());
         bytes
     }
 
     fn parse(bytes: &[u8], header: &Header) -> Result<Self, FormatError> {
+        let wrong = FormatError::Nonsense("frame table");
         let flags = u32_at(bytes, 28);
-        let start = Start { bit: u64_at(bytes, 8), is_inside: flags == INSIDE };
-        let window = Window { at: u64_at(bytes, 16), stored_bytes: u32_at(bytes, 24) };
-        let window_end = window.at.checked_add(window.stored_bytes.into());
-        let is_gzip = header.layer.coding == Coding::Gzip;
-        let makes_sense = flags <= INSIDE
-            && (is_gzip || !start.is_inside)
-            && (start.is_inside || (start.bit.is_multiple_of(8) && window.stored_bytes == 0))
-            && window.stored_bytes <= MAX_STORED_WINDOW_BYTES
-            && window_end.is_some_and(|end| end <= header.windows_bytes);
-        if !makes_sense {
-            return Err(FormatError::Nonsense("frame table"));
+        let known = if header.layer.is_translated { INSIDE | PART | PACKED | UNPROVEN | FIRST } else { INSIDE };
+        if flags & !known != 0 {
+            return Err(wrong);
         }
-        Ok(Self { at: u64_at(bytes, 0), start, window, digest: digest_at(bytes, 32) })
+        let start = Start { bit: u64_at(bytes, 8), is_inside: flags & INSIDE != 0 };
+        let is_placed = if start.is_inside { header.layer.coding == Coding::Gzip } else { start.bit.is_multiple_of(8) };
+        let (wide, narrow) = (u64_at(bytes, 16), u32_at(bytes, 24));
+        let shape = if flags & PART != 0 {
+            let is_bounded = wide <= MAX_PACKED_BYTES && u64::from(narrow) <= MAX_FRAME_BYTES;
+            let makes_sense = is_bounded && !start.is_inside && header.layer.coding != Coding::Plain;
+            makes_sense.then_some(Shape::Part { before: narrow, packed_bytes: wide })
+        } else {
+            let end = wide.checked_add(narrow.into()).filter(|&end| end <= header.windows_bytes);
+            let makes_sense = narrow <= MAX_STORED_WINDOW_BYTES && (start.is_inside || narrow == 0);
+            end.filter(|_| makes_sense).map(|_| Shape::Whole(Window { at: wide, stored_bytes: narrow }))
+        };
+        let digest = digest_at(bytes, 32);
+        let proof = match flags & (PACKED | UNPROVEN) {
+            0 => Proof::Decoded(digest),
+            PACKED => Proof::Packed(digest),
+            UNPROVEN => Proof::None,
+            _ => return Err(wrong),
+        };
+        let shape = shape.filter(|_| is_placed).ok_or(wrong)?;
+        Ok(Self { at: u64_at(bytes, 0), start, shape, proof, is_first: flags & FIRST != 0 })
     }
 
     /// The frame that begins here and ends where `next` begins, or with the layer.
     pub(crate) fn frame(&self, next: Option<&Self>, header: &Header) -> Result<Frame, FormatError> {
         let wrong = FormatError::Nonsense("frame table");
         let end = next.map_or(header.layer.unpacked.size_bytes, |next| next.at);
-        let packed_end = next.map_or(header.packed_end, |next| next.start.bit.div_ceil(8));
+        let (part, packed_end) = match self.shape {
+            Shape::Whole(_) => (None, next.map_or(header.packed_end, |next| next.start.bit.div_ceil(8))),
+            Shape::Part { before, packed_bytes } => {
+                (Some(before), (self.start.bit / 8).checked_add(packed_bytes).ok_or(wrong.clone())?)
+            }
+        };
         let bytes = ByteRange::new(self.at, end).map_err(|_| wrong.clone())?;
         let packed = ByteRange::new(self.start.bit / 8, packed_end).map_err(|_| wrong.clone())?;
-        let is_exact = header.layer.coding != Coding::Plain || bytes == packed;
+        let is_exact = match (header.layer.coding, self.proof) {
+            (Coding::Plain, Proof::Packed(_)) => packed.start() == bytes.start() && packed.contains(bytes),
+            (Coding::Plain, _) => bytes == packed,
+            (Coding::Gzip | Coding::Zstd, _) => true,
+        };
         let is_bounded = bytes.len() <= MAX_FRAME_BYTES && packed.len() <= MAX_PACKED_BYTES;
         if !is_bounded || !is_exact || packed.end() > header.packed_end {
             return Err(wrong);
         }
-        Ok(Frame { bytes, start: self.start, packed, digest: self.digest })
+        Ok(Frame { bytes, start: self.start, packed, part, proof: self.proof })
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use penstock_blob::ByteRange;
+use penstock_blob::{ByteRange, Digest};
 
 use super::{
     entries::{Decoder, EntriesError},
@@ -23,6 +23,9 @@ use crate::{
 const BUFFER_BYTES: usize = 64 << 10;
 /// Largest window of the entries' compression, as a power of two: what the level that they are written with uses.
 const ENTRIES_WINDOW_LOG: u32 = 23;
+
+/// Most frames that a start reads, as far as they are told: 16 GiB in spans of 4 MiB.
+const MAX_FIRST: usize = 4096;
 
 /// Why an index cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +54,8 @@ pub struct Index {
     header: Header,
     /// Where each frame begins in the archive.
     starts: Box<[u64]>,
+    /// What a start reads.
+    first: Box<[ByteRange]>,
 }
 
 /// A frame, and what is needed to decode it.
@@ -78,14 +83,17 @@ impl Index {
         if actual != expected {
             return Err(IndexError::Size { expected, actual });
         }
-        let mut index = Self { file: Arc::new(file), header, starts: Box::default() };
-        index.starts = index.check_table()?;
+        let mut index = Self { file: Arc::new(file), header, starts: Box::default(), first: Box::default() };
+        let (starts, first) = index.check_table()?;
+        index.starts = starts;
+        let landmark = ByteRange::new(0, index.header.layer.first_bytes).ok();
+        index.first = landmark.into_iter().chain(first.into_iter().filter_map(|nth| index.bytes_of(nth))).collect();
         Ok(index)
     }
 
-    /// Reads the whole table: every frame lies after the one before and within its bounds.
-    fn check_table(&self) -> Result<Box<[u64]>, IndexError> {
-        let (mut starts, mut last): (Vec<u64>, Option<Record>) = (Vec::new(), None);
+    /// Reads the whole table: every frame lies after the one before and within its bounds. Answers where each begins, and those that a start reads.
+    fn check_table(&self) -> Result<(Box<[u64]>, Vec<usize>), IndexError> {
+        let (mut starts, mut first, mut last): (Vec<u64>, Vec<usize>, Option<Record>) = (Vec::new(), Vec::new(), None);
         for number in 0..self.header.pages() {
             for record in self.page(number)? {
                 match &last {
@@ -93,18 +101,35 @@ impl Index {
                     None if record.at != 0 => return Err(FormatError::Nonsense("frame table").into()),
                     None => {}
                 }
+                if record.is_first && first.len() < MAX_FIRST {
+                    first.push(starts.len());
+                }
                 starts.push(record.at);
                 last = Some(record);
             }
         }
         last.map_or(Ok(()), |last| last.frame(None, &self.header).map(drop))?;
-        Ok(starts.into())
+        Ok((starts.into(), first))
+    }
+
+    /// The bytes of the archive that a start reads, as whoever made the layer's table says, in order; at most 4096 ranges and one.
+    #[must_use]
+    pub fn first(&self) -> &[ByteRange] {
+        &self.first
     }
 
     /// The layer that it says it is of.
     #[must_use]
     pub const fn layer(&self) -> &Layer {
         &self.header.layer
+    }
+
+    /// The same index, whose archive is called `archive` from now on: by whoever keeps apart what this index gives from what others do that say to be of
+    /// the same archive.
+    #[must_use]
+    pub fn renamed(mut self, archive: Digest) -> Self {
+        self.header.layer.unpacked.digest = archive;
+        self
     }
 
     #[cfg(test)]
@@ -161,7 +186,7 @@ impl Index {
         }
         let placed = |(nth, record): (usize, &Record)| {
             let frame = record.frame(found.get(nth + 1), &self.header)?;
-            Ok(Placed { frame, window: record.window })
+            Ok(Placed { frame, window: record.shape.window() })
         };
         found.iter().enumerate().take(span.len()).map(placed).collect()
     }

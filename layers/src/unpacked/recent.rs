@@ -24,6 +24,10 @@ impl Recent {
         Self { frames: VecDeque::new(), bytes: 0, most }
     }
 
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(crate) fn find(&mut self, archive: &Digest, number: usize) -> Option<Bytes> {
         let at = self.frames.iter().position(|((digest, nth), _)| *nth == number && digest == archive)?;
         let frame = self.frames.remove(at)?;

@@ -59,6 +59,22 @@ fn range(start: u64, end: u64) -> ByteRange {
     ByteRange::new(start, end).unwrap()
 }
 
+#[test]
+fn compressed_bytes_are_read_together_as_far_as_they_lie_together() {
+    let range = |start, len| ByteRange::at(start, len).unwrap();
+    let runs = |ranges: &[(u64, u64)]| {
+        let runs = super::runs(ranges.iter().map(|&(start, len)| range(start, len)));
+        runs.iter().map(|run| (run.range.start(), run.range.len(), run.count)).collect::<Vec<_>>()
+    };
+    assert_eq!(runs(&[]), []);
+    assert_eq!(runs(&[(5, 10), (14, 6), (20, 1), (1000, 24)]), [(5, 1019, 4)]);
+    assert_eq!(runs(&[(5, 10), (5, 10)]), [(5, 10, 2)], "of the same bytes");
+    assert_eq!(runs(&[(5, 10), (15 + (64 << 10) + 1, 1)]), [(5, 10, 1), (15 + (64 << 10) + 1, 1, 1)]);
+    assert_eq!(runs(&[(100, 10), (5, 10)]), [(100, 10, 1), (5, 10, 1)], "backwards");
+    let half = super::MAX_RUN_BYTES / 2;
+    assert_eq!(runs(&[(0, half), (half, half), (2 * half, 1)]), [(0, 2 * half, 2), (2 * half, 1, 1)]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_promise_of_a_source_is_kept_for_archives_and_for_what_passes_through() {
     let unpacked = mixed(1, 5 << 19);
@@ -107,6 +123,19 @@ async fn a_small_read_fetches_one_frame_and_whoever_reads_on_fetches_nothing_twi
     let all = bench.archive.all().unwrap();
     assert!(source.read(bench.archive, all, Purpose::Ahead).await.unwrap() == bench.unpacked);
     assert_eq!(source.metrics.decoded_bytes.get(), bench.archive.size_bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_layer_that_swells_a_thousandfold_a_read_decodes_one_frame() {
+    let unpacked = vec![0; 64 << 20];
+    let bench = Bench::new(gzip_member(&unpacked, 9), unpacked);
+    assert!(bench.memory.blob(0).size_bytes < 100_000);
+    let (source, registered) = bench.over(bench.memory.clone());
+    assert!(registered.index().layer().frames > 4);
+    let page = range(32 << 20, (32 << 20) + 4096);
+    assert_eq!(source.read(bench.archive, page, Purpose::Demand).await.unwrap(), bench.part(page));
+    let decoded = source.metrics.decoded_bytes.get();
+    assert!(decoded <= crate::frame::MAX_FRAME_BYTES, "{decoded} bytes were decoded for a page");
 }
 
 /// Flips one bit of one byte of the first blob, so many times.
