@@ -81,7 +81,7 @@ impl Body {
             Some(frames) => {
                 let (first, count) = frames.shape().frames_of(range);
                 let there = frames.lacking(first, count).is_none();
-                there.then(|| frames.stored(first, count).ok()?.range()).flatten()
+                there.then(|| frames.place(first, count)).flatten()
             }
         };
         stored.is_some_and(|stored| window.held(stored).is_some())
@@ -95,8 +95,9 @@ impl Body {
         if let Some(pages) = frames.lacking(first, count) {
             frames.wait(pages).await?;
         }
-        let stored = frames.stored(first, count)?;
-        let at = stored.range().ok_or(LayerError::Empty)?;
+        let mut ends = Vec::new();
+        let start = frames.stored(first, count, &mut ends)?;
+        let at = ends.last().and_then(|&end| ByteRange::at(start, u64::from(end)).ok()).ok_or(LayerError::Empty)?;
         let skip = range.start() - first * u64::from(shape.format.block_bytes);
         let run = FrameRun {
             blob: shape.blob,
@@ -105,10 +106,11 @@ impl Body {
             format: shape.format,
             skip_bytes: u32::try_from(skip).unwrap_or(u32::MAX),
             last_bytes: shape.frame_bytes(first + count as u64 - 1),
-            ends: stored.ends.into(),
+            ends: 0..ends.len(),
+            before: 0,
         };
         let mut buf = vec![0; in_memory(range.len())];
-        run.read_into(&mut buf, &mut Scratch::new()).map_err(LayerError::Frame)?;
+        run.read_into(&ends, &mut buf, &mut Scratch::new()).map_err(LayerError::Frame)?;
         Ok(buf.into())
     }
 }

@@ -12,11 +12,11 @@ use penstock_blob::{Blob, ByteRange, Digest, Purpose, ReadError};
 use crate::{
     draft::Draft,
     frames::{self, FRAMES_PER_PAGE, Frames, Progress, Shape},
-    layer::{LayerError, Site, blocking},
+    layer::{LEAST_TAIL_BYTES, LayerError, Site, blocking},
     making::Work,
     pages::TableError,
     sums::{Made, Side, Sums},
-    window::Window,
+    window::{Window, in_last_chunk},
     zfile::Header,
 };
 
@@ -41,7 +41,7 @@ pub(crate) async fn begin(
         table_start + FIRST_PAGE_BYTES.min(4 * header.frames),
     );
     if let Ok(around) = around {
-        window.load_more(around).await?;
+        window.load_more(in_last_chunk(around, LEAST_TAIL_BYTES + FIRST_PAGE_BYTES)).await?;
     }
     let (begun, mut sums) = (sums.clone(), sums);
     let mut made = Vec::new();

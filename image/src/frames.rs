@@ -107,22 +107,6 @@ impl Shape {
     }
 }
 
-/// Where neighbouring frames are stored.
-#[derive(Debug, Clone)]
-pub(crate) struct Stored {
-    /// Where the first one starts in the blob.
-    pub(crate) start: u64,
-    /// Where each one ends, counted from `start`.
-    pub(crate) ends: Vec<u32>,
-}
-
-impl Stored {
-    /// Where all of them are in the blob.
-    pub(crate) fn range(&self) -> Option<ByteRange> {
-        ByteRange::at(self.start, u64::from(*self.ends.last()?)).ok()
-    }
-}
-
 /// Which pages are there, and how the others are waited for.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -253,30 +237,38 @@ impl Frames {
         self.progress.making.ended(|| self.is_whole()).await
     }
 
-    /// Where `count` frames from `first` on are stored; their pages are there ([`Frames::lacking`]). Reads one page per 1018 frames.
-    pub(crate) fn stored(&self, first: u64, count: usize) -> Result<Stored, TableError> {
+    /// Where `count` frames from `first` on are stored; their pages are there ([`Frames::lacking`]). Adds to `ends` where each one ends, counted from the
+    /// start of the first one, and answers where that is in the blob. Reads one page per 1018 frames.
+    pub(crate) fn stored(&self, first: u64, count: usize, ends: &mut Vec<u32>) -> Result<u64, TableError> {
         let mut page = [0; PAGE_BYTES];
-        let mut stored = Stored { start: 0, ends: Vec::with_capacity(count) };
-        let mut nth = first;
-        while stored.ends.len() < count {
+        let (known, mut start, mut nth) = (ends.len(), None, first);
+        ends.reserve(count);
+        while ends.len() - known < count {
             // Exact for every frame of the file: opening compared the number of pages with that of frames.
             let number = u32::try_from(1 + nth / FRAMES_PER_PAGE).unwrap_or(u32::MAX);
             let held = usize::from(self.table.read(PageKind::Frames, number, &mut page)?);
             let slot = in_memory(nth % FRAMES_PER_PAGE);
-            let wanted = slot..(slot + count - stored.ends.len()).min(held);
-            let added = read_ends(&page, wanted, &self.shape, &mut stored);
+            let wanted = slot..(slot + count - (ends.len() - known)).min(held);
+            let added = read_ends(&page, wanted, &self.shape, (&mut start, ends));
             nth += added.map_err(|what| self.table.damaged(number, what))?;
         }
-        Ok(stored)
+        Ok(start.unwrap_or(0))
+    }
+
+    /// Where `count` frames from `first` on are in the blob, as one range.
+    pub(crate) fn place(&self, first: u64, count: usize) -> Option<ByteRange> {
+        let mut ends = Vec::new();
+        let start = self.stored(first, count, &mut ends).ok()?;
+        ByteRange::at(start, u64::from(*ends.last()?)).ok()
     }
 }
 
-/// Adds the ends of the frames in `slots` of a page; answers how many, at least one.
+/// Adds the ends of the frames in `slots` of a page, counted from `origin`, which the first of them sets; answers how many, at least one.
 fn read_ends(
     page: &Page,
     slots: std::ops::Range<usize>,
     shape: &Shape,
-    stored: &mut Stored,
+    (origin, ends): (&mut Option<u64>, &mut Vec<u32>),
 ) -> Result<u64, &'static str> {
     if slots.is_empty() || slots.end > in_memory(FRAMES_PER_PAGE) {
         return Err("it holds another number of frames");
@@ -284,9 +276,7 @@ fn read_ends(
     let base = u64_at(page, PAGE_HEAD);
     let end_of = |slot: usize| u64::from(u32_at(page, ENDS + 4 * slot));
     let mut start = if slots.start == 0 { 0 } else { end_of(slots.start - 1) };
-    if stored.ends.is_empty() {
-        stored.start = base.saturating_add(start);
-    }
+    let origin = *origin.get_or_insert(base.saturating_add(start));
     let added = slots.len() as u64;
     for slot in slots {
         let (end, least) = (end_of(slot), u64::from(shape.format.min_stored_bytes()));
@@ -295,8 +285,8 @@ fn read_ends(
         if end < start + least || end > start + u64::from(MAX_STORED_BYTES) {
             return Err("a frame has an impossible length");
         }
-        let end = absolute.checked_sub(stored.start).and_then(|e| u32::try_from(e).ok());
-        stored.ends.push(end.ok_or("its frames are not where the page before ends")?);
+        let end = absolute.checked_sub(origin).and_then(|e| u32::try_from(e).ok());
+        ends.push(end.ok_or("its frames are not where the page before ends")?);
         start = end_of(slot);
     }
     Ok(added)

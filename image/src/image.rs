@@ -14,18 +14,26 @@ use crate::{
     layer::{LayerError, Site, blocking},
     map::LayerRecord,
     maps::Maps,
-    oci::{Disk, OciLayer},
+    oci::{Disk, Merged, OciLayer},
     over::Over,
     pages::TableError,
     plan::{Plan, PlanError, Planner},
+    qcow2,
     recognise::{self, Content, FileSystem, What},
     stack::Stack,
+    turbo::Member,
     units::SECTOR_BYTES,
     window::{HEAD_BYTES, Window},
 };
 
 /// Most layers of a stack (an extent names its layer in 8 bits; upstream's limit too).
 pub const MAX_LAYERS: usize = 255;
+/// How the bytes of blobs without checks are verified.
+const UNCHECKED: &str = "sha256 of each blob once it is whole; single reads are not checked";
+
+/// How those of TurboOCI layers are.
+const OVER_ARCHIVES: &str = "CRC-32C of every ZFile frame read of the metadata; reads of files are not checked: the format has no digests of them";
+
 /// One layer of an image as its manifest describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
@@ -45,14 +53,35 @@ pub enum Kind {
         /// How many.
         layers: usize,
     },
+    /// A stack in which there are TurboOCI layers.
+    TurboOci {
+        /// How many layers.
+        layers: usize,
+        /// How many of them are file-system metadata over the archives of ordinary layers; the others are OverlayBD layers.
+        archives: usize,
+    },
     /// One blob that is a file system.
     Raw(FileSystem),
+    /// A qcow2 disk.
+    Qcow2 {
+        /// Bytes of its clusters.
+        cluster_bytes: u64,
+        /// Files below it.
+        backing_files: usize,
+    },
     /// One layer of an ordinary image.
     Layer {
         /// Files, directories and the rest.
         inodes: u64,
         /// Directories that no entry of the layer speaks of: in a stack they hide the attributes of the layers below.
         implied: u64,
+    },
+    /// All layers of an ordinary image, merged.
+    Layers {
+        /// How many.
+        layers: usize,
+        /// Files, directories and the rest.
+        inodes: u64,
     },
 }
 
@@ -61,8 +90,15 @@ impl fmt::Display for Kind {
         match self {
             Self::OverlayBd { layers: 1 } => f.write_str("overlaybd, 1 layer"),
             Self::OverlayBd { layers } => write!(f, "overlaybd, {layers} layers"),
+            Self::TurboOci { layers: 1, .. } => f.write_str("turbooci, 1 layer"),
+            Self::TurboOci { layers, archives } if layers == archives => write!(f, "turbooci, {layers} layers"),
+            Self::TurboOci { layers, archives } => write!(f, "turbooci, {archives} of {layers} layers"),
             Self::Raw(file_system) => write!(f, "raw {file_system} disk"),
+            Self::Qcow2 { backing_files: 0, .. } => f.write_str("qcow2 disk"),
+            Self::Qcow2 { backing_files: 1, .. } => f.write_str("qcow2 disk over a backing file"),
+            Self::Qcow2 { backing_files, .. } => write!(f, "qcow2 disk over {backing_files} backing files"),
             Self::Layer { inodes, .. } => write!(f, "ordinary layer, {inodes} inodes"),
+            Self::Layers { layers, inodes } => write!(f, "ordinary image, {layers} layers, {inodes} inodes"),
         }
     }
 }
@@ -79,6 +115,15 @@ pub enum OpenError {
     TooManyLayers {
         /// How many.
         layers: usize,
+    },
+    /// The chain of qcow2 files is too long.
+    #[error(
+        "the qcow2 disk has a chain of {files} files; {} are possible, make them fewer with qemu-img convert",
+        crate::qcow2::MAX_CHAIN
+    )]
+    TooLongChain {
+        /// How many.
+        files: usize,
     },
     /// The image is something else.
     #[error("layer {blob} is {what}")]
@@ -133,7 +178,9 @@ pub struct Image {
 enum Contents {
     Stack(Arc<Stack>),
     Raw { file_system: FileSystem, body: Body },
+    Qcow2(qcow2::Disk),
     Layer(Disk),
+    Merged(Disk),
 }
 
 /// Where [`Image::open`] keeps what it makes of these layers (bottom first): files that are there once it is complete, unless it is a raw disk.
@@ -173,9 +220,14 @@ impl Image {
             Site { source: source.clone(), maps_dir: maps.dir().to_owned(), maps: maps.clone(), layers: blobs.len() };
         let mut sniffed = None;
         if !layers.iter().any(|layer| recognise::is_overlaybd(&layer.annotations)) {
-            let window = Window::new(source, bottom);
-            match sniff(&window).await? {
-                Content::OverlayBd => sniffed = Some(window),
+            let window = Window::new(Arc::clone(&source), bottom);
+            let content = sniff(&window).await?;
+            if content == Content::Qcow2 || content != Content::OverlayBd && is_below_qcow2(&source, &blobs).await? {
+                let disk = Box::pin(qcow2::Disk::open(&source, &blobs)).await?;
+                return Ok(Self::qcow2(disk, blobs));
+            }
+            match content {
+                Content::OverlayBd | Content::Qcow2 => sniffed = Some(window),
                 Content::Other(what) => return Err(OpenError::NotADisk { blob: bottom.digest, what }),
                 Content::Disk(file_system) => match bottom.all() {
                     Some(file) if blobs.len() == 1 => return Ok(Self::raw(bottom, file, file_system)),
@@ -183,7 +235,8 @@ impl Image {
                 },
             }
         }
-        Ok(Self::stacked(Box::pin(Stack::open(&site, blobs, sniffed)).await?))
+        let members = blobs.into_iter().map(Member::OverlayBd).collect();
+        Ok(Self::stacked(Box::pin(Stack::open(&site, members, sniffed)).await?))
     }
 
     /// Opens the device of one ordinary layer from the table that a [`crate::LayerBuilder`] made of it; `None` when there is none, or it
@@ -194,13 +247,27 @@ impl Image {
     /// [`OpenError::Maps`].
     pub async fn open_layer(layer: OciLayer, maps_dir: &Path, how_verified: String) -> Result<Option<Self>, OpenError> {
         let dir = maps_dir.to_owned();
-        let disk = blocking(maps_dir, move || Disk::open(&dir, &layer)).await?;
-        Ok(disk.map(|disk| Self {
-            device_bytes: disk.device_bytes(),
-            blobs: vec![layer.blob],
-            content: Contents::Layer(disk),
-            how_verified,
-        }))
+        let disk = blocking(maps_dir, move || Disk::open(&dir, &layer, vec![layer.blob])).await?;
+        Ok(disk.map(|disk| Self::laid_out(Contents::Layer, disk, how_verified)))
+    }
+
+    /// The same of layers that a [`crate::MergedBuilder`] has merged.
+    ///
+    /// # Errors
+    /// [`OpenError::Maps`].
+    pub async fn open_merged(
+        merged: &Merged,
+        maps_dir: &Path,
+        how_verified: String,
+    ) -> Result<Option<Self>, OpenError> {
+        let (dir, layer, archives) = (maps_dir.to_owned(), *merged.layer(), merged.archives().to_vec());
+        let disk = blocking(maps_dir, move || Disk::open(&dir, &layer, archives)).await?;
+        Ok(disk.map(|disk| Self::laid_out(Contents::Merged, disk, how_verified)))
+    }
+
+    fn laid_out(content: impl FnOnce(Disk) -> Contents, disk: Disk, how_verified: String) -> Self {
+        let (device_bytes, blobs) = (disk.device_bytes(), disk.archives().to_vec());
+        Self { device_bytes, blobs, content: content(disk), how_verified }
     }
 
     fn raw(blob: Blob, file: ByteRange, file_system: FileSystem) -> Self {
@@ -209,16 +276,26 @@ impl Image {
             content: Contents::Raw { file_system, body: Body::plain(LayerRecord { blob, file, zfile: false }) },
             blobs: vec![blob],
             device_bytes: sectors.saturating_mul(SECTOR_BYTES),
-            how_verified: "sha256 of the blob once it is whole; single reads are not checked".into(),
+            how_verified: UNCHECKED.into(),
         }
     }
 
-    fn stacked(stack: Arc<Stack>) -> Self {
+    fn qcow2(disk: qcow2::Disk, blobs: Vec<Blob>) -> Self {
+        Self {
+            device_bytes: disk.device_bytes().next_multiple_of(SECTOR_BYTES),
+            blobs,
+            content: Contents::Qcow2(disk),
+            how_verified: UNCHECKED.into(),
+        }
+    }
+
+    pub(crate) fn stacked(stack: Arc<Stack>) -> Self {
         let bodies = stack.bodies();
         let unchecked = bodies.iter().filter(|body| !body.is_checked()).count();
         let how_verified = match unchecked {
+            _ if stack.archives() > 0 => OVER_ARCHIVES.to_owned(),
             0 => "CRC-32C of every ZFile frame read; sha256 of each blob once it is whole".to_owned(),
-            n if n == bodies.len() => "sha256 of each blob once it is whole; single reads are not checked".to_owned(),
+            n if n == bodies.len() => UNCHECKED.to_owned(),
             n => format!(
                 "CRC-32C of every ZFile frame read, except in {n} of {} layers that have none; sha256 of each blob once it is \
                  whole",
@@ -235,7 +312,11 @@ impl Image {
     pub fn over(&self, source: Arc<dyn BlobSource>) -> Arc<dyn BlobSource> {
         match &self.content {
             Contents::Stack(stack) if !stack.is_whole() => Arc::new(Over::new(Arc::clone(stack), source)),
-            Contents::Stack(_) | Contents::Raw { .. } | Contents::Layer(_) => source,
+            Contents::Stack(_)
+            | Contents::Raw { .. }
+            | Contents::Qcow2(_)
+            | Contents::Layer(_)
+            | Contents::Merged(_) => source,
         }
     }
 
@@ -247,7 +328,7 @@ impl Image {
     pub async fn completed(&self) -> Result<(), ReadError> {
         match &self.content {
             Contents::Stack(stack) => stack.persisted().await,
-            Contents::Raw { .. } | Contents::Layer(_) => Ok(()),
+            Contents::Raw { .. } | Contents::Qcow2(_) | Contents::Layer(_) | Contents::Merged(_) => Ok(()),
         }
     }
 
@@ -267,9 +348,16 @@ impl Image {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match &self.content {
-            Contents::Stack(stack) => Kind::OverlayBd { layers: stack.bodies().len() },
+            Contents::Stack(stack) => match stack.archives() {
+                0 => Kind::OverlayBd { layers: stack.layers() },
+                archives => Kind::TurboOci { layers: stack.layers(), archives },
+            },
             Contents::Raw { file_system, .. } => Kind::Raw(*file_system),
+            Contents::Qcow2(disk) => {
+                Kind::Qcow2 { cluster_bytes: disk.cluster_bytes(), backing_files: disk.backing_files() }
+            }
             Contents::Layer(disk) => Kind::Layer { inodes: disk.inodes(), implied: disk.implied() },
+            Contents::Merged(disk) => Kind::Layers { layers: disk.archives().len(), inodes: disk.inodes() },
         }
     }
 
@@ -279,13 +367,14 @@ impl Image {
         &self.blobs
     }
 
-    /// Extents in the merged map, `None` while it is being made; 1 for a raw disk.
+    /// Extents in the merged map, `None` while it is being made; 1 for a raw disk; `None` for a qcow2 disk, whose tables nobody counts.
     #[must_use]
     pub fn extents(&self) -> Option<u64> {
         match &self.content {
             Contents::Stack(stack) => stack.extents(),
             Contents::Raw { .. } => Some(1),
-            Contents::Layer(disk) => Some(disk.extents()),
+            Contents::Qcow2(_) => None,
+            Contents::Layer(disk) | Contents::Merged(disk) => Some(disk.extents()),
         }
     }
 
@@ -303,8 +392,14 @@ impl Image {
             Contents::Stack(stack) => {
                 body.and_then(|nth| stack.bodies().get(nth)).is_some_and(|body| body.is_checked())
             }
-            Contents::Raw { .. } | Contents::Layer(_) => false,
+            Contents::Raw { .. } | Contents::Qcow2(_) | Contents::Layer(_) | Contents::Merged(_) => false,
         }
+    }
+
+    /// Whether this blob is the archive of an ordinary layer that a TurboOCI layer points into: nothing of the format verifies its bytes.
+    #[must_use]
+    pub fn is_archive(&self, blob: &Digest) -> bool {
+        matches!(&self.content, Contents::Stack(stack) if stack.is_archive(blob))
     }
 
     /// Plans a read of device bytes. Never waits for a network or a lock: reads map pages (one per level, from the page
@@ -313,16 +408,27 @@ impl Image {
     /// # Errors
     /// [`PlanError`].
     pub fn plan(&self, range: ByteRange, source: &dyn BlobSource) -> Result<Plan, PlanError> {
+        let mut plan = Plan::default();
+        self.plan_into(range, source, &mut plan)?;
+        Ok(plan)
+    }
+
+    /// As [`Image::plan`], into a plan that was used before. After an error its steps mean nothing.
+    ///
+    /// # Errors
+    /// [`PlanError`].
+    pub fn plan_into(&self, range: ByteRange, source: &dyn BlobSource, plan: &mut Plan) -> Result<(), PlanError> {
         if range.end() > self.device_bytes {
             return Err(PlanError::OutOfBounds { range, device_bytes: self.device_bytes });
         }
-        let mut planner = Planner::new(source);
+        let mut planner = Planner::new(source, plan);
         match &self.content {
             Contents::Raw { body, .. } => body.plan(&mut planner, range.start(), range.len())?,
             Contents::Stack(stack) => stack.plan(range, &mut planner)?,
-            Contents::Layer(disk) => disk.plan(range, &mut planner)?,
+            Contents::Qcow2(disk) => disk.plan(range, &mut planner)?,
+            Contents::Layer(disk) | Contents::Merged(disk) => disk.plan(range, &mut planner)?,
         }
-        Ok(planner.finish())
+        Ok(())
     }
 }
 
@@ -334,13 +440,14 @@ impl Image {
     /// # Errors
     /// [`PlanError::Map`].
     pub fn needs(&self, layer: usize, range: ByteRange) -> Result<Vec<(Blob, ByteRange)>, PlanError> {
-        let mut planner = Planner::new(&Nowhere);
+        let mut plan = Plan::default();
+        let mut planner = Planner::new(&Nowhere, &mut plan);
         if let Contents::Stack(stack) = &self.content
-            && let Some(body) = stack.bodies().get(layer)
+            && let Some(body) = stack.file(layer)
         {
             body.plan(&mut planner, range.start(), range.len())?;
         }
-        Ok(planner.finish().missing().collect())
+        Ok(plan.missing().collect())
     }
 }
 
@@ -383,6 +490,14 @@ async fn sniff(window: &Window) -> Result<Content, OpenError> {
     window.load_more(head).await.map_err(|error| layer_error(blob.digest, error))?;
     let head = window.head().unwrap_or_default();
     Ok(recognise::content(&head, blob.size_bytes))
+}
+
+/// Whether the last of several blobs is a qcow2 file: then the first may be anything.
+async fn is_below_qcow2(source: &Arc<dyn BlobSource>, blobs: &[Blob]) -> Result<bool, OpenError> {
+    match blobs {
+        [_, .., top] => Ok(sniff(&Window::new(Arc::clone(source), *top)).await? == Content::Qcow2),
+        _ => Ok(false),
+    }
 }
 
 /// Says what an image is when a layer of it is no OverlayBD layer.

@@ -41,6 +41,8 @@ type Pieces = Pin<Box<dyn Stream<Item = Result<(ByteRange, Bytes), LayerError>> 
 /// One layer's index, read from its start.
 struct Index {
     layer: Opened,
+    /// The number of the layer's own file in the map; that of its archive is the next one.
+    file: u8,
     check: IndexCheck,
     growing: Arc<Growing>,
     at: u64,
@@ -53,20 +55,13 @@ struct Index {
 }
 
 impl Index {
-    fn new(layer: Opened, growing: &Arc<Growing>, plan: (u64, usize)) -> Self {
+    fn new((layer, file): (Opened, u8), growing: &Arc<Growing>, plan: (u64, usize)) -> Self {
         let trailer = layer.trailer;
+        let check =
+            if layer.archive.is_some() { IndexCheck::with_archive(&trailer) } else { IndexCheck::new(&trailer) };
         let (at, end) = (trailer.index_offset, trailer.index_offset + trailer.index_bytes());
         let pieces = pieces(&layer, (at, end), plan);
-        Self {
-            check: IndexCheck::new(&trailer),
-            growing: Arc::clone(growing),
-            at,
-            end,
-            plan,
-            pieces,
-            layer,
-            again: false,
-        }
+        Self { check, file, growing: Arc::clone(growing), at, end, plan, pieces, layer, again: false }
     }
 
     fn blob(&self) -> Digest {
@@ -97,7 +92,8 @@ impl Index {
         };
         let mut entries = Vec::with_capacity(bytes.len() / ENTRY_BYTES);
         for entry in bytes.as_chunks().0 {
-            entries.extend(self.check.admit(entry)?);
+            let entry = self.check.admit(entry)?;
+            entries.extend(entry.map(|entry| Entry { tag: self.file.saturating_add(entry.tag), ..entry }));
         }
         Ok(Some(entries))
     }
@@ -146,11 +142,19 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 async fn merge_all(maps_dir: &Path, layers: Vec<Opened>, growing: &Arc<Growing>) -> Result<(), OpenError> {
-    let records: Vec<LayerRecord> = layers.iter().map(|layer| *layer.body.record()).collect();
+    let records: Vec<LayerRecord> = layers.iter().flat_map(Opened::bodies).map(|body| *body.record()).collect();
     let share = ALL_PIECES_BYTES / layers.len().max(1) as u64;
     let piece_bytes = share.clamp(*PIECE_BYTES.start(), *PIECE_BYTES.end()).next_multiple_of(4096);
     let at_once = usize::try_from((share / piece_bytes).clamp(1, MOST_READS)).unwrap_or(1);
-    let indexes = layers.into_iter().map(|layer| Index::new(layer, growing, (piece_bytes, at_once))).collect();
+    let files = layers.iter().scan(0, |next: &mut u8, layer| {
+        let file = *next;
+        // At most 255 bodies: see `Stack::open`.
+        *next = layer.bodies().fold(file, |next, _| next.saturating_add(1));
+        Some(file)
+    });
+    let files: Vec<u8> = files.collect();
+    let indexes = layers.into_iter().zip(files);
+    let indexes = indexes.map(|layer| Index::new(layer, growing, (piece_bytes, at_once))).collect();
     let (batches, received) = mpsc::channel(BATCHES);
     let (dir, shown) = (maps_dir.to_owned(), Arc::clone(growing));
     let writing = blocking(maps_dir, move || write_map(&dir, &records, &shown, received));

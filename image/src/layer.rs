@@ -19,6 +19,7 @@ use crate::{
     map::LayerRecord,
     maps::Maps,
     pages::TableError,
+    qcow2,
     recognise::{self, Content, What},
     scratch::StepError,
     tar::{self, TarError},
@@ -28,7 +29,8 @@ use crate::{
 };
 
 /// Fewest and most bytes read at the end of a blob, and again before its jump table: trailer, and of a small layer the whole jump table and index.
-const TAIL_BYTES: std::ops::RangeInclusive<u64> = (16 << 10)..=(64 << 10);
+const TAIL_BYTES: std::ops::RangeInclusive<u64> = LEAST_TAIL_BYTES..=(64 << 10);
+pub(crate) const LEAST_TAIL_BYTES: u64 = 16 << 10;
 /// Most bytes of tails kept for all layers of an image until its map is built, unless they have more than 64 layers.
 const ALL_TAILS_BYTES: u64 = 1 << 20;
 
@@ -78,6 +80,24 @@ pub enum LayerError {
     /// The layer file is malformed.
     #[error("its layer file is damaged: {0}")]
     Lsmt(#[from] LsmtError),
+    /// Its qcow2 header cannot be used.
+    #[error("it is a qcow2 disk that cannot be read: {0}")]
+    Qcow2(#[from] qcow2::HeaderError),
+    /// It is a qcow2 file with a backing file, and there is no layer below it.
+    #[error(
+        "it is a qcow2 disk with a backing file, and the manifest has no layer below it; push the backing file as the layer before it"
+    )]
+    NoBacking,
+    /// It lies below a disk that has no backing file.
+    #[error(
+        "the qcow2 disk above it has no backing file; push a chain with each file after its backing file, and nothing else"
+    )]
+    NotBacked,
+    /// It is no qcow2 file, and the one above it says that it is.
+    #[error(
+        "the qcow2 disk above it says that its backing file is qcow2, which this is not; push the backing file as the layer before it"
+    )]
+    BackingFormat,
     /// It is empty.
     #[error("it is empty")]
     Empty,
@@ -119,11 +139,18 @@ impl Site {
 #[derive(Debug, Clone)]
 pub(crate) struct Opened {
     pub(crate) body: Arc<Body>,
+    /// The archive that its index points into besides, of a TurboOCI layer.
+    pub(crate) archive: Option<Arc<Body>>,
     pub(crate) trailer: Trailer,
     pub(crate) window: Arc<Window>,
 }
 
 impl Opened {
+    /// What its index points into, in the order of their numbers.
+    pub(crate) fn bodies(&self) -> impl Iterator<Item = &Arc<Body>> {
+        std::iter::once(&self.body).chain(&self.archive)
+    }
+
     /// Whether its index can be read without asking the source.
     pub(crate) fn is_at_hand(&self) -> bool {
         let index = ByteRange::at(self.trailer.index_offset, self.trailer.index_bytes());
@@ -131,27 +158,33 @@ impl Opened {
     }
 }
 
-/// Opens a layer; if its bytes make no sense, has them fetched anew once. `window` may hold parts of it already.
-pub(crate) async fn open(site: &Site, window: Window) -> Result<Opened, LayerError> {
+/// Opens a layer; if its bytes make no sense, has them fetched anew once. `window` may hold parts of it already. `file` is where the layer file is
+/// in the blob when that is known, else it is looked for.
+pub(crate) async fn open(site: &Site, window: Window, file: Option<ByteRange>) -> Result<Opened, LayerError> {
     let window = Arc::new(window);
-    let opened = match open_once(site, &window).await {
+    let opened = match open_once(site, &window, file).await {
         Err(error) if error.is_content() => {
             let blob = window.blob().digest;
             tracing::warn!(%blob, %error, "a layer makes no sense; fetching what was read of it again");
             window.reject();
-            open_once(site, &window).await
+            open_once(site, &window, file).await
         }
         result => result,
     };
     let (body, trailer) = opened?;
     window.forget_head();
-    Ok(Opened { body, trailer, window })
+    Ok(Opened { body, archive: None, trailer, window })
 }
 
-async fn open_once(site: &Site, window: &Arc<Window>) -> Result<(Arc<Body>, Trailer), LayerError> {
-    let body = match site.maps.frames(*window.blob()).await? {
-        Some(frames) => Body::framed(frames),
-        None => find_body(site, window).await?,
+async fn open_once(
+    site: &Site,
+    window: &Arc<Window>,
+    file: Option<ByteRange>,
+) -> Result<(Arc<Body>, Trailer), LayerError> {
+    let body = match (site.maps.frames(*window.blob()).await?, file) {
+        (Some(frames), _) => Body::framed(frames),
+        (None, Some(file)) => body_at(site, window, file).await?,
+        (None, None) => find_body(site, window).await?,
     };
     let trailer = read_trailer(&body, window).await?;
     Ok((Arc::new(body), trailer))
@@ -166,10 +199,25 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(failed)?
 }
 
+/// The layer file at a place that is known.
+async fn body_at(site: &Site, window: &Arc<Window>, file: ByteRange) -> Result<Body, LayerError> {
+    window.blob().check(file)?;
+    window.load(file, site.tail_bytes()).await?;
+    let magic = ByteRange::new(file.start(), file.end().min(file.start() + lsmt::MAGIC.len() as u64));
+    let magic = window.bytes(magic.map_err(|_| LayerError::Empty)?, Purpose::Demand).await?;
+    match () {
+        () if magic.starts_with(&zfile::MAGIC) => find_frames(site, window, file).await,
+        () if magic.starts_with(&lsmt::MAGIC) => {
+            Ok(Body::plain(LayerRecord { blob: *window.blob(), file, zfile: false }))
+        }
+        () => Err(LayerError::NotALayer(What::Unknown)),
+    }
+}
+
 async fn find_body(site: &Site, window: &Arc<Window>) -> Result<Body, LayerError> {
-    window.load(site.tail_bytes()).await?;
     let blob = *window.blob();
     let all = blob.all().ok_or(LayerError::Empty)?;
+    window.load(all, site.tail_bytes()).await?;
     let head = window.head().ok_or(LayerError::Empty)?;
     let file = match tar::unwrap(&head, blob.size_bytes, recognise::is_bare_layer)? {
         tar::Wrapper::Payload(range) => range,
@@ -184,7 +232,7 @@ async fn find_body(site: &Site, window: &Arc<Window>) -> Result<Body, LayerError
     }
     Err(LayerError::NotALayer(match recognise::content(&head, blob.size_bytes) {
         Content::Other(what) => what,
-        Content::Disk(_) => What::DiskAmongLayers,
+        Content::Disk(_) | Content::Qcow2 => What::DiskAmongLayers,
         Content::OverlayBd => What::Unknown,
     }))
 }

@@ -1,7 +1,7 @@
 //! Mapping a device's bytes to bytes of blobs.
 //!
 //! An [`Image`] is opened from the layers that a manifest lists: a stack of OverlayBD layers (LSMT files, in ZFiles, in
-//! tar archives) or one raw disk; or from what was made of one ordinary layer's entries. It answers one question,
+//! tar archives), one raw disk, or a qcow2 disk and its backing files; or from what was made of one ordinary layer's entries. It answers one question,
 //! [`Image::plan`]: which bytes of which blobs are these bytes of the device? It stores nothing but maps, and fetches
 //! nothing but what opening needs, through a [`BlobSource`].
 //!
@@ -30,7 +30,9 @@
 //! | `window`, `layer`, `body` | what opening holds of a blob; opening a layer; reading and planning its bytes |
 //! | `stack`, `maps`, `over` | the layers of an image; what images share; the source that answers for tables |
 //! | `image` | opening an image, planning |
+//! | `turbo` | stacks in which there are TurboOCI layers |
 //! | `oci` | the EROFS of one ordinary layer |
+//! | `qcow2` | qcow2 disks, whose tables are read like data |
 //! | `plan`, `scratch`, `read` | plans, executing them, and the loop around both |
 //! | [`recording`], [`trace`] | what an image reads while starting: Penstock's format, and OverlayBD's |
 //! | [`write`](mod@write) | the canonical writer |
@@ -41,7 +43,8 @@
 //! processes building the same table write the same bytes. File work while making them runs on the blocking pool; page
 //! reads while planning run on the caller's thread. Each table in the making has one task, which ends with the last image that has it.
 //!
-//! Formats: docs/formats/erofs-layer.md, docs/formats/overlaybd.md, docs/formats/map.md, docs/formats/recording.md.
+//! Formats: docs/formats/erofs-layer.md, docs/formats/overlaybd.md, docs/formats/map.md, docs/formats/qcow2.md,
+//! docs/formats/recording.md, docs/formats/turbooci.md.
 //!
 //! [`BlobSource`]: penstock_blob::BlobSource
 
@@ -62,15 +65,19 @@ mod merge;
 mod oci;
 mod over;
 pub mod pages;
+pub mod paths;
 mod plan;
+mod qcow2;
 mod read;
 mod recognise;
 pub mod recording;
+mod resident;
 mod scratch;
 mod stack;
 mod sums;
 pub mod tar;
 pub mod trace;
+mod turbo;
 mod units;
 mod window;
 pub mod write;
@@ -79,11 +86,15 @@ pub mod zfile;
 pub use image::{Image, Kind, Layer, MAX_LAYERS, OpenError, tables};
 pub use layer::LayerError;
 pub use maps::Maps;
-pub use oci::{BuildError, Built, LayerBuilder, MAX_ENTRIES, OciLayer, layer_table};
+pub use oci::{
+    BuildError, Built, GROWING_CONTENT, LayerBuilder, MAX_ENTRIES, Merged, MergedBuilder, OciLayer, layer_table,
+};
 pub use pages::{TableError, collect, sweep};
 pub use plan::{PlacedStep, Plan, PlanError, Step};
+pub use qcow2::{Compression, HeaderError as Qcow2Error, MAX_CHAIN, PackedCluster};
 pub use read::{DeviceReadError, Held, read};
 pub use recognise::{
-    Annotated, BLOB_DIGEST, BLOB_SIZE, Content, FS_TYPE, FileSystem, VERSION, What, annotated, content,
+    Annotated, BLOB_DIGEST, BLOB_SIZE, Content, FS_TYPE, FileSystem, VERSION, What, annotated, content, turbo_target,
 };
 pub use scratch::{FrameRun, Scratch, StepError};
+pub use turbo::{Member, stack_tables};

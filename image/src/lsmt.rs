@@ -85,6 +85,20 @@ pub enum LsmtError {
         /// Where the last one ended.
         previous_end: u64,
     },
+    /// An entry of TurboOCI metadata is of neither of its two kinds, or points beyond what can be counted.
+    #[error(
+        "index entry {nth} has tag {tag} and points at sectors {moffset}+{sectors}; tags are 0 and 1, sectors below 2^55"
+    )]
+    Outside {
+        /// Which, counted from 0.
+        nth: u64,
+        /// Its tag.
+        tag: u8,
+        /// First sector in the archive.
+        moffset: u64,
+        /// How many.
+        sectors: u32,
+    },
     /// An entry points outside the data section.
     #[error("index entry {nth} points at sectors {moffset}+{sectors}, outside the data (8 to {data_end})")]
     Data {
@@ -170,7 +184,7 @@ pub struct Entry {
     pub moffset: u64,
     /// Whether the range reads as zeros, whatever `moffset` says.
     pub zeroed: bool,
-    /// The layer's number in a merged map; 0 in a layer file.
+    /// The layer's number in a merged map. In a layer file 0, and in TurboOCI metadata 1 for what lies in the original archive.
     pub tag: u8,
 }
 
@@ -217,27 +231,39 @@ pub struct IndexCheck {
     nth: u64,
     previous_end: u64,
     data_end: u64,
+    /// Whether entries may point into another file.
+    outside: bool,
 }
 
 impl IndexCheck {
     /// Nothing seen yet of the index that `trailer` describes.
     #[must_use]
     pub const fn new(trailer: &Trailer) -> Self {
-        Self { nth: 0, previous_end: 0, data_end: trailer.index_offset / SECTOR_BYTES }
+        Self { nth: 0, previous_end: 0, data_end: trailer.index_offset / SECTOR_BYTES, outside: false }
     }
 
-    /// The next entry, `None` for padding. Its tag is cleared: a layer file's tags mean nothing.
+    /// As [`IndexCheck::new`], of TurboOCI metadata: entries with tag 1 point into the original archive, of which nothing is known here. What they
+    /// point at beyond its end reads as zeros.
+    #[must_use]
+    pub const fn with_archive(trailer: &Trailer) -> Self {
+        Self { outside: true, ..Self::new(trailer) }
+    }
+
+    /// The next entry, `None` for padding. Its tag is cleared, unless there is an archive: a layer file's tags mean nothing.
     ///
     /// # Errors
     /// [`LsmtError`], for what is wrong with this entry.
     pub fn admit(&mut self, bytes: &[u8; ENTRY_BYTES]) -> Result<Option<Entry>, LsmtError> {
         let nth = self.nth;
         self.nth += 1;
-        let entry = Entry { tag: 0, ..Entry::from_bytes(bytes) };
+        let mut entry = Entry::from_bytes(bytes);
+        if !self.outside {
+            entry.tag = 0;
+        }
         if entry.start == OFFSET_MASK {
             return Ok(None);
         }
-        let Entry { start, sectors, moffset, zeroed, .. } = entry;
+        let Entry { start, sectors, moffset, zeroed, tag } = entry;
         if sectors == 0 {
             return Err(LsmtError::EmptyEntry { nth });
         }
@@ -245,7 +271,10 @@ impl IndexCheck {
             return Err(LsmtError::Order { nth, start, previous_end: self.previous_end });
         }
         let end = if zeroed { moffset } else { moffset + u64::from(sectors) };
-        if moffset < FIRST_DATA_SECTOR || end > self.data_end {
+        if tag > 1 || tag == 1 && end > MOFFSET_MASK {
+            return Err(LsmtError::Outside { nth, tag, moffset, sectors });
+        }
+        if tag == 0 && (moffset < FIRST_DATA_SECTOR || end > self.data_end) {
             return Err(LsmtError::Data { nth, moffset, sectors, data_end: self.data_end });
         }
         self.previous_end = entry.end();

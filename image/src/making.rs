@@ -10,6 +10,7 @@ use tokio::{
     task::JoinSet,
     time::{Duration, timeout},
 };
+use tracing::Instrument as _;
 
 /// How long the work rests after it failed, unless a reader asks before: long enough to leave a registry alone that is down.
 const REST: Duration = Duration::from_secs(30);
@@ -142,7 +143,7 @@ pub(crate) struct Work {
 impl Work {
     pub(crate) fn start(work: impl Future<Output = ()> + Send + 'static) -> Self {
         let mut tasks = JoinSet::new();
-        tasks.spawn(work);
+        tasks.spawn(work.in_current_span());
         Self { _tasks: tasks }
     }
 }

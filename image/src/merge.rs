@@ -13,7 +13,7 @@ use crate::lsmt::{Entry, MAX_EXTENT_SECTORS};
 pub(crate) enum Step {
     /// The next entries of this layer are needed: [`Merge::feed`], or [`Merge::end`] if there are none.
     Need(usize),
-    /// The next extent of the merged map; its tag is the layer.
+    /// The next extent of the merged map, with the tag that it was fed with.
     Extent(Entry),
     /// All layers are used up.
     Done,
@@ -129,7 +129,7 @@ impl Merge {
         // A piece of an entry is no longer than the entry.
         let sectors = u32::try_from(until - from).unwrap_or(entry.sectors);
         let moffset = entry.moffset + (from - entry.start);
-        Some((!entry.zeroed).then_some(Entry { start: from, sectors, moffset, zeroed: false, tag: top }))
+        Some((!entry.zeroed).then_some(Entry { start: from, sectors, moffset, zeroed: false, tag: entry.tag }))
     }
 
     /// Joins a piece to the last extent if it continues it, else gives the last one out.
@@ -152,12 +152,12 @@ mod tests {
 
     use super::*;
 
-    /// A layer as (gap, length, zeroed) triples.
+    /// A layer as (gap, length, zeroed, tag) tuples.
     fn layer() -> impl Strategy<Value = Vec<Entry>> {
-        proptest::collection::vec((0..6_u64, 1..9_u32, any::<bool>()), 0..12).prop_map(|parts| {
+        proptest::collection::vec((0..6_u64, 1..9_u32, any::<bool>(), 0..2_u8), 0..12).prop_map(|parts| {
             let (mut start, mut moffset) = (0, 8);
-            let place = |(gap, sectors, zeroed): (u64, u32, bool)| {
-                let entry = Entry { start: start + gap, sectors, moffset, zeroed, tag: 0 };
+            let place = |(gap, sectors, zeroed, tag): (u64, u32, bool, u8)| {
+                let entry = Entry { start: start + gap, sectors, moffset, zeroed, tag };
                 start = entry.end();
                 moffset += u64::from(sectors) + gap % 2;
                 entry
@@ -186,11 +186,13 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1500) })]
         #[test]
         fn the_top_most_layer_wins_at_every_sector(layers in proptest::collection::vec(layer(), 1..7), piece in 1..5_usize) {
+            let mut layers = layers;
             let mut model = [None; 200];
-            for (tag, entries) in layers.iter().enumerate() {
+            for (nth, entries) in (0_u8..).zip(&mut layers) {
                 for entry in entries {
+                    entry.tag += 2 * nth;
                     for i in 0..u64::from(entry.sectors) {
-                        let place = (!entry.zeroed).then_some((u8::try_from(tag).unwrap(), entry.moffset + i));
+                        let place = (!entry.zeroed).then_some((entry.tag, entry.moffset + i));
                         model[usize::try_from(entry.start + i).unwrap()] = place;
                     }
                 }

@@ -12,6 +12,7 @@ mod disk;
 mod encode;
 mod extents;
 mod layout;
+mod merged;
 mod tree;
 mod xattrs;
 
@@ -21,6 +22,7 @@ use penstock_blob::{Blob, ByteRange, Digest};
 use penstock_layers::{Entry, EntryPath};
 
 pub(crate) use disk::Disk;
+pub use merged::{GROWING_CONTENT, Merged, MergedBuilder};
 pub use tree::MAX_ENTRIES;
 
 use self::{
@@ -119,6 +121,8 @@ pub struct LayerBuilder {
     layer: OciLayer,
     maps_dir: PathBuf,
     tree: Tree,
+    /// Where content begins, if not behind the metadata.
+    content_block: Option<u64>,
 }
 
 /// Where [`LayerBuilder::finish`] keeps what it makes of a layer.
@@ -131,7 +135,7 @@ impl LayerBuilder {
     /// Begins with an empty layer.
     #[must_use]
     pub fn new(layer: OciLayer, maps_dir: &Path) -> Self {
-        Self { layer, maps_dir: maps_dir.to_owned(), tree: Tree::new(layer.blob) }
+        Self { layer, maps_dir: maps_dir.to_owned(), tree: Tree::new(layer.blob), content_block: None }
     }
 
     /// Adds the next entry, in the archive's order.
@@ -150,7 +154,7 @@ impl LayerBuilder {
         let failed = |error| TableError::Io { path: self.maps_dir.clone(), error };
         std::fs::create_dir_all(&self.maps_dir).map_err(failed)?;
         self.tree.finish()?;
-        let layout = Layout::new(&mut self.tree)?;
+        let layout = Layout::new(&mut self.tree, self.content_block)?;
         let identity = disk::identity(&self.layer);
         let mut writer = TableWriter::new(&disk::path(&self.maps_dir, &self.layer), identity)?;
         encode::metadata(&self.tree, &layout, &identity, &mut writer)?;
@@ -180,7 +184,7 @@ impl LayerBuilder {
         writer.seal(&mut header)?.persist()?;
         let dropped_xattrs = self.tree.sets.dropped;
         if dropped_xattrs > 0 {
-            tracing::warn!(layer = %self.layer.blob.digest, dropped_xattrs, "extended attributes of unknown namespaces were left out");
+            tracing::warn!(layer = %self.layer.blob.digest, dropped_xattrs, "extended attributes of unknown namespaces, or that no layer may set, were left out");
         }
         let Facts { inodes, metadata_bytes, implied, .. } = facts;
         Ok(Built { inodes, metadata_bytes, table_bytes, implied, dropped_xattrs })

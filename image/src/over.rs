@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use penstock_blob::{Blob, BlobSource, ByteRange, Located, Purpose, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Giver, Located, Purpose, ReadError, ReadFuture};
 
 use crate::{stack::Stack, units::in_memory};
 
@@ -46,5 +46,9 @@ impl BlobSource for Over {
 
     fn reject(&self, blob: &Blob, range: ByteRange) {
         self.below.reject(blob, range);
+    }
+
+    fn giver(&self, blob: &Blob, range: ByteRange) -> Option<Giver> {
+        self.below.giver(blob, range)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use penstock_blob::{Blob, BlobSource, ByteRange, Located, Purpose, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Giver, Located, Purpose, ReadError, ReadFuture};
 
 use crate::{Image, PlanError, Scratch, StepError, units::in_memory};
 
@@ -101,6 +101,10 @@ impl BlobSource for Held {
 
     fn reject(&self, blob: &Blob, range: ByteRange) {
         self.source.reject(blob, range);
+    }
+
+    fn giver(&self, blob: &Blob, range: ByteRange) -> Option<Giver> {
+        self.source.giver(blob, range)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use crate::{lsmt, tar, units::u32_at, zfile};
+use crate::{lsmt, qcow2, tar, units::u32_at, zfile};
 
 /// Annotation that makes a layer an OverlayBD one: the digest of the layer's blob.
 pub const BLOB_DIGEST: &str = "containerd.io/snapshot/overlaybd/blob-digest";
@@ -34,6 +34,12 @@ pub(crate) fn is_acceleration(annotations: &BTreeMap<String, String>) -> bool {
 pub(crate) fn is_turbo(annotations: &BTreeMap<String, String>) -> bool {
     let version = annotations.get(VERSION).map_or("", String::as_str);
     TURBO.iter().any(|key| annotations.contains_key(*key)) || version.contains("turbo") || version.contains("fastoci")
+}
+
+/// The digest of the ordinary layer that a TurboOCI layer is about, as its annotations have it.
+#[must_use]
+pub fn turbo_target(annotations: &BTreeMap<String, String>) -> Option<&str> {
+    TURBO.iter().find_map(|key| annotations.get(*key)).map(String::as_str)
 }
 
 /// What the annotations of a layer say that it is, without a look at its bytes.
@@ -110,8 +116,18 @@ pub enum Content {
     OverlayBd,
     /// A file-system image.
     Disk(FileSystem),
+    /// A qcow2 file.
+    Qcow2,
     /// Something that no device can be made of.
     Other(What),
+}
+
+impl Content {
+    /// Whether it is an archive, compressed or not: in a registry, an ordinary layer.
+    #[must_use]
+    pub const fn is_archive(self) -> bool {
+        matches!(self, Self::Other(What::Gzip | What::Zstd | What::Tar))
+    }
 }
 
 /// What an image is that is not a disk.
@@ -128,8 +144,6 @@ pub enum What {
     Tar,
     /// A disk with a partition table.
     Partitioned,
-    /// A qcow2 image.
-    Qcow2,
     /// Several layers of which one is a file-system image.
     DiskAmongLayers,
     /// Nothing known.
@@ -139,14 +153,17 @@ pub enum What {
 impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::TurboOci => "a TurboOCI layer (metadata over the original archive), which is not supported yet",
-            Self::Gzip => "an ordinary tar+gzip layer; convert the image to OverlayBD to attach it",
-            Self::Zstd => "an ordinary tar+zstd layer; convert the image to OverlayBD to attach it",
-            Self::Tar => "an ordinary tar layer; convert the image to OverlayBD to attach it",
-            Self::Partitioned => "a disk with a partition table; push the file system of one partition as the blob",
-            Self::Qcow2 => "a qcow2 disk, which is not supported yet; push the file system inside as a raw blob",
-            Self::DiskAmongLayers => "a file-system image among several layers; a raw disk must be the only layer",
-            Self::Unknown => "neither an OverlayBD layer nor an EROFS, ext4, squashfs or XFS file system",
+            Self::TurboOci => "a TurboOCI layer (metadata over the original archive), which cannot be opened without that archive",
+            Self::Gzip => "an ordinary tar+gzip layer, of which this node has no index; make one with penstock index, or convert the image",
+            Self::Zstd => "an ordinary tar+zstd layer, of which this node has no index; make one with penstock index, or convert the image",
+            Self::Tar => "an ordinary tar layer, of which this node has no index; make one with penstock index, or convert the image",
+            Self::Partitioned => {
+                "a disk with a partition table; push the file system of one partition as the blob, or the disk as qcow2"
+            }
+            Self::DiskAmongLayers => {
+                "a file-system image among several layers; a raw disk must be the only layer, or below a qcow2 disk that it is the backing file of"
+            }
+            Self::Unknown => "neither an OverlayBD layer nor a qcow2 disk nor an EROFS, ext4, squashfs or XFS file system",
         })
     }
 }
@@ -162,6 +179,9 @@ pub fn content(head: &[u8], blob_bytes: u64) -> Content {
     if is_bare_layer(head) {
         return Content::OverlayBd;
     }
+    if head.starts_with(&qcow2::MAGIC) {
+        return Content::Qcow2;
+    }
     if tar::is_tar(head) {
         return match tar::unwrap(head, blob_bytes, is_bare_layer) {
             Ok(tar::Wrapper::Payload(_)) => Content::OverlayBd,
@@ -174,7 +194,6 @@ pub fn content(head: &[u8], blob_bytes: u64) -> Content {
     Content::Other(match head {
         [0x1f, 0x8b, ..] => What::Gzip,
         [0x28, 0xb5, 0x2f, 0xfd, ..] => What::Zstd,
-        [b'Q', b'F', b'I', 0xfb, ..] => What::Qcow2,
         _ if head.get(510..512) == Some(&[0x55, 0xaa]) || head.get(512..520) == Some(b"EFI PART") => What::Partitioned,
         _ => What::Unknown,
     })
@@ -198,7 +217,7 @@ mod tests {
         assert_eq!(with(0, &[0x1f, 0x8b, 8]), Content::Other(What::Gzip));
         assert_eq!(with(0, &0xfd2f_b528_u32.to_le_bytes()), Content::Other(What::Zstd));
         assert_eq!(with(510, &[0x55, 0xaa]), Content::Other(What::Partitioned));
-        assert_eq!(with(0, b"QFI\xfb"), Content::Other(What::Qcow2));
+        assert_eq!(with(0, b"QFI\xfb"), Content::Qcow2);
         assert_eq!(with(4, b"hsqs"), Content::Other(What::Unknown));
         assert_eq!(content(b"", 0), Content::Other(What::Unknown));
         assert_eq!(content(&zfile::MAGIC, 24), Content::OverlayBd);
@@ -214,6 +233,9 @@ mod tests {
             assert!(is_turbo(&turbo), "{turbo:?}");
         }
         assert!(!is_turbo(&map(VERSION, "0.1.0")));
+        let both = BTreeMap::from([TURBO[1], TURBO[0]].map(|key| (key.to_owned(), key.to_owned())));
+        assert_eq!(turbo_target(&both), Some(TURBO[0]), "the current name goes first");
+        assert_eq!((turbo_target(&map(TURBO[1], "x")), turbo_target(&map(VERSION, "x"))), (Some("x"), None));
         assert!(is_acceleration(&map(ACCELERATION, "yes")) && !is_acceleration(&map(ACCELERATION, "no")));
         for (annotations, kind) in [
             (map(BLOB_DIGEST, "sha256:.."), Some(Annotated::OverlayBd)),

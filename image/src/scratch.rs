@@ -5,12 +5,15 @@ use std::{io, ops::Range};
 use penstock_blob::{Blob, ByteRange, Located};
 
 use crate::{
+    resident::Files,
     units::in_memory,
     zfile::{BLOCK_BYTES, Decoder, Format, MAX_STORED_BYTES},
 };
 
 /// Most stored bytes read at once: a chunk of the default size. A longer run of frames is read in pieces.
-const READ_BYTES: usize = 256 << 10;
+pub(crate) const READ_BYTES: usize = 256 << 10;
+/// Largest decoded unit whose buffer is kept.
+pub(crate) const DECODED_BYTES: usize = 64 << 10;
 
 /// Why a step of a plan gave no bytes.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +76,7 @@ pub struct Scratch {
     stored: Vec<u8>,
     frame: Vec<u8>,
     decoder: Decoder,
+    files: Files,
 }
 
 impl Scratch {
@@ -80,6 +84,33 @@ impl Scratch {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A buffer for stored bytes, which is not to grow beyond [`READ_BYTES`], and one for decoded bytes, not beyond [`DECODED_BYTES`].
+    pub(crate) const fn buffers(&mut self) -> (&mut Vec<u8>, &mut Vec<u8>) {
+        (&mut self.stored, &mut self.frame)
+    }
+
+    /// Bytes that it has grown to.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        (self.stored.capacity() + self.frame.capacity()) as u64 + self.decoder.bytes()
+    }
+
+    /// A new request begins, for [`has_waited`](Self::has_waited).
+    pub const fn begin(&mut self) {
+        self.files.begin();
+    }
+
+    /// Whether a disk was waited for since the request began. Also `true` where the file system of the cache cannot tell.
+    #[must_use]
+    pub const fn has_waited(&self) -> bool {
+        self.files.have_waited()
+    }
+
+    /// Fills `buf` with located bytes.
+    pub(crate) fn read(&mut self, located: &Located, buf: &mut [u8]) -> io::Result<()> {
+        self.files.read(located, buf, 0)
     }
 }
 
@@ -94,8 +125,10 @@ pub struct FrameRun {
     pub located: Located,
     /// How they are stored.
     pub format: Format,
-    /// Where each frame ends, counted from the start of `range`.
-    pub ends: Box<[u32]>,
+    /// Which of the frame ends of its plan are its own.
+    pub ends: Range<usize>,
+    /// What those ends are counted from: this many bytes before the start of `range`.
+    pub before: u32,
     /// Decoded bytes of the first frame that are not wanted.
     pub skip_bytes: u32,
     /// Decoded size of the last frame.
@@ -104,31 +137,32 @@ pub struct FrameRun {
 
 impl FrameRun {
     /// Where frame `nth` is stored, counted from the start of the run.
-    fn stored(&self, nth: usize) -> Range<usize> {
-        let end = |i: usize| in_memory(u64::from(self.ends[i]));
+    fn stored(&self, ends: &[u32], nth: usize) -> Range<usize> {
+        let end = |i: usize| in_memory(u64::from(ends[i] - self.before));
         nth.checked_sub(1).map_or(0, end)..end(nth)
     }
 
-    /// Decodes the run into `buf`, which is as long as what is wanted of it.
+    /// Decodes the run into `buf`, which is as long as what is wanted of it. `ends` are those of the plan.
     ///
     /// # Errors
     /// [`StepError::Check`] for the first frame that is wrong, [`StepError::Io`] when the stored bytes cannot be read.
-    pub fn read_into(&self, buf: &mut [u8], scratch: &mut Scratch) -> Result<(), StepError> {
+    pub(crate) fn read_into(&self, ends: &[u32], buf: &mut [u8], scratch: &mut Scratch) -> Result<(), StepError> {
+        let ends = &ends[self.ends.clone()];
         let mut rest = buf;
         let mut next = 0;
-        while next < self.ends.len() && !rest.is_empty() {
-            let from = self.stored(next).start;
+        while next < ends.len() && !rest.is_empty() {
+            let from = self.stored(ends, next).start;
             let mut behind = next + 1;
-            while behind < self.ends.len() && self.stored(behind).end - from <= READ_BYTES {
+            while behind < ends.len() && self.stored(ends, behind).end - from <= READ_BYTES {
                 behind += 1;
             }
-            let bytes = from..self.stored(behind - 1).end;
-            let Scratch { stored, frame, decoder } = &mut *scratch;
-            let piece = self.stored_bytes(bytes.clone(), stored)?;
+            let bytes = from..self.stored(ends, behind - 1).end;
+            let Scratch { stored, frame, decoder, files } = &mut *scratch;
+            let piece = self.stored_bytes(bytes.clone(), (stored, files))?;
             for nth in next..behind {
-                let at = self.stored(nth);
+                let at = self.stored(ends, nth);
                 let stored = &piece[at.start - bytes.start..at.end - bytes.start];
-                rest = self.frame_into(nth, stored, rest, (&mut *frame, &mut *decoder))?;
+                rest = self.frame_into((nth, at), stored, rest, (&mut *frame, &mut *decoder))?;
             }
             next = behind;
         }
@@ -136,7 +170,11 @@ impl FrameRun {
     }
 
     /// The stored bytes of some frames: where they are in memory, or read into `buffer`.
-    fn stored_bytes<'a>(&'a self, bytes: Range<usize>, buffer: &'a mut Vec<u8>) -> Result<&'a [u8], StepError> {
+    fn stored_bytes<'a>(
+        &'a self,
+        bytes: Range<usize>,
+        (buffer, files): (&'a mut Vec<u8>, &mut Files),
+    ) -> Result<&'a [u8], StepError> {
         let failed = |error| StepError::Io { blob: self.blob, range: self.range, error };
         if let Some(memory) = self.located.as_memory() {
             let slice = memory.get(bytes);
@@ -146,14 +184,14 @@ impl FrameRun {
             buffer.resize(bytes.len().max(READ_BYTES.min(in_memory(self.range.len()))), 0);
         }
         let buffer = &mut buffer[..bytes.len()];
-        self.located.read_at(buffer, bytes.start as u64).map_err(failed)?;
+        files.read(&self.located, buffer, bytes.start as u64).map_err(failed)?;
         Ok(buffer)
     }
 
-    /// Decodes one frame into the start of `buf` and gives back the rest of it.
+    /// Decodes frame `nth`, stored at `at` of the run, into the start of `buf` and gives back the rest of it.
     fn frame_into<'a>(
         &self,
-        nth: usize,
+        (nth, at): (usize, Range<usize>),
         stored: &[u8],
         buf: &'a mut [u8],
         (frame, decoder): (&mut Vec<u8>, &mut Decoder),
@@ -173,17 +211,16 @@ impl FrameRun {
                 .decode(self.format, stored, &mut frame[..whole])
                 .map(|()| out.copy_from_slice(&frame[skip..][..wanted]))
         };
-        decoded.map_err(|what| StepError::Check { blob: self.blob, range: self.range_of(nth), what })?;
+        decoded.map_err(|what| StepError::Check { blob: self.blob, range: self.range_of(&at), what })?;
         Ok(rest)
     }
 
-    /// Where frame `nth` is stored in the blob.
-    fn range_of(&self, nth: usize) -> ByteRange {
-        let at = self.stored(nth);
+    /// Where a frame that is stored at `at` of the run is in the blob.
+    fn range_of(&self, at: &Range<usize>) -> ByteRange {
         let start = self.range.start() + at.start as u64;
         ByteRange::at(start, at.len() as u64).unwrap_or(self.range)
     }
 }
 
 // A piece holds at least one frame, however long: the buffers stay within what `Scratch` documents.
-const _: () = assert!(MAX_STORED_BYTES as usize <= READ_BYTES && *BLOCK_BYTES.end() <= 64 << 10);
+const _: () = assert!(MAX_STORED_BYTES as usize <= READ_BYTES && *BLOCK_BYTES.end() as usize <= DECODED_BYTES);

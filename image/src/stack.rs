@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use penstock_blob::{Blob, ByteRange, ReadError};
+use penstock_blob::{Blob, ByteRange, Digest, ReadError};
 
 use crate::{
     body::Body,
@@ -15,6 +15,7 @@ use crate::{
     map::{self, Cursor, LayerRecord, Map},
     pages::TableError,
     plan::Planner,
+    turbo::{self, Member},
     units::SECTOR_BYTES,
     window::Window,
 };
@@ -25,7 +26,10 @@ const LAYERS_AT_ONCE: usize = 64;
 /// An opened stack. Images of the same layers share it.
 #[derive(Debug)]
 pub(crate) struct Stack {
+    members: Vec<Member>,
+    /// Of the bodies.
     blobs: Vec<Blob>,
+    /// What its map points into: the file of each member, and the archive of each that has one behind that.
     bodies: Vec<Arc<Body>>,
     growing: Arc<Growing>,
     /// Makes the map.
@@ -33,42 +37,54 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// Opens these layers, bottom first. `bottom` may hold parts of the first.
-    pub(crate) async fn open(site: &Site, blobs: Vec<Blob>, bottom: Option<Window>) -> Result<Arc<Self>, OpenError> {
+    /// Opens these layers, bottom first, which have at most 255 blobs. `bottom` may hold parts of the first.
+    pub(crate) async fn open(
+        site: &Site,
+        members: Vec<Member>,
+        bottom: Option<Window>,
+    ) -> Result<Arc<Self>, OpenError> {
+        let blobs = turbo::blobs(&members);
         let name = map::identity(&blobs);
         if let Some(stack) = site.maps.stack(&name, &blobs) {
             return Ok(stack);
         }
         let stack = match open_map(site, &blobs).await? {
             Some(map) => {
-                let bodies = bodies(site, &map).await?;
-                Self { blobs, bodies, growing: Arc::new(Growing::whole(name, map)), _work: None }
+                let bodies = bodies(site, &map, &members).await?;
+                Self { members, blobs, bodies, growing: Arc::new(Growing::whole(name, map)), _work: None }
             }
-            None => Self::begin(site, blobs, bottom).await?,
+            None => Self::begin(site, (members, blobs), bottom).await?,
         };
         Ok(site.maps.share_stack(name, stack))
     }
 
     /// Opens the layers, and has their map made.
-    async fn begin(site: &Site, blobs: Vec<Blob>, mut bottom: Option<Window>) -> Result<Self, OpenError> {
-        let windows = blobs.iter().map(|&blob| bottom.take().unwrap_or_else(|| Window::new(site.source.clone(), blob)));
+    async fn begin(
+        site: &Site,
+        (members, blobs): (Vec<Member>, Vec<Blob>),
+        mut bottom: Option<Window>,
+    ) -> Result<Self, OpenError> {
+        let windows = members.iter().map(|member| {
+            let (blob, _) = member.blobs();
+            (*member, bottom.take().unwrap_or_else(|| Window::new(site.source.clone(), blob)))
+        });
         let opening: Vec<_> = windows
-            .map(|window| async move {
+            .map(|(member, window)| async move {
                 let blob = window.blob().digest;
-                layer::open(site, window).await.map_err(|error| layer_error(blob, error))
+                open_member(site, &member, window).await.map_err(|error| layer_error(blob, error))
             })
             .collect();
         let opened: Vec<Opened> = stream::iter(opening).buffered(LAYERS_AT_ONCE).try_collect().await?;
         let sizes = opened.iter().rev().map(|layer| layer.trailer.device_bytes);
         let device_bytes = sizes.into_iter().find(|&bytes| bytes > 0).ok_or(OpenError::NoDeviceSize)?;
         let is_at_hand = opened.iter().all(Opened::is_at_hand);
-        let bodies = opened.iter().map(|layer| Arc::clone(&layer.body)).collect();
+        let bodies = opened.iter().flat_map(Opened::bodies).map(Arc::clone).collect();
         let growing = Arc::new(Growing::new(map::identity(&blobs), device_bytes));
         let work = Work::start(index::make_map(site.maps_dir.clone(), opened, Arc::clone(&growing)));
         if is_at_hand {
             growing.made().await?;
         }
-        let stack = Self { blobs, bodies, growing, _work: Some(work) };
+        let stack = Self { members, blobs, bodies, growing, _work: Some(work) };
         if stack.is_whole() {
             // Nothing is waited for but the disk: a small image is kept when it is open, and needs no registry from then on.
             let kept = stack.persisted().await;
@@ -83,6 +99,27 @@ impl Stack {
 
     pub(crate) fn bodies(&self) -> &[Arc<Body>] {
         &self.bodies
+    }
+
+    /// How many layers it has.
+    pub(crate) const fn layers(&self) -> usize {
+        self.members.len()
+    }
+
+    /// How many of its layers point into archives.
+    pub(crate) const fn archives(&self) -> usize {
+        self.bodies.len() - self.members.len()
+    }
+
+    /// The file of a layer.
+    pub(crate) fn file(&self, layer: usize) -> Option<&Body> {
+        let below = turbo::blobs(self.members.get(..layer)?).len();
+        self.bodies.get(below).map(AsRef::as_ref)
+    }
+
+    /// The archives that layers point into.
+    pub(crate) fn is_archive(&self, blob: &Digest) -> bool {
+        self.members.iter().any(|member| member.blobs().1.is_some_and(|archive| archive.digest == *blob))
     }
 
     pub(crate) fn device_bytes(&self) -> u64 {
@@ -191,16 +228,32 @@ async fn open_map(site: &Site, blobs: &[Blob]) -> Result<Option<Map>, TableError
 }
 
 /// The bodies that a map describes; a frame table that is gone or damaged is built anew from its layer.
-async fn bodies(site: &Site, map: &Map) -> Result<Vec<Arc<Body>>, OpenError> {
+async fn bodies(site: &Site, map: &Map, members: &[Member]) -> Result<Vec<Arc<Body>>, OpenError> {
+    let files = members.iter().flat_map(|member| {
+        let archive = member.blobs().1.map(|_| None);
+        std::iter::once(member.file()).chain(archive)
+    });
     let bodies: Vec<_> = map
         .layers()
         .iter()
-        .map(|&record| async move { body(site, record).await.map_err(|error| layer_error(record.blob.digest, error)) })
+        .zip(files)
+        .map(|(&record, file)| async move {
+            body(site, record, file).await.map_err(|error| layer_error(record.blob.digest, error))
+        })
         .collect();
     stream::iter(bodies).buffered(LAYERS_AT_ONCE).try_collect().await
 }
 
-async fn body(site: &Site, record: LayerRecord) -> Result<Arc<Body>, layer::LayerError> {
+/// Opens a layer, and with it the archive that it points into.
+async fn open_member(site: &Site, member: &Member, window: Window) -> Result<Opened, layer::LayerError> {
+    let opened = layer::open(site, window, member.file()).await?;
+    let Some(blob) = member.blobs().1 else { return Ok(opened) };
+    let file = blob.all().ok_or(layer::LayerError::Empty)?;
+    let archive = Body::plain(LayerRecord { blob, file, zfile: false });
+    Ok(Opened { archive: Some(Arc::new(archive)), ..opened })
+}
+
+async fn body(site: &Site, record: LayerRecord, file: Option<ByteRange>) -> Result<Arc<Body>, layer::LayerError> {
     if !record.zfile {
         return Ok(Arc::new(Body::plain(record)));
     }
@@ -208,5 +261,5 @@ async fn body(site: &Site, record: LayerRecord) -> Result<Arc<Body>, layer::Laye
         return Ok(Arc::new(Body::framed(frames)));
     }
     let window = Window::new(site.source.clone(), record.blob);
-    Ok(layer::open(site, window).await?.body)
+    Ok(layer::open(site, window, file).await?.body)
 }

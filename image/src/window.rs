@@ -4,12 +4,25 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource, ByteRange, Purpose, ReadError};
+use penstock_blob::{Blob, BlobSource, ByteRange, ChunkSize, Purpose, ReadError};
 
-use crate::{layer::LayerError, units::in_memory};
+use crate::{
+    layer::{LEAST_TAIL_BYTES, LayerError},
+    units::in_memory,
+};
 
 /// Bytes read at the start of a blob: tar headers, ZFile header and the layer's first frames.
 pub(crate) const HEAD_BYTES: u64 = 16 << 10;
+
+/// What a cache below fetches at the least, from a multiple of it on, unless it was told otherwise.
+const CHUNK_BYTES: u64 = ChunkSize::DEFAULT.bytes() as u64;
+
+/// The end of `range` that lies in one chunk, if it has `least` bytes; otherwise all of it. Some tens of kilobytes that are only probably of use are not worth
+/// a whole chunk more.
+pub(crate) fn in_last_chunk(range: ByteRange, least: u64) -> ByteRange {
+    let border = (range.end() - 1) / CHUNK_BYTES * CHUNK_BYTES;
+    ByteRange::new(border.max(range.start()), range.end()).ok().filter(|end| end.len() >= least).unwrap_or(range)
+}
 
 /// A blob, and its head, its tail and what lies around its jump table once read.
 #[derive(Debug)]
@@ -31,14 +44,14 @@ impl Window {
         &self.blob
     }
 
-    /// Reads the head and the tail, in one read if they meet; nothing when they are held.
-    pub(crate) async fn load(&self, tail_bytes: u64) -> Result<(), LayerError> {
-        let size = self.blob.size_bytes;
-        if size <= HEAD_BYTES + tail_bytes {
-            return self.load_more(self.blob.all().ok_or(LayerError::Empty)?).await;
+    /// Reads the head and the tail of `file`, in one read if they meet; nothing when they are held.
+    pub(crate) async fn load(&self, file: ByteRange, tail_bytes: u64) -> Result<(), LayerError> {
+        if file.len() <= HEAD_BYTES + tail_bytes {
+            return self.load_more(file).await;
         }
-        let head = ByteRange::new(0, HEAD_BYTES).map_err(|_| LayerError::Empty)?;
-        let tail = ByteRange::new(size - tail_bytes, size).map_err(|_| LayerError::Empty)?;
+        let head = ByteRange::at(file.start(), HEAD_BYTES).map_err(|_| LayerError::Empty)?;
+        let tail = ByteRange::new(file.end() - tail_bytes, file.end()).map_err(|_| LayerError::Empty)?;
+        let tail = in_last_chunk(tail, LEAST_TAIL_BYTES);
         futures_util::future::try_join(self.load_more(head), self.load_more(tail)).await?;
         Ok(())
     }
@@ -130,5 +143,25 @@ impl Window {
         if held.len() > 1 {
             held.retain(|(at, _)| *at > 0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_probably_of_use_is_not_read_of_a_further_chunk() {
+        const KIB: u64 = 1 << 10;
+        let cut = |start: u64, end: u64| {
+            let range = in_last_chunk(ByteRange::new(start * KIB, end * KIB).unwrap(), 16 * KIB);
+            (range.start() / KIB, range.end() / KIB)
+        };
+        assert_eq!(cut(300, 364), (300, 364), "it lies in one chunk");
+        assert_eq!(cut(500, 564), (512, 564));
+        assert_eq!(cut(350, 414), (384, 414), "chunks are as small as they are by default");
+        assert_eq!(cut(448, 512), (448, 512), "it ends where a chunk does");
+        assert_eq!(cut(460, 524), (460, 524), "too little would be left");
+        assert_eq!(cut(512, 576), (512, 576));
     }
 }

@@ -4,6 +4,7 @@
 //! upper layers. Both stream: they hold the index (at most 16 MB) and a few MiB of data. The output is written once
 //! from start to end, then the headers that hold totals are filled in, then it is read once for its digest.
 
+mod delta;
 mod disk;
 mod frames;
 mod tar;
@@ -17,8 +18,11 @@ use std::{
 
 use penstock_blob::{Blob, Digest, Hasher};
 
-pub use self::disk::{Disk, disk};
 use self::frames::FrameWriter;
+pub use self::{
+    delta::delta,
+    disk::{Disk, disk},
+};
 use crate::{
     lsmt::{
         ENTRY_BYTES, Entry, FIRST_DATA_SECTOR, FLAG_DATA, FLAG_HEADER, FLAG_SEALED, HEADER_BYTES, MAGIC,

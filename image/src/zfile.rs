@@ -259,6 +259,9 @@ pub(crate) fn check_frame(stored: &[u8]) -> Result<&[u8], &'static str> {
     }
 }
 
+/// What zstd's context for decoding takes, as `ZSTD_sizeof_DCtx` of 1.5.7 says, rounded up.
+const ZSTD_CONTEXT_BYTES: u64 = 160 << 10;
+
 /// Decodes frames; keeps the zstd context between them.
 #[derive(Default)]
 pub(crate) struct Decoder {
@@ -266,6 +269,11 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
+    /// Bytes of its context.
+    pub(crate) const fn bytes(&self) -> u64 {
+        if self.zstd.is_some() { ZSTD_CONTEXT_BYTES } else { 0 }
+    }
+
     /// Decodes `stored` (check included, if the format has one) into all of `out`.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use penstock_image::lsmt::{ENTRY_BYTES, IndexCheck, parse_trailer};
+use penstock_image::lsmt::{ENTRY_BYTES, Entry, IndexCheck, parse_trailer};
 use penstock_image_fuzz::{exercise, seed};
 
 fuzz_target!(|input: (Option<[u64; 3]>, &[u8])| {
@@ -20,13 +20,15 @@ fuzz_target!(|input: (Option<[u64; 3]>, &[u8])| {
         bytes[at + 8 * i..at + 8 * i + 8].copy_from_slice(&number.to_le_bytes());
     }
     if let Ok(trailer) = parse_trailer(&bytes[bytes.len() - 4096..], bytes.len() as u64) {
-        let mut check = IndexCheck::new(&trailer);
-        let mut end = 0;
-        for entry in entries.as_chunks().0 {
-            let Ok(admitted) = check.admit(entry) else { break };
-            let Some(admitted) = admitted else { continue };
-            assert!(admitted.start >= end && admitted.sectors > 0);
-            end = admitted.end();
+        for mut check in [IndexCheck::new(&trailer), IndexCheck::with_archive(&trailer)] {
+            let mut end = 0;
+            for entry in entries.as_chunks().0 {
+                let Ok(admitted) = check.admit(entry) else { break };
+                let Some(admitted) = admitted else { continue };
+                assert!(admitted.start >= end && admitted.sectors > 0 && admitted.tag < 2);
+                assert_eq!(Entry::from_bytes(&admitted.to_bytes()), admitted);
+                end = admitted.end();
+            }
         }
     }
     let maps = tempfile::tempdir().expect("a directory");

@@ -60,6 +60,22 @@ fn trailers_are_checked_against_the_file() {
 }
 
 #[test]
+fn entries_of_metadata_over_an_archive_point_anywhere_in_it_and_nowhere_else() {
+    let trailer = Trailer { device_bytes: 0, index_offset: 100 * 512, entries: 9 };
+    let at = |start, sectors, moffset, tag| Entry { start, sectors, moffset, zeroed: false, tag }.to_bytes();
+    let mut check = IndexCheck::with_archive(&trailer);
+    assert_eq!(check.admit(&at(0, 5, 95, 0)).unwrap().unwrap().tag, 0);
+    for (start, sectors, moffset) in [(10, 5, 0), (20, 16_383, 1 << 40), (20_000, 1, (1 << 55) - 2)] {
+        assert_eq!(check.admit(&at(start, sectors, moffset, 1)).unwrap().unwrap().moffset, moffset);
+    }
+    let fails = |bytes| check.clone().admit(&bytes).unwrap_err();
+    assert_eq!(fails(at(30_000, 6, 95, 0)), LsmtError::Data { nth: 4, moffset: 95, sectors: 6, data_end: 100 });
+    for (moffset, tag) in [((1 << 55) - 2, 1), (8, 2), (8, 255)] {
+        assert_eq!(fails(at(30_000, 2, moffset, tag)), LsmtError::Outside { nth: 4, tag, moffset, sectors: 2 });
+    }
+}
+
+#[test]
 fn entries_are_sorted_disjoint_and_inside_the_data() {
     let trailer = Trailer { device_bytes: 0, index_offset: 100 * 512 + 511, entries: 9 };
     let at = |start, sectors, moffset, zeroed| Entry { start, sectors, moffset, zeroed, tag: 9 }.to_bytes();

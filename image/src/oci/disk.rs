@@ -1,4 +1,4 @@
-//! The device of one layer: metadata from the table, content from the layer, zeros behind the end of each file.
+//! The device of one layer, or of several that are merged: metadata from the table, content from the archives, zeros behind the end of each file.
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use super::{
     encode::PAYLOAD_BYTES,
     extents::{Cursor, Level, MAX_LEVELS, levels},
     layout::BLOCK_BYTES,
+    merged::parts,
 };
 use crate::{
     pages::{self, HEADER_FIELDS, PAGE_BYTES, PAGE_HEAD, Page, PageKind, Table, TableError, put},
@@ -79,18 +80,21 @@ pub(crate) struct Disk {
     table: Table,
     facts: Facts,
     levels: Vec<Level>,
+    /// What holds the content, one after another.
+    archives: Vec<Blob>,
 }
 
 impl Disk {
-    /// The table of this layer, if there is one and it is sound as far as it is checked now.
-    pub(crate) fn open(maps_dir: &Path, layer: &OciLayer) -> Result<Option<Self>, TableError> {
+    /// The table of this layer, if there is one and it is sound as far as it is checked now. The layer's bytes are those of `archives`, one after
+    /// another.
+    pub(crate) fn open(maps_dir: &Path, layer: &OciLayer, archives: Vec<Blob>) -> Result<Option<Self>, TableError> {
         let Some((table, page)) = Table::open(&path(maps_dir, layer), identity(layer))? else { return Ok(None) };
         let facts = Facts::read(&page, table.pages()).filter(|(facts, _)| facts.blob == layer.blob);
         let Some((facts, levels)) = facts else {
             table.damaged(0, "its fields disagree");
             return Ok(None);
         };
-        let disk = Self { table, facts, levels };
+        let disk = Self { table, facts, levels, archives };
         match disk.check_small() {
             Ok(()) => Ok(Some(disk)),
             Err(TableError::Damaged { .. }) => Ok(None),
@@ -118,6 +122,11 @@ impl Disk {
 
     pub(crate) const fn device_bytes(&self) -> u64 {
         self.facts.device_bytes
+    }
+
+    /// What holds the content, one after another.
+    pub(crate) fn archives(&self) -> &[Blob] {
+        &self.archives
     }
 
     pub(crate) const fn extents(&self) -> u64 {
@@ -154,7 +163,9 @@ impl Disk {
             let start = extent.range.start() + (from - extent.device);
             let Ok(wanted) = ByteRange::new(start, start.saturating_add(until.saturating_sub(from))) else { continue };
             planner.zero(from - at);
-            planner.plain(self.facts.blob, wanted);
+            for (archive, part) in parts(&self.archives, wanted) {
+                planner.plain(archive, part);
+            }
             at = until;
         }
         planner.zero(range.end() - at);

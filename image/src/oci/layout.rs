@@ -56,8 +56,9 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Gives everything that is reachable its place, which is written into the inodes.
-    pub(super) fn new(tree: &mut Tree) -> Result<Self, BuildError> {
+    /// Gives everything that is reachable its place, which is written into the inodes. Content follows the metadata; or, with `content_block`, it begins
+    /// there, and what is not reachable any more keeps its place, so that each file is where it was before the tree grew.
+    pub(super) fn new(tree: &mut Tree, content_block: Option<u64>) -> Result<Self, BuildError> {
         let order = order(tree);
         let stamp = stamp(tree, &order);
         for &id in &order {
@@ -75,7 +76,12 @@ impl Layout {
             }
         }
         let metadata_blocks = u64::from(number(block)?);
-        for inode in tree.inodes.iter_mut().filter(|inode| inode.links > 0 && is_file(inode) && inode.size > 0) {
+        if let Some(from) = content_block {
+            block = if block <= from { from } else { return Err(BuildError::Device) };
+        }
+        let is_placed =
+            |inode: &Inode| is_file(inode) && inode.size > 0 && (inode.links > 0 || content_block.is_some());
+        for inode in tree.inodes.iter_mut().filter(|inode| is_placed(inode)) {
             inode.block = number(block)?;
             block += inode.size.div_ceil(BLOCK_BYTES);
         }

@@ -190,6 +190,58 @@ impl Tree {
         }
     }
 
+    /// Removes what the entry of an upper layer replaces of what is here already. Before [`Tree::hide`]: what is hidden below a directory is not looked for
+    /// behind the symbolic link that was there.
+    pub(super) fn replace(&mut self, entry: &Entry) -> Result<(), BuildError> {
+        let Some((parent, name)) = entry.path.split_last() else { return Ok(()) };
+        if matches!(entry.kind, EntryKind::Opaque | EntryKind::Whiteout) {
+            return Ok(());
+        }
+        let Some(dir) = self.find(&entry.path, parent.as_bytes())? else { return Ok(()) };
+        let there = self
+            .child(dir, name)
+            .filter(|&there| entry.kind != EntryKind::Directory || self.inode(there).kind != Kind::Directory);
+        if let Some(there) = there {
+            self.remove(dir, name, there);
+        }
+        Ok(())
+    }
+
+    /// Removes what the entry of an upper layer hides of what is here already. What is not here is hidden anyway.
+    pub(super) fn hide(&mut self, entry: &Entry) -> Result<(), BuildError> {
+        let found = match (&entry.kind, entry.path.split_last()) {
+            (EntryKind::Opaque, _) => self.find(&entry.path, entry.path.as_bytes())?.map(|dir| {
+                self.children(dir).map(|(name, id)| (dir, Box::from(name), id)).collect::<Vec<(u32, Box<[u8]>, u32)>>()
+            }),
+            (EntryKind::Whiteout, Some((parent, name))) => self
+                .find(&entry.path, parent.as_bytes())?
+                .and_then(|dir| Some(vec![(dir, Box::from(name), self.child(dir, name)?)])),
+            _ => None,
+        };
+        for (dir, name, id) in found.unwrap_or_default() {
+            self.remove(dir, &name, id);
+        }
+        Ok(())
+    }
+
+    /// The directory that is at `wanted`, if one is.
+    fn find(&mut self, path: &EntryPath, wanted: &[u8]) -> Result<Option<u32>, BuildError> {
+        match self.walk(path, wanted, false) {
+            Err(BuildError::NotADirectory { .. }) => Ok(None),
+            found => found,
+        }
+    }
+
+    /// Adds an entry of a layer to the layers below it, from which [`Tree::replace`] and [`Tree::hide`] have removed what is not to be seen: whiteouts have done their work, and
+    /// leave nothing but the directory that they are in.
+    pub(super) fn add_merged(&mut self, entry: &Entry) -> Result<(), BuildError> {
+        match (&entry.kind, entry.path.split_last()) {
+            (EntryKind::Opaque, _) => self.directory(&entry.path, entry.path.as_bytes()).map(drop),
+            (EntryKind::Whiteout, Some((parent, _))) => self.parent_of(&entry.path, &parent).map(drop),
+            _ => self.add(entry),
+        }
+    }
+
     /// Gives a name that is free to what the entry describes.
     fn put(&mut self, entry: &Entry, dir: u32, name: &[u8]) -> Result<(), BuildError> {
         if let EntryKind::HardLink(target) = &entry.kind {

@@ -26,6 +26,8 @@ const OPAQUE: (&[u8], &[u8]) = (b"trusted.overlay.opaque", b"y");
 
 /// Names begin with one of these, which is stored as a number (`erofs_fs.h`).
 const PREFIXES: [(u8, &[u8]); 3] = [(1, b"user."), (4, b"trusted."), (6, b"security.")];
+/// Of what begins so, overlayfs and others obey some: where a directory is to be looked for, where a file's bytes are. No layer may say that.
+const TRUSTED: &[u8] = b"trusted.";
 /// Names that are a number alone.
 const WHOLE: [(u8, &[u8]); 2] = [(2, b"system.posix_acl_access"), (3, b"system.posix_acl_default")];
 
@@ -78,7 +80,7 @@ pub(super) struct Sets {
     by_set: HashMap<Box<[u32]>, u32>,
     bytes: usize,
     references: usize,
-    /// Pairs of entries that were left out: their namespace is none of Linux'.
+    /// Pairs of entries that were left out: their namespace is none of Linux', or `trusted.`.
     pub(super) dropped: u64,
 }
 
@@ -95,9 +97,9 @@ impl Sets {
         }
         let mut set = Vec::with_capacity(xattrs.iter().len());
         for (name, value) in xattrs.iter() {
-            match split(name) {
+            match split(name).filter(|_| !name.starts_with(TRUSTED)) {
                 Some(_) => set.push(self.pair(name, value)?),
-                // What containerd does when the file system answers ENOTSUP.
+                // What containerd does with them, and with those to which the file system answers ENOTSUP.
                 None => self.dropped += 1,
             }
         }

@@ -13,9 +13,9 @@ use super::{LayerWriter, Options, WriteError, Written};
 use crate::units::{SECTOR_BYTES, in_memory};
 
 /// Unit in which zeros are left out: the block size of most file systems, and of upstream's frames.
-const GRAIN_BYTES: usize = 4096;
+pub(super) const GRAIN_BYTES: usize = 4096;
 /// Bytes read at once.
-const READ_BYTES: u64 = 1 << 20;
+pub(super) const READ_BYTES: u64 = 1 << 20;
 
 /// A disk whose holes can be found.
 pub trait Disk {
@@ -126,6 +126,6 @@ fn copy(writer: &mut LayerWriter<impl Read + Write + Seek>, start: u64, bytes: &
     Ok(())
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|&b| b == 0)
 }

@@ -17,4 +17,8 @@ mod opening;
 #[cfg(test)]
 mod paging;
 #[cfg(test)]
+mod qcow2;
+#[cfg(test)]
 mod real;
+#[cfg(test)]
+mod turbo;

@@ -1,9 +1,13 @@
 //! An image is an array of bytes: random stacks of random layers against that model.
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
 
 use bytes::Bytes;
-use penstock_blob::{BlobSource, faults::Memory};
+use penstock_blob::{BlobSource, Digest, faults::Memory};
 use penstock_image::{
     Image, Scratch, read,
     write::{Options, Written},
@@ -139,6 +143,27 @@ proptest! {
     }
 }
 
+#[test]
+fn a_difference_over_the_lower_disk_is_the_upper_one_within_its_ranges() {
+    let lower = [noise(40_960, 1), vec![0; 40_960], noise(40_960, 2)].concat();
+    let mut upper = lower.clone();
+    upper[5000..20_000].fill(0);
+    upper[45_000..46_000].copy_from_slice(&noise(1000, 3));
+    // Outside the ranges: as below.
+    upper[90_112..90_120].fill(9);
+    upper.extend(noise(8192, 4));
+    let ranges = [range(0, 81_920), range(lower.len() as u64, upper.len() as u64)];
+    let mut out = std::io::Cursor::new(Vec::new());
+    let written =
+        penstock_image::write::delta((&lower[..], &upper[..]), &ranges, &mut out, Options::default()).unwrap();
+    assert_eq!((written.device_bytes, written.data_bytes), (upper.len() as u64, 4 * 4096 + 8192));
+    let (memory, layers) = source(vec![layer_of_disk(&lower, Options::default()).1, out.into_inner().into()]);
+    let maps = tempfile::tempdir().unwrap();
+    let image = block_on(Image::open(layers, memory.clone(), maps.path())).unwrap();
+    upper[90_112..90_120].copy_from_slice(&lower[90_112..90_120]);
+    assert_reads(&image, &memory, &upper, (0, upper.len()));
+}
+
 /// Leaves the index fields to the trailer, as `overlaybd-zfile` writes its header.
 fn make_trailer_truth(blob: &mut [u8], zfile_at: usize) {
     let header: &mut [u8; 512] = (&mut blob[zfile_at..zfile_at + 512]).try_into().unwrap();
@@ -174,4 +199,87 @@ fn every_frame_format_reads_back_with_either_header_as_truth() {
             }
         }
     }
+}
+
+/// Whether a command says that it works.
+fn works(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
+}
+
+/// The sha256 of the device of these layers, as a reader says that shares no code with ours.
+fn said(reader: &mut Command, layers: &[PathBuf]) -> String {
+    let output = reader.args(layers).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).split_whitespace().next().unwrap_or_default().to_owned()
+}
+
+/// Noise, a hole and repetition: of each so many bytes.
+fn mixed(len: usize) -> Vec<u8> {
+    [noise(len, 3), vec![0; 2 * len], vec![7; len / 2 + 100]].concat()
+}
+
+/// Each combination of a codec and a size of frames that upstream's reader takes.
+const WRITTEN: [(Codec, u32); 4] =
+    [(Codec::Lz4, 4096), (Codec::Zstd, 4096), (Codec::Lz4, 32 << 10), (Codec::Zstd, 16 << 10)];
+
+/// Writes a disk in each of [`WRITTEN`]; what the reader says of it is the digest of the disk.
+fn check_reader(disk: &[u8], reader: impl Fn() -> Command) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = disk.to_vec();
+    model.resize(disk.len().next_multiple_of(512), 0);
+    for (codec, block_bytes) in WRITTEN {
+        let frames = Some(Format { codec, crc: true, block_bytes });
+        let path = dir.path().join("layer");
+        std::fs::write(&path, layer_of_disk(disk, Options { frames, ..Options::default() }).1).unwrap();
+        assert_eq!(said(&mut reader(), &[path]), Digest::of(&model).to_hex(), "{codec:?} {block_bytes}");
+    }
+}
+
+#[test]
+fn written_layers_and_stacks_are_the_device_that_an_independent_reader_reads() {
+    if !works(Command::new("python3").arg("-V")) || !works(Command::new("zstd").arg("-V")) {
+        println!("skipped: {}: no python3 or no zstd", std::thread::current().name().unwrap_or("?"));
+        return;
+    }
+    let reader = || {
+        let mut reader = Command::new("python3");
+        reader.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images/obd_reader.py"));
+        reader
+    };
+    check_reader(&mixed(150_000), reader);
+    let frames = |codec| Some(Format { codec, crc: true, block_bytes: 4096 });
+    let shapes = [
+        Shape { frames: frames(Codec::Lz4), tar: true, threads: 2, extents: vec![(0, 50, Some(2)), (9, 300, Some(3))] },
+        Shape { frames: None, tar: false, threads: 1, extents: vec![(7, 20, None), (30, 59, Some(4))] },
+        Shape { frames: frames(Codec::Zstd), tar: true, threads: 1, extents: vec![(1, 9, Some(5)), (0, 100, None)] },
+    ];
+    let (dir, mut model) = (tempfile::tempdir().unwrap(), vec![0; DEVICE]);
+    let layers: Vec<PathBuf> = (0..shapes.len()).map(|nth| dir.path().join(nth.to_string())).collect();
+    for (nth, (shape, path)) in shapes.iter().zip(&layers).enumerate() {
+        std::fs::write(path, write_layer(shape, nth, &mut model)).unwrap();
+        assert_eq!(said(&mut reader(), &layers[..=nth]), Digest::of(&model).to_hex(), "{} layers", nth + 1);
+    }
+    // It is no reader that takes everything.
+    let mut damaged = std::fs::read(&layers[0]).unwrap();
+    damaged[1536 + 512 + 700] ^= 1;
+    std::fs::write(&layers[0], damaged).unwrap();
+    assert!(!works(reader().args(&layers)), "a flipped bit is seen");
+}
+
+/// The same by a program beside the project, where there is one.
+#[test]
+fn written_layers_are_the_device_that_the_fixtures_reader_reads() {
+    let reader = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/fixtures/overlaybd/tools/obdread.py");
+    if !reader.exists() || !works(Command::new("python3").args(["-c", "import lz4.block, zstandard, crc32c"])) {
+        println!(
+            "skipped: {}: no obdread.py, or no Python modules for it",
+            std::thread::current().name().unwrap_or("?")
+        );
+        return;
+    }
+    check_reader(&mixed(3_000_000), || {
+        let mut command = Command::new("python3");
+        command.arg(&reader).arg("sha");
+        command
+    });
 }

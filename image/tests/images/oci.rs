@@ -7,13 +7,15 @@ use std::{fs, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use penstock_blob::{Blob, BlobSource, Digest, faults::Memory};
-use penstock_image::{BuildError, Built, Image, Kind, LayerBuilder, OciLayer, Step, layer_table};
-use penstock_layers::TarReader;
+use penstock_image::{
+    BuildError, Built, Image, Kind, LayerBuilder, Merged, MergedBuilder, OciLayer, Step, layer_table,
+};
+use penstock_layers::{Entry, TarReader};
 use proptest::prelude::*;
 
 use self::{
     reader::read_tree,
-    trees::{Format, archive, node, sample, tree},
+    trees::{Format, archive, node, over, sample, tree},
 };
 use crate::common::range;
 
@@ -47,6 +49,31 @@ async fn device(archive: &[u8]) -> (Vec<u8>, Built) {
     let source: Arc<dyn BlobSource> = memory;
     let bytes = penstock_image::read(&image, &source, range(0, image.size_bytes())).await.unwrap();
     (bytes.to_vec(), built)
+}
+
+/// The entries of an archive.
+fn entries(archive: &[u8]) -> impl Iterator<Item = Result<Entry, BuildError>> {
+    let mut found = Vec::new();
+    TarReader::new().push(archive, |entry| found.push(Ok(entry))).unwrap();
+    found.into_iter()
+}
+
+/// The whole device of a stack of archives.
+async fn merged(archives: &[Vec<u8>]) -> Result<Vec<u8>, BuildError> {
+    let maps = tempfile::tempdir().unwrap();
+    let memory = Memory::new(archives.iter().map(|archive| Bytes::copy_from_slice(archive)).collect());
+    let layers: Vec<OciLayer> =
+        (0..archives.len()).map(|nth| memory.blob(nth)).map(|blob| OciLayer { blob, contents: blob.digest }).collect();
+    let merged = Merged::new(&layers);
+    let mut builder = MergedBuilder::new(&merged, maps.path());
+    for archive in archives {
+        builder.layer(|| Ok::<_, BuildError>(entries(archive)))?;
+    }
+    builder.finish()?;
+    let image = Image::open_merged(&merged, maps.path(), "in a test".into()).await.unwrap().unwrap();
+    assert!(matches!(image.kind(), Kind::Layers { layers, .. } if layers == archives.len()));
+    let source: Arc<dyn BlobSource> = memory;
+    Ok(penstock_image::read(&image, &source, range(0, image.size_bytes())).await.unwrap().to_vec())
 }
 
 fn run<T>(future: impl Future<Output = T>) -> T {
@@ -155,4 +182,57 @@ proptest! {
         prop_assert_eq!(built.inodes, found.values().map(|node| node.nid).collect::<std::collections::HashSet<_>>().len() as u64);
         trees::assert_same(&found, &tree, format);
     }
+
+    #[test]
+    fn layers_that_are_merged_show_what_a_stack_of_them_shows(
+        lower in tree(), upper in tree(), hidden in any::<prop::sample::Index>(), opaque in any::<prop::sample::Index>(),
+    ) {
+        let (lower, upper) = (trees::without_names(lower), trees::without_names(upper));
+        let (whiteouts, expected) = over(&lower, &upper, (&hidden, &opaque));
+        let archives = [archive(&lower, Format::Pax), archive(&whiteouts, Format::Pax)];
+        let found = read_tree(&run(merged(&archives)).unwrap());
+        trees::assert_same(&found, &expected, Format::Pax);
+    }
+}
+
+#[test]
+fn links_of_lower_layers_are_followed_and_an_unhidden_directory_stays() {
+    let link = |target: &[u8]| trees::with(trees::What::Symlink(target.to_vec()));
+    let directory = || trees::with(trees::What::Directory);
+    let lower = trees::Tree::from([
+        (b"lib".to_vec(), link(b"usr/lib")),
+        (b"usr".to_vec(), directory()),
+        (b"usr/lib".to_vec(), directory()),
+        (b"usr/lib/old".to_vec(), node(10)),
+        (b"usr/lib/kept".to_vec(), node(11)),
+    ]);
+    let upper = trees::Tree::from([(b"lib/.wh.old".to_vec(), node(0)), (b"lib/new".to_vec(), node(12))]);
+    let found = read_tree(&run(merged(&[archive(&lower, Format::Gnu), archive(&upper, Format::Gnu)])).unwrap());
+    let paths: Vec<&[u8]> = found.keys().map(Vec::as_slice).collect();
+    assert_eq!(paths, [&b""[..], b"lib", b"usr", b"usr/lib", b"usr/lib/kept", b"usr/lib/new"]);
+    assert_eq!((found[&b"usr/lib/kept"[..]].bytes.len(), found[&b"usr/lib/new"[..]].bytes.len()), (11, 12));
+    let again = run(merged(&[archive(&lower, Format::Gnu), archive(&upper, Format::Gnu)])).unwrap();
+    let once = run(merged(&[archive(&lower, Format::Gnu), archive(&upper, Format::Gnu)])).unwrap();
+    assert!(again == once, "the same layers are the same device");
+}
+
+#[test]
+fn what_is_hidden_below_a_new_directory_is_not_looked_for_behind_the_link_that_was_there() {
+    let link = |target: &[u8]| trees::with(trees::What::Symlink(target.to_vec()));
+    let directory = || trees::with(trees::What::Directory);
+    let lower = trees::Tree::from([
+        (b"loop".to_vec(), link(b"loop")),
+        (b"to".to_vec(), link(b"usr")),
+        (b"usr".to_vec(), directory()),
+        (b"usr/kept".to_vec(), node(11)),
+    ]);
+    let upper = trees::Tree::from([
+        (b"loop".to_vec(), directory()),
+        (b"loop/.wh.gone".to_vec(), node(0)),
+        (b"to".to_vec(), directory()),
+        (b"to/.wh.kept".to_vec(), node(0)),
+    ]);
+    let found = read_tree(&run(merged(&[archive(&lower, Format::Gnu), archive(&upper, Format::Gnu)])).unwrap());
+    let paths: Vec<&[u8]> = found.keys().map(Vec::as_slice).collect();
+    assert_eq!(paths, [&b""[..], b"loop", b"to", b"usr", b"usr/kept"]);
 }

@@ -8,8 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadFuture};
+use penstock_blob::{Blob, ByteRange, Digest};
 use penstock_image::{Image, Layer, Scratch, lsmt, zfile};
+
+use crate::{OnDisk, alone, status_kib};
 
 /// Frames of data before the index: 8 GiB of zeros.
 const DATA_FRAMES: u64 = 2 << 20;
@@ -18,28 +20,6 @@ const EXTENTS: u64 = 1_000_000;
 /// the extents and 13 MB for the jump table of such an image at its peak.
 const PEAK_KIB: u64 = 12 << 10;
 const HELD_KIB: u64 = 4 << 10;
-
-/// One blob in a file; nothing of it stays in memory.
-#[derive(Debug)]
-struct OnDisk(File);
-
-impl BlobSource for OnDisk {
-    fn locate(&self, _: &Blob, range: ByteRange) -> Option<Located> {
-        let mut bytes = vec![0; usize::try_from(range.len()).ok()?];
-        self.0.read_exact_at(&mut bytes, range.start()).ok()?;
-        Some(Located::in_memory(bytes.into()))
-    }
-
-    fn read(&self, _: Blob, range: ByteRange, _: Purpose) -> ReadFuture<'_> {
-        Box::pin(async move {
-            let mut bytes = vec![0; usize::try_from(range.len()).unwrap()];
-            self.0.read_exact_at(&mut bytes, range.start()).unwrap();
-            Ok(bytes.into())
-        })
-    }
-
-    fn reject(&self, _: &Blob, _: ByteRange) {}
-}
 
 /// Writes a ZFile frame by frame.
 struct Frames {
@@ -104,14 +84,9 @@ fn write_blob(path: &Path) -> Blob {
     Blob { digest: Digest::of(b"the name does not matter here"), size_bytes }
 }
 
-fn status_kib(field: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 #[test]
 fn a_million_extents_and_two_million_frames_cost_a_few_megabytes() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let blob = write_blob(&dir.path().join("blob"));
     let source = Arc::new(OnDisk(File::open(dir.path().join("blob")).unwrap()));

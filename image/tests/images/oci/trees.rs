@@ -47,9 +47,13 @@ pub(crate) fn node(bytes: u32) -> Node {
     Node { what, mode: 0o644, uid: 0, gid: 0, mtime: (1_700_000_000, 0), xattrs: BTreeMap::new() }
 }
 
+/// Something that is no file.
+pub(crate) fn with(what: What) -> Node {
+    Node { what, ..node(0) }
+}
+
 /// A tree with one of everything, always the same.
 pub(crate) fn sample() -> Tree {
-    let with = |what| Node { what, ..node(0) };
     let mut tree = Tree::from([
         (b"dir".to_vec(), with(What::Directory)),
         (b"dir/a".to_vec(), node(5000)),
@@ -296,7 +300,10 @@ pub(crate) fn assert_same(found: &BTreeMap<Vec<u8>, Found>, tree: &Tree, format:
         assert_eq!((found.uid, found.gid), (node.uid, node.gid), "{path:?}");
         let pax = format == Format::Pax;
         assert_eq!(found.mtime, (node.mtime.0, if pax { node.mtime.1 } else { 0 }), "{path:?}");
-        assert_eq!(found.xattrs, if pax { node.xattrs.clone() } else { BTreeMap::new() }, "{path:?}");
+        // What only root may say of a file, no layer says.
+        let mut told = if pax { node.xattrs.clone() } else { BTreeMap::new() };
+        told.retain(|name, _| !name.starts_with(b"trusted."));
+        assert_eq!(found.xattrs, told, "{path:?}");
         let links = match node.what {
             What::Directory => 2 + subdirectories(tree, path),
             _ if first(tree) == Some(path) || again(tree, path).is_some() => names,
@@ -310,4 +317,56 @@ fn subdirectories(tree: &Tree, dir: &[u8]) -> usize {
     let below = |path: &Vec<u8>| path.strip_prefix(dir).and_then(|rest| rest.strip_prefix(b"/")).map(<[u8]>::to_vec);
     let inside = tree.iter().filter(|(_, node)| node.what == What::Directory).filter_map(|(path, _)| below(path));
     inside.filter(|rest| !rest.contains(&b'/')).count()
+}
+
+/// The tree without second names of files.
+pub(crate) fn without_names(mut tree: Tree) -> Tree {
+    tree.retain(|_, node| node.what != What::Again);
+    tree
+}
+
+/// An upper layer that hides one path of `lower` and all that is in one directory of it, and adds `upper`; and what both show together.
+pub(crate) fn over(
+    lower: &Tree,
+    upper: &Tree,
+    (hidden, opaque): (&prop::sample::Index, &prop::sample::Index),
+) -> (Tree, Tree) {
+    let is_below = |path: &[u8], dir: &[u8]| path.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/"));
+    let (mut archive, mut shown) = (upper.clone(), lower.clone());
+    let beside = |path: &[u8], name: &[u8]| {
+        let slash = path.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
+        ([&path[..slash], name].concat(), path[slash..].to_vec())
+    };
+    // No layer has markers below what it says is no directory.
+    let holds = |path: &[u8]| {
+        upper.iter().all(|(above, node)| node.what == What::Directory || (above != path && !is_below(path, above)))
+    };
+    let mut hid = Vec::new();
+    if !lower.is_empty() {
+        let path = hidden.get(&lower.keys().collect::<Vec<_>>()).to_vec();
+        let (marker, name) = beside(&path, b".wh.");
+        let dir = path.len().saturating_sub(name.len() + 1);
+        // What cannot be named so cannot be hidden so.
+        if name.len() < 252 && path.len() < 4092 && (dir == 0 || holds(&path[..dir])) {
+            archive.insert([marker, name].concat(), node(0));
+            shown.retain(|other, _| *other != path && !is_below(other, &path));
+            hid = path;
+        }
+    }
+    let dirs: Vec<_> = lower.iter().filter(|(_, node)| node.what == What::Directory).map(|(path, _)| path).collect();
+    if !dirs.is_empty() {
+        let dir = opaque.get(&dirs);
+        if shown.contains_key(*dir) && dir.len() < 4080 && holds(dir) && !is_below(&hid, dir) {
+            archive.insert([&dir[..], b"/.wh..wh..opq"].concat(), node(0));
+            shown.retain(|other, _| !is_below(other, dir));
+        }
+    }
+    for (path, node) in upper {
+        let merges = node.what == What::Directory && shown.get(path).is_some_and(|below| below.what == What::Directory);
+        if !merges {
+            shown.retain(|other, _| !is_below(other, path));
+        }
+        shown.insert(path.clone(), node.clone());
+    }
+    (archive, shown)
 }
