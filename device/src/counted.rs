@@ -1,12 +1,12 @@
-//! The source as a device asks it: counts the bytes, and how long was waited for them.
+//! The source as a device asks it: counts the bytes.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
-use penstock_blob::{Blob, BlobSource, ByteRange, Located, Purpose, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Giver, Located, Purpose, ReadFuture};
 
 use crate::stats::Counters;
 
-/// Counts the bytes that its reads got from the source below, and the time that they took.
+/// Counts the bytes that its reads got from the source below.
 #[derive(Debug)]
 pub(crate) struct Counted {
     below: Arc<dyn BlobSource>,
@@ -19,18 +19,6 @@ impl Counted {
     }
 }
 
-/// Counts itself when it is over, also when nobody wants the bytes any more.
-struct Wait<'a> {
-    counters: &'a Counters,
-    begun: Instant,
-}
-
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
-        self.counters.waited(self.begun.elapsed());
-    }
-}
-
 impl BlobSource for Counted {
     fn locate(&self, blob: &Blob, range: ByteRange) -> Option<Located> {
         self.below.locate(blob, range)
@@ -38,7 +26,6 @@ impl BlobSource for Counted {
 
     fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
         Box::pin(async move {
-            let _wait = Wait { counters: &self.counters, begun: Instant::now() };
             let bytes = self.below.read(blob, range, purpose).await?;
             self.counters.asked(range.len());
             Ok(bytes)
@@ -47,5 +34,9 @@ impl BlobSource for Counted {
 
     fn reject(&self, blob: &Blob, range: ByteRange) {
         self.below.reject(blob, range);
+    }
+
+    fn giver(&self, blob: &Blob, range: ByteRange) -> Option<Giver> {
+        self.below.giver(blob, range)
     }
 }

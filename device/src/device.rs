@@ -7,7 +7,7 @@ use penstock_image::Image;
 use tokio::{runtime::Handle, sync::broadcast};
 
 use crate::{
-    Config, ConfigError, DeviceError, DeviceId, Metrics, Notice, Patience, Stats, Transport,
+    Config, ConfigError, DeviceError, DeviceId, Latencies, Metrics, Notice, Patience, Stats, Transport, Waits,
     config::MAX_QUEUES,
     counted::Counted,
     fuse,
@@ -130,7 +130,7 @@ impl Device {
         let counters = metrics.device(&id, transport);
         let bound = usize::from(config.misses);
         // A device that is taken over has the queues that it was made with.
-        let offload = Offload::start(&Handle::current(), bound * usize::from(MAX_QUEUES));
+        let offload = Offload::start(&id, &Handle::current(), bound * usize::from(MAX_QUEUES));
         // Parts of maps that are still being made are waited for as bytes are, with the same patience.
         let patient = Patient::new(content.image.over(content.source), config.patience);
         let setup = Setup {
@@ -142,6 +142,7 @@ impl Device {
             bound,
             max_piece_bytes: queue::MAX_PIECE_BYTES,
             max_io_bytes: usize::try_from(config.max_io_bytes).unwrap_or(usize::MAX),
+            desks: config.desks.clone(),
         };
         let offload = Arc::new(offload);
         let started = match (transport, remains) {
@@ -210,6 +211,18 @@ impl Device {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.counters.stats()
+    }
+
+    /// How long its reads took, by where their bytes came from.
+    #[must_use]
+    pub fn latencies(&self) -> Latencies {
+        self.counters.latencies()
+    }
+
+    /// How its readers have waited for bytes that are not on this node.
+    #[must_use]
+    pub fn waits(&self) -> Waits {
+        self.counters.waiting.read()
     }
 
     /// How long its readers wait for bytes that have to be fetched.

@@ -131,7 +131,7 @@ mod tests {
     }
 
     fn completion(ticket: u64) -> Completion {
-        Completion { ticket, outcome: Err(penstock_blob::ReadError::Stopping) }
+        Completion { ticket, outcome: Err(penstock_blob::ReadError::Stopping), giver: None }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use penstock_blob::{Blob, ByteRange, ReadError};
+use penstock_blob::{Blob, BlobSource as _, ByteRange, Giver, ReadError, SPANS};
 use penstock_image::Held;
 use tokio::{
     runtime::Handle,
@@ -13,7 +13,13 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use crate::inbox::Inbox;
+use tracing::{
+    Instrument as _, Span,
+    field::{Empty, debug, display},
+    info_span,
+};
+
+use crate::{DeviceId, inbox::Inbox};
 
 /// What became of a miss.
 #[derive(Debug)]
@@ -22,6 +28,8 @@ pub(crate) struct Completion {
     pub(crate) ticket: u64,
     /// All bytes wanted, in hand, or why one of them cannot be had.
     pub(crate) outcome: Result<Held, ReadError>,
+    /// Who gave them; of several the farthest.
+    pub(crate) giver: Option<Giver>,
 }
 
 /// Bytes that a queue lacks, on their way to be fetched.
@@ -43,10 +51,14 @@ impl Miss {
     async fn fetch(mut self) {
         let wanted = std::mem::take(&mut self.wanted);
         let Some(held) = self.held.as_mut() else { return };
-        let outcome = held.add(wanted).await;
+        let outcome = held.add(wanted.clone()).await;
+        let giver = wanted.iter().filter_map(|(blob, range)| held.giver(blob, *range)).max();
+        let span = Span::current();
+        giver.map(|giver| span.record("giver", debug(giver)));
+        outcome.as_ref().err().map(|error| span.record("error", display(error)));
         // Taking the bytes marks the miss as answered.
         if let Some(held) = self.held.take() {
-            self.inbox.post(Completion { ticket: self.ticket, outcome: outcome.map(|()| held) });
+            self.inbox.post(Completion { ticket: self.ticket, outcome: outcome.map(|()| held), giver });
         }
     }
 }
@@ -54,7 +66,7 @@ impl Miss {
 impl Drop for Miss {
     fn drop(&mut self) {
         if self.held.is_some() {
-            self.inbox.post(Completion { ticket: self.ticket, outcome: Err(ReadError::Stopping) });
+            self.inbox.post(Completion { ticket: self.ticket, outcome: Err(ReadError::Stopping), giver: None });
         }
     }
 }
@@ -67,10 +79,10 @@ pub(crate) struct Offload {
 }
 
 impl Offload {
-    /// Starts the dispatcher on `runtime`. `bound` is how many misses the queues may have in flight together.
-    pub(crate) fn start(runtime: &Handle, bound: usize) -> Self {
+    /// Starts the dispatcher of device `id` on `runtime`. `bound` is how many misses the queues may have in flight together.
+    pub(crate) fn start(id: &DeviceId, runtime: &Handle, bound: usize) -> Self {
         let (sender, misses) = mpsc::channel(bound.max(1));
-        let dispatcher = runtime.spawn(dispatch(misses)).abort_handle();
+        let dispatcher = runtime.spawn(dispatch(id.clone(), misses)).abort_handle();
         Self { sender, dispatcher }
     }
 
@@ -92,13 +104,15 @@ impl Drop for Offload {
 }
 
 /// One task per miss: a fetch that takes long delays nobody but its own readers. Ends with its owner, aborting the fetches.
-async fn dispatch(mut misses: mpsc::Receiver<Miss>) {
+async fn dispatch(id: DeviceId, mut misses: mpsc::Receiver<Miss>) {
     let mut fetches = JoinSet::new();
     loop {
         tokio::select! {
             miss = misses.recv() => match miss {
                 Some(miss) => {
-                    fetches.spawn(miss.fetch());
+                    let bytes: u64 = miss.wanted.iter().map(|(_, range)| range.len()).sum();
+                    let span = info_span!(target: SPANS, "miss", device = %id, bytes, giver = Empty, error = Empty);
+                    fetches.spawn(miss.fetch().instrument(span));
                 }
                 None => return,
             },
@@ -140,7 +154,7 @@ mod tests {
     async fn a_miss_comes_back_with_its_bytes_in_hand() {
         let memory = Memory::new(vec![Bytes::from_static(b"abcdef")]);
         let blob = memory.blob(0);
-        let (offload, inbox) = (Offload::start(&Handle::current(), 4), Inbox::new().unwrap());
+        let (offload, inbox) = (Offload::start(&"t".parse().unwrap(), &Handle::current(), 4), Inbox::new().unwrap());
         offload.sender().send(miss(memory, blob, &inbox, 7)).await.unwrap();
         let done = posted(&inbox).await.remove(0);
         assert_eq!(done.ticket, 7);
@@ -153,7 +167,7 @@ mod tests {
         let memory = Memory::new(vec![Bytes::from_static(b"abcdef")]);
         let blob = memory.blob(0);
         let stuck = Stuck::new(memory);
-        let (offload, inbox) = (Offload::start(&Handle::current(), 4), Inbox::new().unwrap());
+        let (offload, inbox) = (Offload::start(&"t".parse().unwrap(), &Handle::current(), 4), Inbox::new().unwrap());
         let sender = offload.sender();
         for ticket in 0..3 {
             sender.send(miss(stuck.clone(), blob, &inbox, ticket)).await.unwrap();

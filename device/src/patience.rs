@@ -6,7 +6,7 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadError, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Giver, Located, Purpose, ReadError, ReadFuture};
 use tokio::{
     sync::{broadcast, watch},
     time::{Instant, sleep_until},
@@ -30,8 +30,8 @@ const QUIET: Duration = Duration::from_secs(10);
 /// Blobs whose troubles are remembered. An image has fewer; beyond it nothing more is said.
 const MAX_BLOBS: usize = 1024;
 
-/// Notices kept for a listener that is slow; it is told how many it missed.
-const NOTICES: usize = 64;
+/// Notices kept for a listener that is slow; it is told how many it missed. Each device has room for so many, 2 KiB in all.
+const NOTICES: usize = 16;
 
 /// How long a reader waits for bytes that have to be fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -300,6 +300,10 @@ impl BlobSource for Patient {
 
     fn reject(&self, blob: &Blob, range: ByteRange) {
         self.below.reject(blob, range);
+    }
+
+    fn giver(&self, blob: &Blob, range: ByteRange) -> Option<Giver> {
+        self.below.giver(blob, range)
     }
 }
 

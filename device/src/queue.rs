@@ -10,18 +10,21 @@ use std::{
     sync::Arc,
 };
 
-use penstock_blob::{Blob, BlobSource, ByteRange, Located, Purpose, ReadError, ReadFuture};
-use penstock_image::{Held, Image, Scratch, StepError};
+use penstock_blob::{Blob, BlobSource, ByteRange, Giver, Located, Purpose, ReadError, ReadFuture};
+use penstock_image::{Held, Image, StepError};
 use rustix::io::Errno;
 use tokio::sync::mpsc;
 
 use crate::{
-    DeviceId,
+    Desks, DeviceId,
+    desks::Desk,
     inbox::{End, Inbox},
+    latency::Tier,
     offload::{Completion, Miss},
     request::{Port, Request},
     room::{self, Place, Room},
-    stats::{Counters, Tier},
+    stats::Counters,
+    waits::Wait,
 };
 
 /// How often one request may go to the offload: once for the data, and once for each place that fails its check (a mirror that
@@ -57,6 +60,8 @@ pub(crate) struct Setup {
     pub(crate) max_piece_bytes: u64,
     /// The largest read.
     pub(crate) max_io_bytes: usize,
+    /// Where reads are put together.
+    pub(crate) desks: Desks,
 }
 
 impl Setup {
@@ -71,6 +76,7 @@ impl Setup {
             bound: 1,
             max_piece_bytes: 0,
             max_io_bytes: 0,
+            desks: Desks::default(),
         }
     }
 }
@@ -102,8 +108,6 @@ pub(crate) struct Queue<P: Port> {
     room: Room,
     /// Requests that found no room at the offload, with what they lacked.
     parked: VecDeque<(Work<P>, Place)>,
-    buffer: Vec<u8>,
-    scratch: Scratch,
 }
 
 /// A miss at the offload.
@@ -123,15 +127,35 @@ struct Work<P: Port> {
     done: Vec<u8>,
     /// How often this piece was at the offload.
     rounds: u32,
-    /// Whether any was.
-    waited: bool,
+    /// Held from the first time that it lacked something.
+    wait: Option<Wait>,
+    /// Who gave what it lacked, as far as is known.
+    giver: Option<Giver>,
     /// Bytes that failed their check and were fetched again.
     rejected: Vec<(Blob, ByteRange)>,
 }
 
+impl<P: Port> Work<P> {
+    fn new(request: Request<P>, range: ByteRange) -> Self {
+        let (done, rejected) = (Vec::new(), Vec::new());
+        Self { request, range, piece: range, done, rounds: 0, wait: None, giver: None, rejected }
+    }
+
+    /// Where its bytes came from, when they are read.
+    fn tier(&self, has_waited_for_disk: bool) -> Tier {
+        match (&self.wait, self.giver) {
+            (None, _) if has_waited_for_disk => Tier::Disk,
+            (None, _) => Tier::Memory,
+            (Some(_), Some(Giver::Mirror)) => Tier::Mirror,
+            (Some(_), Some(Giver::Origin)) => Tier::Origin,
+            (Some(_), None) => Tier::Other,
+        }
+    }
+}
+
 /// What one look at a request finds.
 enum Attempt {
-    /// Its bytes are in the queue's buffer, so many.
+    /// Its bytes are in the desk's buffer, so many.
     Ready(usize),
     /// These bytes are not here. What is in hand stays in hand.
     Lacking(Held, Vec<(Blob, ByteRange)>),
@@ -141,9 +165,8 @@ enum Attempt {
 
 impl<P: Port> Queue<P> {
     pub(crate) fn new(setup: Setup, inbox: Arc<Inbox>) -> Self {
-        let buffer = vec![0; setup.max_io_bytes];
         let (waiting, room, parked) = (HashMap::new(), Room::new(setup.bound), VecDeque::new());
-        Self { setup, inbox, next_ticket: 0, waiting, room, parked, buffer, scratch: Scratch::new() }
+        Self { setup, inbox, next_ticket: 0, waiting, room, parked }
     }
 
     /// The device's counters, for new requests.
@@ -156,21 +179,23 @@ impl<P: Port> Queue<P> {
         if self.inbox.is_refusing() {
             return request.refuse(Errno::IO);
         }
-        if range.len() > self.buffer.len() as u64 {
+        let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+        if len > self.setup.max_io_bytes {
             tracing::error!(device = %self.setup.id, %range, "the kernel asks for more than the device allows at once");
             return request.refuse(Errno::INVAL);
         }
         let held = Held::new(self.setup.source.clone());
-        let (done, rejected) = (Vec::new(), Vec::new());
-        self.advance(Work { request, range, piece: range, done, rounds: 0, waited: false, rejected }, held);
+        self.advance(Work::new(request, range), held);
     }
 
     /// Takes what the offload posted, and what waited for room there.
     pub(crate) fn collect(&mut self) {
-        for Completion { ticket, outcome } in self.inbox.take() {
+        for Completion { ticket, outcome, giver } in self.inbox.take() {
             let Some(Waiting { work, place }) = self.waiting.remove(&ticket) else { continue };
             self.room.give_back(&place);
-            let Some(work) = work else { continue };
+            let Some(mut work) = work else { continue };
+            // Of several the farthest: that is what the read waited for.
+            work.giver = work.giver.max(giver);
             match outcome {
                 Ok(held) => self.advance(work, held),
                 Err(error) => self.give_up(work, &error.to_string()),
@@ -239,15 +264,20 @@ impl<P: Port> Queue<P> {
     fn advance(&mut self, work: Work<P>, held: Held) {
         if catch_unwind(AssertUnwindSafe(|| self.look(work, held))).is_err() {
             tracing::error!(device = %self.setup.id, "reading the image panicked; the request was answered with EIO");
-            self.scratch = Scratch::new();
         }
     }
 
     fn look(&mut self, mut work: Work<P>, held: Held) {
-        match self.attempt(&mut work, held) {
+        let mut desk = self.setup.desks.lend(usize::try_from(work.range.len()).unwrap_or(usize::MAX));
+        let attempt = self.attempt(&mut work, held, &mut desk);
+        // The pins go, the room stays.
+        desk.plan.clear();
+        match attempt {
             Attempt::Ready(bytes) => {
-                let tier = if work.waited { Tier::Miss } else { Tier::Hit };
-                work.request.answer(&self.buffer[..bytes], tier);
+                let tier = work.tier(desk.scratch.has_waited());
+                // Counted by the time that whoever reads has the bytes.
+                work.wait = None;
+                work.request.answer(&desk.buffer[..bytes], tier);
             }
             Attempt::Lacking(held, wanted) => self.offload(work, held, wanted),
             Attempt::Failed(why) => self.give_up(work, &why),
@@ -255,13 +285,14 @@ impl<P: Port> Queue<P> {
     }
 
     /// Plans the read, piece by piece, with what is here and in hand, and executes each plan that lacks nothing.
-    fn attempt(&mut self, work: &mut Work<P>, mut held: Held) -> Attempt {
+    fn attempt(&self, work: &mut Work<P>, mut held: Held, desk: &mut Desk) -> Attempt {
         let Some(image) = self.setup.image.clone() else { return Attempt::Failed("the device shows no image".into()) };
+        let Desk { buffer, scratch, plan } = desk;
+        scratch.begin();
         loop {
-            let plan = match image.plan(work.piece, &held) {
-                Ok(plan) => plan,
-                Err(error) => return Attempt::Failed(error.to_string()),
-            };
+            if let Err(error) = image.plan_into(work.piece, &held, plan) {
+                return Attempt::Failed(error.to_string());
+            }
             if !plan.is_local() {
                 let wanted: Vec<_> = plan.missing().collect();
                 if room::bytes(&wanted) > self.setup.max_piece_bytes
@@ -273,18 +304,18 @@ impl<P: Port> Queue<P> {
                 return Attempt::Lacking(held, wanted);
             }
             let bytes = usize::try_from(work.piece.len()).unwrap_or(usize::MAX);
-            let done = plan.read_into(&mut self.buffer[..bytes], &mut self.scratch);
+            let done = plan.read_into(&mut buffer[..bytes], scratch);
             // The pins go before a source is told to drop what they held.
-            drop(plan);
+            plan.clear();
             if let Err(error) = done {
                 return self.recheck(work, &error);
             }
             if work.piece == work.range {
                 return Attempt::Ready(bytes);
             }
-            work.done.extend_from_slice(&self.buffer[..bytes]);
+            work.done.extend_from_slice(&buffer[..bytes]);
             let Ok(rest) = ByteRange::new(work.piece.end(), work.range.end()) else {
-                self.buffer[..work.done.len()].copy_from_slice(&work.done);
+                buffer[..work.done.len()].copy_from_slice(&work.done);
                 return Attempt::Ready(work.done.len());
             };
             (work.piece, work.rounds, held) = (rest, 0, Held::new(self.setup.source.clone()));
@@ -309,12 +340,12 @@ impl<P: Port> Queue<P> {
         if work.rounds == MAX_ROUNDS {
             return self.give_up(work, "the plan still lacks bytes after every fetch");
         }
+        work.wait.get_or_insert_with(|| Wait::begin(self.setup.counters.clone(), work.range));
         let place = Place::of(&wanted);
         if !self.room.has(&place) {
             return self.parked.push_back((work, place));
         }
         work.rounds += 1;
-        work.waited = true;
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         self.room.take(&place);
@@ -324,7 +355,8 @@ impl<P: Port> Queue<P> {
         let _ = self.setup.misses.try_send(Miss::new(ticket, held, wanted, self.inbox.clone()));
     }
 
-    fn give_up(&self, work: Work<P>, why: &str) {
+    fn give_up(&self, mut work: Work<P>, why: &str) {
+        work.wait = None;
         tracing::warn!(device = %self.setup.id, range = %work.range, why, "a read is answered with EIO");
         self.setup.counters.explain(format!("bytes {}: {why}", work.range));
         work.request.refuse(Errno::IO);

@@ -4,7 +4,7 @@ use std::{fmt, io, sync::Arc, time::Instant};
 
 use rustix::io::Errno;
 
-use crate::stats::{Counters, Tier};
+use crate::{latency::Tier, stats::Counters};
 
 /// How one transport answers the kernel.
 pub(crate) trait Port: Clone {
@@ -43,8 +43,9 @@ impl<P: Port> Request<P> {
     pub(crate) fn answer(mut self, bytes: &[u8], tier: Tier) {
         match self.port.fill(self.key, bytes) {
             Ok(()) => {
-                self.close();
+                // First: of a device that has no request open, all is counted.
                 self.counters.read(bytes.len() as u64, tier, self.taken.elapsed());
+                self.close();
             }
             Err(error) => {
                 tracing::warn!(%error, key = ?self.key, "the kernel did not take the bytes of a read");
@@ -151,7 +152,7 @@ mod tests {
     fn a_request_is_answered_exactly_once_whatever_happens_to_it_unless_it_is_left() {
         let (port, counters) = (Recorder::default(), counters());
         let request = |key| Request::new(port.clone(), key, counters.clone());
-        request(1).answer(b"ab", Tier::Hit);
+        request(1).answer(b"ab", Tier::Memory);
         request(2).refuse(Errno::ROFS);
         drop(request(3));
         let lost = request(4);
@@ -174,7 +175,7 @@ mod tests {
     fn bytes_that_the_kernel_refuses_become_an_error_answer() {
         let port = Recorder { deaf: true, ..Recorder::default() };
         let counters = counters();
-        Request::new(port.clone(), 9, counters.clone()).answer(b"x", Tier::Hit);
+        Request::new(port.clone(), 9, counters.clone()).answer(b"x", Tier::Memory);
         assert_eq!(port.answers(), [(9, Err(Errno::IO))]);
         assert_eq!((counters.stats().errors, counters.stats().hits, counters.stats().in_flight), (1, 0, 0));
     }

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 
 use penstock_blob::{Blob, ByteRange, Digest};
 
-/// Bytes that the misses of one queue may wait for together: what the most misses of the largest requests need. A queue without
-/// misses takes any one, so that none waits for ever.
-pub(crate) const MAX_BYTES: u64 = 128 << 20;
+/// Bytes that the misses of one queue may wait for together, of which those that came stay in memory until all are there: as much as a node
+/// has in flight; more would wait there. A queue without misses takes any one, so that none waits for ever.
+pub(crate) const MAX_BYTES: u64 = 16 << 20;
 
 /// What a miss wants of blobs.
 pub(crate) type Wanted = [(Blob, ByteRange)];

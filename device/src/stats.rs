@@ -11,22 +11,16 @@ use std::{
 
 use parking_lot::Mutex;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::Gauge,
-        histogram::{Histogram, exponential_buckets},
-    },
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
-use crate::{DeviceId, Transport};
-
-/// Upper bounds of the latency histograms: 16 buckets from 16 us (a hit) by factors of 4 to beyond any deadline.
-fn buckets() -> impl Iterator<Item = f64> {
-    exponential_buckets(16e-6, 4.0, 16)
-}
+use crate::{
+    DeviceId, Transport,
+    latency::{self, Latencies, Tier},
+    waits::Waiting,
+};
 
 /// The metrics of all devices of a node. Made once; clones share the same counters.
 #[derive(Clone)]
@@ -40,7 +34,8 @@ pub struct Metrics {
     waited: Family<DeviceLabels, Counter<f64, AtomicU64>>,
     dropped: Family<DeviceLabels, Counter>,
     in_flight: Family<DeviceLabels, Gauge>,
-    seconds: Family<TierLabels, Histogram>,
+    stalled: Family<DeviceLabels, Counter<f64, AtomicU64>>,
+    seconds: latency::Node,
 }
 
 /// A node has few devices at a time, and a stopped one's series are removed: the label is bounded.
@@ -48,20 +43,6 @@ pub struct Metrics {
 struct DeviceLabels {
     device: String,
     transport: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TierLabels {
-    tier: Tier,
-}
-
-/// Where the bytes of a request came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(crate) enum Tier {
-    /// Everything was on this node.
-    Hit,
-    /// Something had to be asked of the source.
-    Miss,
 }
 
 impl Metrics {
@@ -77,7 +58,8 @@ impl Metrics {
             waited: Family::default(),
             dropped: Family::default(),
             in_flight: Family::default(),
-            seconds: Family::new_with_constructor(|| Histogram::new(buckets())),
+            stalled: Family::default(),
+            seconds: latency::Node::default(),
         };
         let m = &metrics;
         registry.register("requests", "Requests taken from the kernel", m.requests.clone());
@@ -87,10 +69,21 @@ impl Metrics {
         registry.register("errors", "Requests answered with an error", m.errors.clone());
         registry.register("asked_bytes", "Bytes of blobs got from the source for misses", m.asked.clone());
         registry.register("waited_seconds", "Time that reads waited for the source, each counted", m.waited.clone());
+        registry.register(
+            "stalled_seconds",
+            "Time in which at least one read waited for the source",
+            m.stalled.clone(),
+        );
         registry.register("dropped", "Requests answered EIO because nothing else answered them", m.dropped.clone());
         registry.register("in_flight", "Requests taken and not yet answered", m.in_flight.clone());
         registry.register("request_seconds", "Time from taking a read to answering it, by tier", m.seconds.clone());
         metrics
+    }
+
+    /// How long the reads of all devices took, of those that are gone too.
+    #[must_use]
+    pub fn latencies(&self) -> Latencies {
+        self.seconds.read()
     }
 
     /// The counters of one device.
@@ -106,8 +99,9 @@ impl Metrics {
             waited: self.waited.get_or_create_owned(&labels),
             dropped: self.dropped.get_or_create_owned(&labels),
             in_flight: self.in_flight.get_or_create_owned(&labels),
-            hit_seconds: self.seconds.get_or_create_owned(&TierLabels { tier: Tier::Hit }),
-            miss_seconds: self.seconds.get_or_create_owned(&TierLabels { tier: Tier::Miss }),
+            stalled: self.stalled.get_or_create_owned(&labels),
+            seconds: self.seconds.add(),
+            waiting: Waiting::default(),
             last_error: Mutex::new(None),
         })
     }
@@ -120,6 +114,7 @@ impl Metrics {
             family.remove(&labels);
         }
         self.waited.remove(&labels);
+        self.stalled.remove(&labels);
         self.in_flight.remove(&labels);
     }
 }
@@ -142,8 +137,10 @@ pub(crate) struct Counters {
     waited: Counter<f64, AtomicU64>,
     dropped: Counter,
     in_flight: Gauge<i64, AtomicI64>,
-    hit_seconds: Histogram,
-    miss_seconds: Histogram,
+    stalled: Counter<f64, AtomicU64>,
+    seconds: latency::Kept,
+    /// Who waits, and for what.
+    pub(crate) waiting: Waiting,
     last_error: Mutex<Option<String>>,
 }
 
@@ -177,16 +174,18 @@ impl Counters {
     /// A read whose bytes the kernel took.
     pub(crate) fn read(&self, bytes: u64, tier: Tier, took: Duration) {
         self.served.inc_by(bytes);
-        match tier {
-            Tier::Hit => {
-                self.hits.inc();
-                self.hit_seconds.observe(took.as_secs_f64());
-            }
-            Tier::Miss => {
-                self.misses.inc();
-                self.miss_seconds.observe(took.as_secs_f64());
-            }
-        }
+        if tier.is_hit() { &self.hits } else { &self.misses }.inc();
+        self.seconds.add(tier, took);
+    }
+
+    /// At least one reader waited for so long.
+    pub(crate) fn stalled(&self, time: Duration) {
+        self.stalled.inc_by(time.as_secs_f64());
+    }
+
+    /// How long its reads took.
+    pub(crate) fn latencies(&self) -> Latencies {
+        self.seconds.read()
     }
 
     /// Remembers why a read failed, for [`Stats::last_error`].
@@ -195,6 +194,8 @@ impl Counters {
     }
 
     pub(crate) fn stats(&self) -> Stats {
+        // First: when none is open, the others have all that was read.
+        let in_flight = u64::try_from(self.in_flight.get()).unwrap_or(0);
         Stats {
             requests: self.requests.get(),
             served_bytes: self.served.get(),
@@ -203,8 +204,9 @@ impl Counters {
             errors: self.errors.get(),
             asked_bytes: self.asked.get(),
             waited: Duration::try_from_secs_f64(self.waited.get()).unwrap_or(Duration::MAX),
+            stalled: self.waiting.stalled(),
             dropped: self.dropped.get(),
-            in_flight: u64::try_from(self.in_flight.get()).unwrap_or(0),
+            in_flight,
             last_error: self.last_error.lock().clone(),
         }
     }
@@ -227,6 +229,8 @@ pub struct Stats {
     pub asked_bytes: u64,
     /// How long reads waited for the source, each counted: two that wait a second for the same bytes have waited two.
     pub waited: Duration,
+    /// How long at least one read waited for the source.
+    pub stalled: Duration,
     /// Requests answered EIO because the code that had them lost them: always 0, or there is a bug to report.
     pub dropped: u64,
     /// Requests taken and not yet answered.

@@ -185,7 +185,7 @@ pub async fn retire(number: u32, config: &Config, metrics: &Metrics) -> Result<S
         operation: "naming a leftover".into(),
         error: std::io::Error::other(error),
     })?;
-    let offload = Arc::new(Offload::start(&Handle::current(), 1));
+    let offload = Arc::new(Offload::start(&id, &Handle::current(), 1));
     let counters = metrics.device(&id, Transport::Ublk);
     let setup = Setup::refusing(id.clone(), counters, offload.sender());
     let served = Served::resume(setup, config, number, offload).await;

@@ -68,6 +68,38 @@ fn the_file_has_the_bytes_of_the_disk_whatever_the_size_of_the_reads() {
 }
 
 #[test]
+fn a_qcow2_disk_is_what_qemu_sees_in_its_file() {
+    if !can_mount_fuse() || !tool("qemu-img") || !tool("qemu-io") {
+        return;
+    }
+    let tree = machine::Tree::new();
+    let disk = tree.disk(|tree, image| {
+        let raw = image.with_file_name("raw");
+        fs::copy(tree.join("a/large"), &raw).unwrap();
+        let convert = ["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=32k,compression_type=zstd"];
+        assert!(Command::new("qemu-img").args(convert).args([&raw, image]).status().unwrap().success());
+        let write = ["-f", "qcow2", "-c", "write -P 9 70000 300000", "-c", "write -z 1M 512k"];
+        Command::new("qemu-io").args(write).arg(image).status()
+    });
+    runtime().block_on(async {
+        let bench = Bench::new(&disk);
+        let qcow2 = bench.dir.path().join("disk.qcow2");
+        fs::write(&qcow2, &disk.bytes).unwrap();
+        let device = bench.start("qcow2", bench.memory.clone()).await;
+        let path = device.path().to_owned();
+        let compare = move || {
+            let mut compare = Command::new("qemu-img");
+            compare.args(["compare", "-f", "qcow2", "-F", "raw"]).args([qcow2, path]).output().unwrap()
+        };
+        let compared = tokio::task::spawn_blocking(compare).await.unwrap();
+        assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
+        device.stop().await.unwrap();
+        let stats = device.stats();
+        assert!(stats.errors == 0 && stats.misses > 0, "{stats:?}");
+    });
+}
+
+#[test]
 fn nothing_can_be_written_or_made() {
     if !can_mount_fuse() {
         return;

@@ -19,8 +19,9 @@ use crate::{
     request::{Port, Request},
 };
 
-/// Room for one message. The kernel wants at least 8 KiB, and more than any name that can be looked up.
-const MESSAGE_BYTES: usize = 64 << 10;
+/// Room for one message: as little as the kernel takes (`FUSE_MIN_READ_BUFFER`), because each device has it. That is more than any name that can be looked
+/// up; the kernel refuses by itself what would not fit.
+const MESSAGE_BYTES: usize = 8 << 10;
 
 /// Answers of a session: one `writev` each, from any thread.
 #[derive(Clone)]

@@ -1,5 +1,7 @@
 //! A queue answers everything once, whatever the source does.
 
+mod hits;
+
 use std::{
     fs::File,
     io::{Read as _, Seek as _, Write as _},
@@ -47,7 +49,8 @@ impl Bench {
         let layer = Layer { blob, media_type: String::new(), annotations: Default::default() };
         let image = Image::open(vec![layer], opened, maps.path()).await.unwrap();
         let counters = Metrics::new(&mut Registry::default()).device(&"t".parse().unwrap(), Transport::Fuse);
-        let (inbox, offload) = (Inbox::new().unwrap(), Offload::start(&Handle::current(), bound));
+        let (inbox, offload) =
+            (Inbox::new().unwrap(), Offload::start(&"t".parse().unwrap(), &Handle::current(), bound));
         let setup = Setup {
             id: "t".parse().unwrap(),
             image: Some(Arc::new(image)),
@@ -57,6 +60,7 @@ impl Bench {
             bound,
             max_piece_bytes: MAX_PIECE_BYTES,
             max_io_bytes: 16 << 10,
+            desks: Desks::default(),
         };
         let queue = Queue::new(setup, inbox.clone());
         Self { queue, port: Recorder::default(), inbox, counters, offload, _maps: maps }
@@ -110,6 +114,47 @@ async fn a_miss_is_a_hit_that_waited() {
     assert_eq!(bench.answer(1, 4096), Ok(()));
     let stats = bench.counters.stats();
     assert_eq!((stats.hits, stats.misses, stats.asked_bytes, stats.in_flight), (0, 1, 8192, 0));
+}
+
+/// A source that knows who gives its bytes.
+#[derive(Debug)]
+struct Given(Arc<Memory>, Option<Giver>);
+
+impl BlobSource for Given {
+    fn locate(&self, blob: &Blob, range: ByteRange) -> Option<Located> {
+        self.0.locate(blob, range)
+    }
+    fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
+        self.0.read(blob, range, purpose)
+    }
+    fn reject(&self, blob: &Blob, range: ByteRange) {
+        self.0.reject(blob, range);
+    }
+    fn giver(&self, _: &Blob, _: ByteRange) -> Option<Giver> {
+        self.1
+    }
+}
+
+#[tokio::test]
+async fn a_read_counts_in_the_tier_that_its_bytes_came_from() {
+    for (here, giver, tier) in [
+        (true, None, Tier::Memory),
+        (false, Some(Giver::Mirror), Tier::Mirror),
+        (false, Some(Giver::Origin), Tier::Origin),
+        (false, None, Tier::Other),
+    ] {
+        let memory = Memory::new(vec![disk()]);
+        memory.resident(here);
+        let mut bench = Bench::new(&memory, Arc::new(Given(memory.clone(), giver)), 4).await;
+        bench.read(1, 0, 4096);
+        bench.until_answered(1).await;
+        let [latency] = bench.counters.latencies().by_tier()[..] else { panic!("one read has one tier") };
+        assert_eq!((latency.tier, latency.reads), (tier, 1));
+        let waits = bench.counters.waiting.read();
+        let ranges: Vec<_> = waits.ranges.iter().map(|wait| (wait.range.len(), wait.waits)).collect();
+        assert_eq!(ranges, if here { vec![] } else { vec![(4096, 1)] });
+        assert_eq!((waits.waits, waits.stalled.is_zero()), (u64::from(!here), here));
+    }
 }
 
 #[tokio::test]
@@ -170,8 +215,7 @@ async fn readers_of_one_stuck_blob_leave_places_to_those_of_another() {
     let range = ByteRange::new(0, 512).unwrap();
     for key in 1000..1500 {
         let request = Request::new(bench.port.clone(), key, bench.counters.clone());
-        let work =
-            Work { request, range, piece: range, done: Vec::new(), rounds: 0, waited: false, rejected: Vec::new() };
+        let work = Work::new(request, range);
         let held = Held::new(bench.queue.setup.source.clone());
         bench.queue.offload(work, held, vec![(blobs.blob(1), ByteRange::new(0, 100).unwrap())]);
     }

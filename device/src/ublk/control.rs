@@ -10,7 +10,7 @@ use std::{
 
 use libublk::{
     UblkError, UblkFlags,
-    ctrl::{UblkCtrl, UblkCtrlBuilder},
+    ctrl::{UblkCtrl, UblkCtrlBuilder, UblkQueueAffinity},
     io::UblkDev,
     sys,
 };
@@ -36,7 +36,7 @@ pub(super) const SECTOR_BYTES: u64 = 512;
 const LOGICAL_SHIFT: u8 = 9;
 /// log2 of the physical block: a page, below which reads gain nothing.
 const PHYSICAL_SHIFT: u8 = 12;
-/// log2 of the optimal read: 256 KiB, a cache chunk. The kernel reads ahead twice that.
+/// log2 of the optimal read: 256 KiB, two chunks of the cache. The kernel reads ahead twice that.
 const OPTIMAL_SHIFT: u8 = 18;
 /// Entries of a ring beyond one per tag: the eventfd, with room.
 const EXTRA_ENTRIES: u16 = 16;
@@ -263,11 +263,12 @@ impl Up<'_> {
         let (ready, fetched) = sync_channel(queues.into());
         for number in 0..queues {
             let inbox = Inbox::new().map_err(DeviceError::io("making an eventfd"))?;
+            let seat = ring::Seat { number, processors: self.processors_of(number) };
             let (dev, setup, ready, inbox_of) =
                 (self.dev.clone(), Setup { max_io_bytes, ..self.plan.setup.clone() }, ready.clone(), inbox.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("q{number}-{}", setup.id))
-                .spawn(move || ring::run(number, &dev, setup, inbox_of, &ready))
+                .spawn(move || ring::run(&seat, &dev, setup, inbox_of, &ready))
                 .map_err(DeviceError::io("starting a queue thread"))?;
             self.queues.push((inbox, thread));
         }
@@ -281,6 +282,21 @@ impl Up<'_> {
         // END_USER_RECOVERY when it is taken over.
         self.ctrl.start_dev(&self.dev).and_then(accepted).map_err(failed("START_DEV"))?;
         Ok(())
+    }
+
+    /// The processors whose requests the kernel gives to queue `number`; none when it has those of all, or when the kernel does not tell.
+    fn processors_of(&self, number: u16) -> Vec<usize> {
+        if self.dev.dev_info.nr_hw_queues == 1 {
+            return Vec::new();
+        }
+        let mut told = UblkQueueAffinity::new();
+        match self.ctrl.get_queue_affinity(number.into(), &mut told).and_then(accepted) {
+            Ok(_) => told.to_bits_vec(),
+            Err(error) => {
+                tracing::debug!(queue = number, %error, "the driver does not tell a queue's processors");
+                Vec::new()
+            }
+        }
     }
 
     /// Opens the disk for us alone, as a mount would: fails when a file system on it is mounted, in any namespace, and keeps

@@ -19,7 +19,7 @@ use penstock_blob::ByteRange;
 use rustix::{
     event::PollFlags,
     io::Errno,
-    thread::{CapabilitySet, capabilities, set_capabilities},
+    thread::{CapabilitySet, CpuSet, capabilities, sched_setaffinity, set_capabilities},
 };
 
 use super::control::SECTOR_BYTES;
@@ -65,9 +65,18 @@ impl Port for Tags<'_> {
     }
 }
 
-/// Serves queue `number` until the device stops. `ready` hears once that every tag was fetched, or why not.
-pub(super) fn run(number: u16, dev: &UblkDev, setup: Setup, inbox: Arc<Inbox>, ready: &SyncSender<io::Result<()>>) {
-    let id = setup.id.clone();
+/// Which queue of a device, and where.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) number: u16,
+    /// The processors whose requests the kernel gives it; empty: all.
+    pub(super) processors: Vec<usize>,
+}
+
+/// Serves a queue until the device stops. `ready` hears once that every tag was fetched, or why not.
+pub(super) fn run(seat: &Seat, dev: &UblkDev, setup: Setup, inbox: Arc<Inbox>, ready: &SyncSender<io::Result<()>>) {
+    let (id, number) = (setup.id.clone(), seat.number);
+    seat.keep_to();
     let ublk = match fetch(number, dev) {
         Ok(ublk) => ublk,
         Err(error) => {
@@ -92,6 +101,21 @@ pub(super) fn run(number: u16, dev: &UblkDev, setup: Setup, inbox: Arc<Inbox>, r
         // Its drop waits (before Linux 6.13) for commands that the driver holds until this thread has ended. What it maps goes with
         // the process.
         std::mem::forget(ublk);
+    }
+}
+
+impl Seat {
+    /// Keeps this thread to its processors: what a reader asks for and gets stays in their caches, and no other queue's thread is in its way. Where that is not
+    /// possible (the agent may use others only) the scheduler chooses.
+    fn keep_to(&self) {
+        if self.processors.is_empty() {
+            return;
+        }
+        let mut set = CpuSet::new();
+        self.processors.iter().filter(|&&cpu| cpu < CpuSet::MAX_CPU).for_each(|&cpu| set.set(cpu));
+        if let Err(error) = sched_setaffinity(None, &set) {
+            tracing::debug!(queue = self.number, %error, "a queue's thread runs on any processor");
+        }
     }
 }
 
