@@ -11,12 +11,13 @@
 //!
 //! # Layout
 //!
-//! `plan` decides purely what an image consists of, `store` asks containerd, `write` writes one blob, `error` says what to do.
+//! `plan` decides purely what an image consists of, `store` asks containerd, `write` writes one blob, `read` reads what it has, `error` says what to do.
 
 mod error;
 mod lease;
 mod plan;
 mod proto;
+mod read;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -25,4 +26,5 @@ mod write;
 pub use error::StoreError;
 pub use lease::LEASE;
 pub use plan::{Child, Content, Piece};
+pub use read::Stored;
 pub use store::{Materialised, Outcome, Progress, Store, Target, Written};

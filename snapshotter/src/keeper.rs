@@ -163,6 +163,10 @@ impl Writer {
             }
             self.write(batch);
             if alone || close.is_some() {
+                if self.broken.is_some() {
+                    // Closing it would write what it could not, and wait for that. The process ends, and its lock with it.
+                    std::mem::forget(self);
+                }
                 return close;
             }
         }

@@ -23,6 +23,10 @@ const LAYER: [&str; 2] = ["containerd.io/snapshot/cri.layer-digest", "containerd
 /// The manifest for this platform; only the first of the two says it.
 const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 
+/// How a layer is wished to be read: what the agent's `layers.prefer` says, for this one. containerd passes on annotations of a layer that begin like
+/// this as labels; so this is the name of the annotation, too.
+pub const PREFER: &str = "containerd.io/snapshot/penstock.prefer";
+
 /// Most bytes of one label, key and value together: containerd's bound.
 const MAX_LABEL_BYTES: usize = 4096;
 /// Most ranges of one mapping: the kernel's bound (user_namespaces(7)).
@@ -61,6 +65,7 @@ fn described(labels: &Labels, target: &str, depth: usize) -> Result<Layer, Strin
         digest: parsed("layer digest", digest)?,
         depth,
         chain: parsed("chain ID", target)?,
+        prefer: labels.get(PREFER).cloned(),
     })
 }
 

@@ -45,6 +45,7 @@ mod usage;
 
 pub use error::{OpenError, SnapshotError};
 pub use filter::{FilterError, Filters};
+pub use labels::PREFER;
 pub use mounter::{Answer, Declined, Figures, Layer, MountError, Mounter, Offer, Shape, Stack};
 pub use record::{Kind, Labels, Usage};
 pub use recover::{Lost, Repair};

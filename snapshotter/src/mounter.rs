@@ -21,6 +21,10 @@ pub trait Mounter: Debug + Send + Sync + 'static {
     /// Told of each layer of an image that is not read on demand. Never blocks.
     fn declined(&self, declined: Declined<'_>);
 
+    /// Told of each layer of an image that containerd has unpacked and committed, as it was asked about before; `namespace` is containerd's. At this moment
+    /// the layer's blob is in its content store. Never blocks.
+    fn unpacked(&self, layer: &Layer, namespace: &str);
+
     /// Shows `stack`, read-only, at the directory `target`, which exists. It is shown there already: success.
     ///
     /// After the answer it outlives this process, until [`Mounter::unmount`] or a reboot. Answers the device's id.
@@ -46,6 +50,8 @@ pub struct Layer {
     pub depth: usize,
     /// The chain ID of this layer and those below it (OCI image specification, "Layer ChainID").
     pub chain: Digest,
+    /// How it is wished to be read, as the label [`PREFER`](crate::PREFER) has it.
+    pub prefer: Option<String>,
 }
 
 /// Whether a layer can be read on demand.

@@ -154,6 +154,25 @@ async fn bytes_that_are_not_those_of_the_digest_are_dropped_and_said_to_the_sour
 }
 
 #[tokio::test]
+async fn what_containerd_has_is_read_from_it_and_what_it_has_no_more_is_said_to_be_gone() {
+    let (_dir, state, _fake, store) = setup().await;
+    let (source, content) = image();
+    store.materialise(&content, &source, &|_| {}).await.unwrap();
+    let (layer, bytes) = (content.pieces[1].blob, source.blobs[1].clone());
+    let short = Blob { size_bytes: layer.size_bytes - 1, ..layer };
+    assert!(store.has(&layer).await.unwrap() && !store.has(&short).await.unwrap());
+    let stored = store.clone().stored();
+    let read = |blob, start, end| stored.read(blob, ByteRange::new(start, end).unwrap(), Purpose::Ahead);
+    assert!(read(layer, 0, layer.size_bytes).await.unwrap() == bytes);
+    assert_eq!(read(layer, 1_999_999, 2_000_001).await.unwrap(), bytes.slice(1_999_999..2_000_001));
+    let cut = Blob { size_bytes: layer.size_bytes + 5, ..layer };
+    assert!(matches!(read(cut, 2_999_999, cut.size_bytes).await, Err(ReadError::Storage { .. })), "it is not so long");
+    state.committed.lock().remove(&layer.digest.to_string());
+    assert!(!store.has(&layer).await.unwrap());
+    assert!(matches!(read(layer, 0, 1).await, Err(ReadError::NotFound { .. })));
+}
+
+#[tokio::test]
 async fn a_blob_that_somebody_else_writes_is_said_to_be_busy() {
     let (_dir, state, _fake, store) = setup().await;
     let (source, content) = image();

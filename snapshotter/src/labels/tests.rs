@@ -15,10 +15,12 @@ fn a_layer_is_known_from_what_each_client_passes() {
         (REFERENCE[0], "registry.example/a:b"),
         (LAYER[0], &blob.to_string()),
         (MANIFEST, &manifest.to_string()),
+        (PREFER, "own,toc"),
         ("containerd.io/snapshot/cri.image-layers", "sha256:cut,short"),
     ]);
-    let wanted =
-        Layer { reference: "registry.example/a:b".into(), manifest: Some(manifest), digest: blob, depth: 3, chain };
+    let reference = "registry.example/a:b".into();
+    let prefer = Some("own,toc".into());
+    let wanted = Layer { reference, manifest: Some(manifest), digest: blob, depth: 3, chain, prefer };
     assert_eq!(layer(&cri, 3), Some(Ok(wanted.clone())));
     let rpull = labels(&[
         (TARGET, &chain.to_string()),
@@ -26,7 +28,7 @@ fn a_layer_is_known_from_what_each_client_passes() {
         (LAYER[1], &blob.to_string()),
         ("containerd.io/snapshot/remote/stargz.layers", "sha256:cut,short"),
     ]);
-    assert_eq!(layer(&rpull, 3), Some(Ok(Layer { manifest: None, ..wanted })));
+    assert_eq!(layer(&rpull, 3), Some(Ok(Layer { manifest: None, prefer: None, ..wanted })));
     assert_eq!(layer(&labels(&[(REFERENCE[0], "a")]), 0), None, "a container's snapshot");
 }
 

@@ -24,6 +24,11 @@ pub(crate) struct Commit {
     pub(crate) labels: Labels,
 }
 
+/// containerd's namespace, with which its keys begin: `<namespace>/<number>/<key of the client>`.
+fn namespace(key: &str) -> &str {
+    key.split_once('/').map_or(key, |(namespace, _)| namespace)
+}
+
 impl Snapshotter {
     /// Commits an active snapshot. Its files are durable before the answer, and what it takes is known from then on.
     pub(crate) async fn commit(self: &Arc<Self>, commit: Commit) -> Result<(), SnapshotError> {
@@ -70,8 +75,12 @@ impl Snapshotter {
             usage: Some(usage),
             ..Record::clone(&active)
         };
+        let depth = self.table.lock().chain(record.parent.as_deref())?.len();
         self.put(record, Some(&commit.key)).await?;
         self.forget_active(&commit.key, number);
+        if let Some(Ok(layer)) = labels::layer(&active.labels, depth) {
+            self.mounter.unpacked(&layer, namespace(&commit.key));
+        }
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write as _},
     path::Path,
     process::{Command, Stdio},
 };
@@ -76,6 +76,44 @@ async fn metadata_that_is_lost_or_damaged_is_rebuilt_from_the_snapshots() {
     node = node.restart(|root| fs::remove_dir_all(root.join("metadata")).expect("removed")).await;
     check(&node, &before).await;
     assert!(node.snapshotter.repair().await.expect("it runs").rebuilt.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metadata_that_fails_while_it_is_used_refuses_changes_and_the_next_start_has_all_that_was_answered() {
+    needs_mounts!();
+    let mut node = Node::start().await;
+    node = node.restart(|root| mounting::small_disk(&root.join("metadata"))).await;
+    some(&node).await;
+    let full = node.root().join("metadata/full");
+    let mut file = fs::File::create(&full).expect("a file");
+    while file.write_all(&[0; 4096]).is_ok() {}
+    drop(file);
+    // Some changes may find room in what sled has.
+    let (mut late, mut refused) = (0, None);
+    while refused.is_none() && late < 10_000 {
+        late += 1;
+        refused = node.prepare(&format!("late {late}"), "", Labels::new()).await.err();
+    }
+    let refused = refused.expect("the disk is full");
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert!(refused.message().contains("the metadata failed"), "{refused}");
+    fs::remove_file(&full).expect("removed");
+    let again = node.remove("active").await.expect_err("what sled has in memory is not to be trusted");
+    assert_eq!(again.code(), Code::Unavailable, "{again}");
+    let answered = node.batches(&[]).await.expect("a list").concat();
+    assert_eq!(answered.len(), 3 + late - 1, "{answered:?}");
+    check(&node, &answered).await;
+
+    // The agent that comes next has another process; this one's sled is left behind, with its disk.
+    node = node.restart(|root| mounting::unmount_below(&root.join("metadata"))).await;
+    let report = node.snapshotter.repair().await.expect("it runs");
+    assert!(report.rebuilt.is_some() && report.lost.is_empty(), "{report:?}");
+    // The one whose commit failed may be there: nobody was told that it is not.
+    let unsure = format!("late {late}");
+    let mut found = node.batches(&[]).await.expect("a list").concat();
+    found.retain(|info| info.name != unsure);
+    assert_eq!(found, answered);
+    node.remove("active").await.expect("changes are taken again");
 }
 
 fn walk(dir: &Path) -> Vec<std::path::PathBuf> {

@@ -45,6 +45,8 @@ pub(crate) struct Binds {
     pub(crate) asked: Mutex<Vec<Layer>>,
     /// What was told of layers that are not lazy: which, why, and whether it was refused.
     pub(crate) declined: Mutex<Vec<(Option<Digest>, String, bool)>>,
+    /// The layers that containerd has unpacked, and in which namespace.
+    pub(crate) unpacked: Mutex<Vec<(Digest, usize, String)>>,
     /// What to refuse a layer with that is none of those prepared; whether another try may help.
     pub(crate) refuses: Mutex<Option<(String, bool)>>,
 }
@@ -62,6 +64,7 @@ impl Binds {
             begun: watch::Sender::new(0),
             asked: Mutex::default(),
             declined: Mutex::default(),
+            unpacked: Mutex::default(),
             refuses: Mutex::default(),
         }
     }
@@ -159,6 +162,10 @@ impl Mounter for Binds {
     fn declined(&self, declined: Declined<'_>) {
         let layer = declined.layer.map(|layer| layer.digest);
         self.declined.lock().push((layer, declined.why.to_owned(), declined.is_refused));
+    }
+
+    fn unpacked(&self, layer: &Layer, namespace: &str) {
+        self.unpacked.lock().push((layer.digest, layer.depth, namespace.to_owned()));
     }
 
     fn mount<'a>(&'a self, stack: &'a Stack, target: &'a Path) -> Answer<'a, String, MountError> {

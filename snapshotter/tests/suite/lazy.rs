@@ -153,6 +153,21 @@ async fn a_disk_that_cannot_be_shown_is_refused_and_whoever_watches_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_watches_is_told_of_each_layer_that_containerd_has_unpacked_and_of_nothing_else() {
+    let node = Node::start().await;
+    let [lower, upper] = [b"lower".as_slice(), b"upper"].map(Digest::of);
+    node.prepare("k8s.io/1/a", "", layer_labels(lower, "")).await.expect("it is unpacked");
+    assert!(node.mounter.unpacked.lock().is_empty());
+    node.commit("k8s.io/2/lower", "k8s.io/1/a", Labels::new()).await.expect("it is committed");
+    node.prepare("k8s.io/3/b", "k8s.io/2/lower", layer_labels(upper, "")).await.expect("it is unpacked");
+    node.commit("k8s.io/4/upper", "k8s.io/3/b", Labels::new()).await.expect("it is committed");
+    node.prepare("k8s.io/5/c", "k8s.io/4/upper", Labels::new()).await.expect("a container's");
+    node.commit("k8s.io/6/c", "k8s.io/5/c", Labels::new()).await.expect("it is committed");
+    let told = node.mounter.unpacked.lock().clone();
+    assert_eq!(told, [(lower, 0, "k8s.io".to_owned()), (upper, 1, "k8s.io".to_owned())]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_was_taken_for_a_tar_is_never_committed_as_an_empty_layer() {
     let node = Node::start().await;
     let (disk, away) = (layer_labels(Digest::of(b"disk"), ""), MountError::Transient { reason: "no answer".into() });

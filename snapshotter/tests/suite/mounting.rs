@@ -80,6 +80,14 @@ fn overlay(options: &[String], target: &Path) -> Result<(), String> {
     output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
+/// A disk of its own for what is written to `target`, which loses what it has: 8 MiB.
+pub(crate) fn small_disk(target: &Path) {
+    fs::remove_dir_all(target).expect("removed");
+    fs::create_dir(target).expect("made");
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(target).status();
+    assert!(mounted.expect("mount(8)").success());
+}
+
 /// Takes away whatever is mounted below `dir`.
 pub(crate) fn unmount_below(dir: &Path) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

@@ -15,8 +15,8 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use super::super::proto::{
     content::{
-        self, AbortRequest, InfoRequest, InfoResponse, UpdateRequest, UpdateResponse, WriteAction, WriteContentRequest,
-        WriteContentResponse, content_server::ContentServer,
+        self, AbortRequest, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse, UpdateRequest,
+        UpdateResponse, WriteAction, WriteContentRequest, WriteContentResponse, content_server::ContentServer,
     },
     images::{self, images_server::ImagesServer},
     leases::{self, leases_server::LeasesServer},
@@ -99,6 +99,7 @@ impl State {
 
 #[tonic::async_trait]
 impl content::content_server::Content for Containerd {
+    type ReadStream = Pin<Box<dyn Stream<Item = Result<ReadContentResponse, Status>> + Send>>;
     type WriteStream = Pin<Box<dyn Stream<Item = Result<WriteContentResponse, Status>> + Send>>;
 
     async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
@@ -109,6 +110,20 @@ impl content::content_server::Content for Containerd {
         let size = i64::try_from(bytes.len()).unwrap();
         let info = content::Info { digest, size, labels: labels.clone(), ..content::Info::default() };
         Ok(Response::new(InfoResponse { info: Some(info) }))
+    }
+
+    async fn read(&self, request: Request<ReadContentRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        in_namespace(&request);
+        let ReadContentRequest { digest, offset, size } = request.into_inner();
+        let committed = self.0.committed.lock();
+        let (bytes, _) = committed.get(&digest).ok_or_else(|| Status::not_found("no such content"))?;
+        let start = usize::try_from(offset).unwrap();
+        let end = (start + usize::try_from(size).unwrap()).min(bytes.len());
+        let answers: Vec<_> = bytes[start..end]
+            .chunks(1 << 20)
+            .map(|data| Ok(ReadContentResponse { offset, data: data.to_vec() }))
+            .collect();
+        Ok(Response::new(Box::pin(stream::iter(answers))))
     }
 
     async fn update(&self, request: Request<UpdateRequest>) -> Result<Response<UpdateResponse>, Status> {
