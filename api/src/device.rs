@@ -6,7 +6,7 @@ use penstock_blob::Digest;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{Problem, Reading, Timestamp};
+use crate::{Latency, Problem, Reading, Timestamp};
 
 /// How a device reaches the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -213,6 +213,8 @@ pub struct Device {
     pub reading: Option<Reading>,
     /// What it has served.
     pub stats: Stats,
+    /// How long its reads took, by where their bytes came from, the nearest first; tiers without reads are left out.
+    pub latency: Vec<Latency>,
     /// How much of each of its blobs is on this node.
     pub blobs: Vec<Presence>,
 }
@@ -236,6 +238,8 @@ pub struct Stats {
     pub bytes_fetched: u64,
     /// How long reads waited for bytes that were not on this node, in milliseconds; reads that wait together count each.
     pub waited_ms: u64,
+    /// How long at least one read waited for such bytes, in milliseconds.
+    pub stalled_ms: u64,
 }
 
 /// Who asked for a device.

@@ -39,7 +39,13 @@ pub struct Endpoint {
     pub stalling: bool,
     /// Average time to an answer over the last ten seconds, in seconds.
     pub latency_seconds: Option<f64>,
-    /// After how long the next endpoint is asked too, for a request of 256 KiB, in seconds.
+    /// Time to an answer when nothing queues on the way, in seconds.
+    pub delay_seconds: Option<f64>,
+    /// The most that was received from it lately, in bytes in a second, once that says something about the way to it.
+    pub bytes_per_second: Option<u64>,
+    /// Bytes that it may have in flight: enough to keep the way full.
+    pub allowed_bytes: u64,
+    /// After how long the next endpoint is asked too, for a request of 128 KiB, in seconds.
     pub hedge_after_seconds: f64,
     /// Requests in flight.
     pub in_flight: u32,

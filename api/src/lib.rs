@@ -9,10 +9,11 @@
 //! # Layout
 //!
 //! - `node`: the calls that the routes need, and [`NodeError`].
-//! - `device`, `cache`, `credential`, `event`, `version`: what is sent and answered.
+//! - `device`, `cache`, `credential`, `event`, `memory`, `version`: what is sent and answered.
 //! - `problem`: errors as RFC 9457 problem details, and the one table from error to status.
 //! - `extract`: reading a request, each failure a problem.
 //! - `follow`: events as they happen. `live`, `blocks`: the whole node as it changes, and maps of what is here. `pull`: what is said of a pull.
+//!   `inspect`: what an image offers.
 //! - `page`: the web page that shows all that.
 //! - `routes`: the routes and their OpenAPI description, declared together so that they cannot drift.
 //!
@@ -38,9 +39,13 @@ mod credential;
 mod device;
 mod endpoint;
 mod event;
+mod explain;
 mod extract;
 mod follow;
+mod inspect;
+mod latency;
 mod live;
+mod memory;
 mod node;
 mod page;
 mod problem;
@@ -66,10 +71,14 @@ pub use device::{
 };
 pub use endpoint::{Breaker, Endpoint, RegistryHosts, Role};
 pub use event::{Event, Events, EventsQuery, Severity};
+pub use explain::{Burst, Explanation, Link, RANGES_EXPLAINED, WaitedRange, Waits};
 pub use extract::DetachQuery;
 pub use follow::{END, KEEP_ALIVE, LOST, Lost, RESTARTED};
+pub use inspect::{Fate, Inspect, InspectedLayer, InspectedWay, Inspection, WayState};
 pub use jiff::Timestamp;
+pub use latency::{Latency, Tier};
 pub use live::{CacheFigures, DEVICES, DeviceCounts, LiveQuery, MAP, PERIOD, PULSE, Pulse, Row, Rows, TROUBLE};
+pub use memory::{Memory, MemoryPart, MemoryUser};
 pub use node::{Answer, EventStream, Node, NodeError, Readiness};
 pub use page::is_asset;
 pub use problem::{PROBLEM_JSON, Problem, ProblemKind};

@@ -18,8 +18,8 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
-    BlockMap, CacheUsage, Device, DeviceState, EventStream, NodeError, Owner, Problem, Readiness, RegistryHosts, Stats,
-    Timestamp, Transport,
+    BlockMap, CacheUsage, Device, DeviceState, EventStream, Latency, NodeError, Owner, Problem, Readiness,
+    RegistryHosts, Stats, Timestamp, Transport,
     extract::Params,
     follow::{self, KEEP_ALIVE},
     routes::{Result, Shared},
@@ -61,10 +61,14 @@ pub struct Pulse {
     pub time: Timestamp,
     /// Why the agent takes no work; absent while it does.
     pub not_ready: Option<String>,
+    /// Why the agent can serve only what is cached; absent while it can get other bytes.
+    pub degraded: Option<String>,
     /// Devices by state.
     pub devices: DeviceCounts,
     /// What all devices have served together.
     pub reads: Stats,
+    /// How long reads of all devices took since the agent started, by where their bytes came from.
+    pub latency: Vec<Latency>,
     /// The cache.
     pub cache: CacheFigures,
     /// Whom registries' content is asked for.
@@ -195,6 +199,7 @@ fn total(devices: &[Device]) -> Stats {
         in_flight: sum.in_flight + stats.in_flight,
         bytes_fetched: sum.bytes_fetched + stats.bytes_fetched,
         waited_ms: sum.waited_ms + stats.waited_ms,
+        stalled_ms: sum.stalled_ms + stats.stalled_ms,
     })
 }
 
@@ -266,14 +271,18 @@ impl Watcher {
 
     async fn see(&mut self, messages: &mut Vec<Message>) -> std::result::Result<(), NodeError> {
         let devices = self.node.devices().await?;
+        let (not_ready, degraded) = match self.node.readiness() {
+            Readiness::Ready => (None, None),
+            Readiness::Degraded(reason) => (None, Some(reason)),
+            Readiness::NotReady(reason) => (Some(reason), None),
+        };
         let pulse = Pulse {
             time: Timestamp::now(),
-            not_ready: match self.node.readiness() {
-                Readiness::Ready => None,
-                Readiness::NotReady(reason) => Some(reason),
-            },
+            not_ready,
+            degraded,
             devices: DeviceCounts::of(&devices),
             reads: total(&devices),
+            latency: self.node.latency().await?,
             cache: CacheFigures::from(&self.node.cache().await?),
             registries: self.node.endpoints().await?,
         };

@@ -6,7 +6,8 @@ use futures_util::Stream;
 
 use crate::{
     Attach, BlockMap, CacheFreed, CacheUsage, CacheVerified, Change, Credentials, Detached, Device, EndRecording,
-    Events, EvictCache, HandOver, Pull, PullStream, Recording, RegistryHosts, Snapshot, SnapshotsRepaired, Version,
+    Events, EvictCache, Explanation, HandOver, Inspect, Inspection, Latency, Memory, Pull, PullStream, Recording,
+    RegistryHosts, Snapshot, SnapshotsRepaired, Version,
 };
 
 /// What a call on a [`Node`] answers, later.
@@ -34,6 +35,15 @@ pub trait Node: Send + Sync + 'static {
 
     /// What of its blobs is here, in at most [`BLOCK_CELLS`](crate::BLOCK_CELLS) cells, else [`NodeError::NotFound`]. Never waits.
     fn blocks<'a>(&'a self, id: &'a str) -> Answer<'a, BlockMap>;
+
+    /// Explains the device `id`, else [`NodeError::NotFound`].
+    fn explain<'a>(&'a self, id: &'a str) -> Answer<'a, Explanation>;
+
+    /// How long reads of all devices took, by tier. Never waits.
+    fn latency(&self) -> Answer<'_, Vec<Latency>>;
+
+    /// What of its budget of memory the node uses, by part. Never waits.
+    fn memory(&self) -> Answer<'_, Memory>;
 
     /// Attaches an image; answers once it can be read.
     fn attach(&self, request: Attach) -> Answer<'_, Device>;
@@ -101,6 +111,9 @@ pub trait Node: Send + Sync + 'static {
     /// are under way as the agent allows.
     fn pull(&self, request: Pull) -> Answer<'_, PullStream>;
 
+    /// What an image offers, and what becomes of its layers. [`NodeError::Busy`] when as many are under way as the agent allows.
+    fn inspect(&self, request: Inspect) -> Answer<'_, Inspection>;
+
     /// Which agent this is. Never waits.
     fn version(&self) -> Version;
 }
@@ -110,6 +123,8 @@ pub trait Node: Send + Sync + 'static {
 pub enum Readiness {
     /// It does.
     Ready,
+    /// It does, and serves what is cached, but cannot get other bytes, for this reason.
+    Degraded(String),
     /// It does not, for this reason.
     NotReady(String),
 }

@@ -74,7 +74,7 @@ pub struct Reading {
     /// Why, in words.
     #[schema(example = "its recording says that a start reads 7 % of it")]
     pub why: String,
-    /// Where its recording was had from: `node`, `registry` or `trace` (OverlayBD's own); absent without one.
+    /// Where its recording was had from: `node`, `registry`, `trace` (OverlayBD's own) or `landmark` (eStargz's); absent without one.
     #[schema(example = "node")]
     pub recording_from: Option<String>,
     /// Bytes that the recording says a start needs.

@@ -1,6 +1,6 @@
 //! The routes, each beside its description.
 
-use std::{cmp::Reverse, panic::AssertUnwindSafe, sync::Arc};
+use std::{borrow::Cow, cmp::Reverse, panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -15,9 +15,9 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     Attach, BLOBS_LISTED, BODY_BYTES, BlockMap, CacheUsage, Change, DetachQuery, Detached, Device, EVENTS_LISTED,
-    Events, EventsQuery, Node, Problem, ProblemKind, Readiness, RegistryHosts, Version, credential,
+    Events, EventsQuery, Node, Problem, ProblemKind, Readiness, RegistryHosts, Version, credential, explain,
     extract::{Body, Id, Params},
-    follow, live, page, recording, snapshot,
+    follow, inspect, latency, live, memory, page, recording, snapshot,
 };
 
 /// OpenMetrics 1.0 text, which Prometheus asks for and understands.
@@ -74,6 +74,9 @@ fn described() -> OpenApiRouter<Shared> {
     .routes(routes!(devices, attach, detach_all))
     .routes(routes!(device, change, detach))
     .routes(routes!(blocks))
+    .routes(routes!(explain::explain))
+    .routes(routes!(latency::latency))
+    .routes(routes!(memory::memory))
     .routes(routes!(cache))
     .routes(routes!(cache::evict))
     .routes(routes!(cache::clear))
@@ -86,6 +89,7 @@ fn described() -> OpenApiRouter<Shared> {
     .routes(routes!(recording::remove))
     .routes(routes!(recording::record, recording::end))
     .routes(routes!(pull::pull))
+    .routes(routes!(inspect::inspect))
     .routes(routes!(events))
     .routes(routes!(live::live))
     .routes(routes!(version))
@@ -99,12 +103,13 @@ async fn healthz() -> &'static str {
 
 /// Whether the agent takes work.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses(
-    (status = 200, body = str, description = "It does"),
+    (status = 200, body = str, description = "It does: `ok`, or `degraded: ` and why it can serve only what is cached"),
     (status = 503, body = Problem, content_type = "application/problem+json", description = "It does not, and why"),
 ))]
-async fn readyz(State(node): State<Shared>) -> Result<&'static str> {
+async fn readyz(State(node): State<Shared>) -> Result<Cow<'static, str>> {
     match node.readiness() {
-        Readiness::Ready => Ok("ok\n"),
+        Readiness::Ready => Ok(Cow::Borrowed("ok\n")),
+        Readiness::Degraded(reason) => Ok(Cow::Owned(format!("degraded: {reason}\n"))),
         Readiness::NotReady(reason) => Err(Problem::new(ProblemKind::NotReady, reason)),
     }
 }

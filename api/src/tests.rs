@@ -10,8 +10,8 @@ mod pull;
 use std::sync::Arc;
 
 use crate::{
-    BLOBS_LISTED, BODY_BYTES, CacheUsage, Detached, Device, Events, NodeError, OnFailure, Policy, PolicyChange,
-    ProblemKind, Readiness, Version, read_only_router,
+    BLOBS_LISTED, BODY_BYTES, CacheUsage, Detached, Device, Events, Explanation, Inspection, Latency, Memory,
+    NodeError, OnFailure, Policy, PolicyChange, ProblemKind, Readiness, Version, read_only_router,
 };
 use axum::{
     body::Body,
@@ -28,6 +28,9 @@ async fn liveness_does_not_depend_on_readiness() {
 
     let ready = get(Fake::default(), "/readyz").await;
     assert_eq!((ready.status, ready.body.as_str()), (200, "ok\n"));
+    let degraded = Fake { ready: Readiness::Degraded("r does not answer".to_owned()), ..Fake::default() };
+    let ready = get(degraded, "/readyz").await;
+    assert_eq!((ready.status, ready.body.as_str()), (200, "degraded: r does not answer\n"), "what is cached is served");
     let problem = get(not_ready(), "/readyz").await.problem();
     assert_eq!(problem.kind(), Some(ProblemKind::NotReady));
     assert_eq!(problem.detail, "restoring 2 devices");
@@ -52,6 +55,39 @@ async fn devices_are_listed_and_found_by_id() {
     let problem = get(Fake::default(), "/v1/devices/d9").await.problem();
     assert_eq!(problem.kind(), Some(ProblemKind::NotFound));
     assert_eq!(problem.detail, "there is no device d9");
+}
+
+#[tokio::test]
+async fn a_device_is_explained_and_reads_are_timed() {
+    let explained: Explanation = get(Fake::default(), "/v1/devices/d1/explain").await.json();
+    assert_eq!((explained.id.as_str(), explained.pulled_ms), ("d1", None));
+    let problem = get(Fake::default(), "/v1/devices/d9/explain").await.problem();
+    assert_eq!(problem.kind(), Some(ProblemKind::NotFound));
+    let tiers: Vec<Latency> = get(Fake::default(), "/v1/latency").await.json();
+    assert_eq!(tiers, device("d1").latency);
+}
+
+#[tokio::test]
+async fn the_budget_of_memory_is_answered_by_part() {
+    let memory: Memory = get(Fake::default(), "/v1/memory").await.json();
+    assert_eq!(memory, fake::memory());
+    let shown = get(Fake::default(), "/v1/memory").await.body;
+    assert!(shown.contains(r#"{"name":"presence","used_bytes":307200,"limit_bytes":null}"#), "{shown}");
+}
+
+#[tokio::test]
+async fn an_image_is_inspected_only_by_who_may_command_the_agent() {
+    let asked = |body: &'static str| {
+        let request = Request::post("/v1/inspect").header(header::CONTENT_TYPE, "application/json");
+        request.body(Body::from(body)).unwrap()
+    };
+    let inspected: Inspection =
+        ask(Fake::default(), asked(r#"{"reference":"app:2","platform":"linux/arm64"}"#)).await.json();
+    assert_eq!((inspected.reference.as_str(), inspected.platform.as_str()), ("app:2", "linux/arm64"));
+    let problem = ask(Fake::default(), asked(r#"{"reference":"app:2","pull":true}"#)).await.problem();
+    assert_eq!(problem.kind(), Some(ProblemKind::Invalid));
+    let refused = read_only_router(Arc::new(Fake::default())).oneshot(asked(r#"{"reference":"app:2"}"#)).await.unwrap();
+    assert_eq!(read(refused).await.problem().kind(), Some(ProblemKind::ReadOnly));
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ export class Chart {
 
   draw() {
     const style = getComputedStyle(document.documentElement);
-    const color = (index) => style.getPropertyValue(`--s${index % 4}`);
+    const color = (index) => style.getPropertyValue(`--s${index % 5}`);
     const ratio = devicePixelRatio || 1;
     const [width, height] = [this.canvas.clientWidth, 120];
     this.canvas.width = width * ratio;
@@ -61,10 +61,13 @@ export class Chart {
           open = false;
           return;
         }
+        const isAlone = (points[at - 1] ?? null) === null && (points[at + 1] ?? null) === null;
         const x = 34 + ((KEPT - points.length + at) / (KEPT - 1)) * (width - 36);
         const y = height - 6 - Math.min(1, value / top) * (height - 18);
         if (open) pen.lineTo(x, y);
         else pen.moveTo(x, y);
+        // A line of one point would not be seen.
+        if (isAlone) pen.rect(x - 0.75, y - 0.75, 1.5, 1.5);
         open = true;
       });
       pen.stroke();

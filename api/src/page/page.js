@@ -12,7 +12,7 @@ const state = {
   devices: new Map(), chosen: null, filter: "", sort: ["id", 1], page: 0,
   token: null, last: null, since: 0, pulse: null,
 };
-const charts = { hits: new Chart($("c-hits"), "%", 100), rate: new Chart($("c-rate"), "MB/s"), wait: new Chart($("c-wait"), "ms") };
+const charts = { hits: new Chart($("c-hits"), "%", 100), rate: new Chart($("c-rate"), "MB/s"), wait: new Chart($("c-wait"), "ms"), read: new Chart($("c-read"), "ms") };
 const map = new BlockMap($("map"), $("map-legend"));
 const headers = () => (state.token ? { Authorization: `Bearer ${state.token}` } : {});
 
@@ -56,7 +56,7 @@ function pulse(now) {
   const since = (name) => Math.max(0, reads[name] - (before?.reads[name] ?? reads[name]));
   const [hits, misses] = [since("hits"), since("misses")];
   list($("tiles"), [
-    ["Agent", now.not_ready ?? "ready", now.not_ready ? "warning" : "good"],
+    ["Agent", now.not_ready ?? (now.degraded ? `degraded: ${now.degraded}` : "ready"), now.not_ready || now.degraded ? "warning" : "good"],
     ["Devices", [[devices.attached, "attached"], [devices.attaching, "coming"], [devices.detaching, "going"], [devices.failed, "failed"]]
       .filter(([count, word]) => count || word === "attached").map(([count, word]) => `${number(count)} ${word}`).join(", "), devices.failed ? "warning" : ""],
     ["Reads answered from this node", percent(reads.hits, reads.hits + reads.misses)],
@@ -72,6 +72,7 @@ function pulse(now) {
     const [rate, wait] = tiers(before, now, seconds);
     charts.rate.add(now.time, rate);
     charts.wait.add(now.time, wait);
+    charts.read.add(now.time, reading(before, now));
   }
   waits();
 }
@@ -90,6 +91,16 @@ function tiers(before, now, seconds) {
     }
   }
   return [rate, wait];
+}
+
+// Milliseconds that a read took since the last look, by tier; of one without reads since then nothing.
+function reading(before, now) {
+  const old = new Map(before.latency.map((tier) => [tier.tier, tier]));
+  return new Map(now.latency.map((tier) => {
+    const reads = tier.reads - (old.get(tier.tier)?.reads ?? 0);
+    const took = tier.took_us - (old.get(tier.tier)?.took_us ?? 0);
+    return [tier.tier, reads > 0 && took >= 0 ? took / reads / 1000 : null];
+  }));
 }
 
 // --- devices ------------------------------------------------------------------------------------------------------------------

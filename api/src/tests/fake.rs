@@ -3,12 +3,14 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    Answer, Attach, BlobBlocks, BlobUsage, BlockMap, Breaker, CacheFreed, CacheUsage, CacheVerified, Change,
+    Answer, Attach, BlobBlocks, BlobUsage, BlockMap, Breaker, Burst, CacheFreed, CacheUsage, CacheVerified, Change,
     CredentialProvider, CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, EndRecording,
-    Endpoint, Event, EventStream, Events, EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob,
-    Layers, Node, NodeError, NotDetached, OnFailure, Owner, Policy, Presence, Problem, Pull, PullMessage, PullProgress,
-    PullStream, Pulled, Readiness, Reading, ReadingMode, Recording, RegistryHosts, Role, Severity, Snapshot,
-    SnapshotDevice, SnapshotKind, SnapshotsRepaired, Stats, Timestamp, Transport, Verification, Version, router,
+    Endpoint, Event, EventStream, Events, EvictCache, Explanation, Fate, FreedBlob, HandOver, HandedOver, Index,
+    IndexState, Inspect, InspectedLayer, InspectedWay, Inspection, KeptBlob, Latency, Layers, Link, Memory, MemoryPart,
+    MemoryUser, Node, NodeError, NotDetached, OnFailure, Owner, Policy, Presence, Problem, Pull, PullMessage,
+    PullProgress, PullStream, Pulled, Readiness, Reading, ReadingMode, Recording, RegistryHosts, Role, Severity,
+    Snapshot, SnapshotDevice, SnapshotKind, SnapshotsRepaired, Stats, Tier, Timestamp, Transport, Verification,
+    Version, WaitedRange, Waits, WayState, router,
 };
 use axum::{
     body::Body,
@@ -62,6 +64,17 @@ pub(super) fn device(id: &str) -> Device {
         attached_at: time(1_800_000_000),
         reading: Some(reading()),
         stats: Stats { requests: 7, bytes_served: 28_672, hits: 5, misses: 2, ..Stats::default() },
+        latency: vec![
+            Latency { tier: Tier::Memory, reads: 1200, took_us: 9_600, p50_us: 6, p99_us: 40, p999_us: 900 },
+            Latency {
+                tier: Tier::Origin,
+                reads: 34,
+                took_us: 900_000,
+                p50_us: 21_000,
+                p99_us: 1_250_000,
+                p999_us: 1_250_000,
+            },
+        ],
         blobs: vec![Presence::new(Digest::of(b"layer"), 1000, 250, "digest once whole".to_owned())],
     }
 }
@@ -241,6 +254,47 @@ impl Node for Fake {
         Box::pin(async { map })
     }
 
+    fn explain<'a>(&'a self, id: &'a str) -> Answer<'a, Explanation> {
+        let explained = |device: &Device| Explanation {
+            id: device.id.clone(),
+            reference: device.reference.clone(),
+            sentence: "started in 0.9 s".to_owned(),
+            attached_ms: Some(80),
+            start: Some(Burst { took_ms: 900, stalled_ms: 600, reads: 34, bytes: 4_500_000, over: true }),
+            waits: Waits { stalled_ms: 700, reads: 40, bytes: 5_000_000 },
+            own_ms: Some(300),
+            needed_bytes: 4_600_000,
+            recording_from: None,
+            image_bytes: 201_000_000,
+            link: Link { latency_us: Some(20_000), bytes_per_second: None },
+            recorded_ms: None,
+            pulled_ms: None,
+            unknown: vec!["how fast the registry is".to_owned()],
+            under: Some("/usr/lib/python3".to_owned()),
+            ranges: vec![WaitedRange {
+                start: 8192,
+                bytes: 131_072,
+                waits: 2,
+                waited_ms: 41,
+                path: Some("/usr/lib/python3/json/decoder.py".to_owned()),
+                metadata: false,
+            }],
+            snapshots: Vec::new(),
+        };
+        match self.find(id) {
+            Ok(device) => self.answer(explained(device)),
+            Err(error) => Box::pin(async { Err(error) }),
+        }
+    }
+
+    fn latency(&self) -> Answer<'_, Vec<Latency>> {
+        self.answer(device("d1").latency)
+    }
+
+    fn memory(&self) -> Answer<'_, Memory> {
+        self.answer(memory())
+    }
+
     fn attach(&self, request: Attach) -> Answer<'_, Device> {
         self.answer(Device { reference: request.reference, mount_point: request.mount, ..device("d2") })
     }
@@ -373,6 +427,9 @@ impl Node for Fake {
                 quiet_seconds: None,
                 stalling: false,
                 latency_seconds: None,
+                delay_seconds: None,
+                bytes_per_second: Some(98_000_000),
+                allowed_bytes: 4 << 20,
                 hedge_after_seconds: 1.0,
                 in_flight: 1,
                 requests: 7,
@@ -421,6 +478,34 @@ impl Node for Fake {
         let stream: PullStream = Box::pin(futures_util::stream::iter(messages));
         let answer = self.failure.clone().map_or(Ok(stream), Err);
         Box::pin(async { answer })
+    }
+
+    fn inspect(&self, request: Inspect) -> Answer<'_, Inspection> {
+        let way = InspectedWay {
+            way: "own".to_owned(),
+            state: WayState::Used,
+            detail: "kept here".to_owned(),
+            index_bytes: Some(1000),
+            open_bytes: Some(0),
+        };
+        let layer = InspectedLayer {
+            digest: Digest::of(b"layer"),
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+            size_bytes: 100_000,
+            fate: Fate::Lazy,
+            why: "an ordinary tar+gzip layer".to_owned(),
+            verified_by: "sha256 of every frame".to_owned(),
+            open_bytes: Some(0),
+            ways: vec![way],
+        };
+        self.answer(Inspection {
+            reference: request.reference,
+            digest: Digest::of(b"manifest"),
+            platform: request.platform.unwrap_or_else(|| "linux/amd64".to_owned()),
+            size_bytes: 100_000,
+            lazy_layers: 1,
+            layers: vec![layer],
+        })
     }
 
     fn version(&self) -> Version {
@@ -485,4 +570,14 @@ pub(super) async fn get(node: Fake, uri: &str) -> Reply {
 pub(super) async fn post(content_type: &str, body: impl Into<Body>) -> Reply {
     let request = Request::post("/v1/devices").header(header::CONTENT_TYPE, content_type);
     ask(Fake::default(), request.body(body.into()).unwrap()).await
+}
+
+pub(super) fn memory() -> Memory {
+    let part = |name, used_bytes, limit_bytes| MemoryPart { name, used_bytes, limit_bytes };
+    Memory {
+        budget_bytes: 64 << 20,
+        used_bytes: (2 << 20) + (300 << 10),
+        resident_bytes: Some(18 << 20),
+        parts: vec![part(MemoryUser::Devices, 2 << 20, Some(12 << 20)), part(MemoryUser::Presence, 300 << 10, None)],
+    }
 }
