@@ -19,7 +19,6 @@ use std::{
 
 use penstock_cache::Cache;
 use penstock_fetcher::Fetcher;
-use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +28,6 @@ use crate::{
     events::{Events, Kind},
     images::{Images, ImagesError},
     keeper::{Keeper, pass::Notice},
-    metrics::Metrics,
     mounter::LayerMounter,
     node::AgentNode,
     pull::Pulls,
@@ -37,6 +35,7 @@ use crate::{
     snapshots::{Snapshots, SnapshotsError},
     socket::SocketError,
     state::{StateDir, StateError},
+    traces::{Exporter, Outbox},
 };
 
 pub(crate) use sources::fetcher_config;
@@ -62,6 +61,14 @@ pub enum StartError {
     /// The image service cannot be offered.
     #[error(transparent)]
     Images(#[from] ImagesError),
+    /// The key of whoever signs indexes of layers cannot be used.
+    #[error("layers.key {} cannot be used: {reason}; name the public key that cosign generate-key-pair wrote", path.display())]
+    LayersKey {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why not.
+        reason: std::io::Error,
+    },
     /// A thread that looked at the system ended abnormally.
     #[error("the agent failed while starting: {0}")]
     Crashed(String),
@@ -98,6 +105,8 @@ pub struct Agent {
     images: Option<Images>,
     /// Tasks that live as long as the agent.
     tasks: JoinSet<()>,
+    /// Sends spans, when there is a collector for them.
+    exporter: Option<Exporter>,
     on_stop: OnStop,
     drain_deadline: Duration,
     /// Given up at the end.
@@ -111,35 +120,37 @@ impl Agent {
     /// # Errors
     /// [`StartError`]; whatever was started is stopped again then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_until(config, Keeper::nobody(), &CancellationToken::new()).await
+        Self::start_until(config, (Keeper::nobody(), None), &CancellationToken::new()).await
     }
 
-    /// As [`start`](Self::start), with `keeper` to keep what outlives the agent; once `stop` is cancelled no more attachments are
-    /// restored, so that it answers soon.
+    /// As [`start`](Self::start), with `keeper` to keep what outlives the agent, and the spans of `outbox` to be sent; once `stop` is cancelled no more
+    /// attachments are restored, so that it answers soon.
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub async fn start_until(config: Config, keeper: Keeper, stop: &CancellationToken) -> Result<Self, StartError> {
+    pub async fn start_until(
+        config: Config,
+        (keeper, outbox): (Keeper, Option<Outbox>),
+        stop: &CancellationToken,
+    ) -> Result<Self, StartError> {
         let (events, keeper) = (Events::new(), Arc::new(keeper));
         let (state, remaining) = directory::open(&config, &keeper, &events).await?;
 
-        let mut registry = Registry::with_prefix("penstock");
-        let metrics = Metrics::new(&mut registry);
-        events.register(&mut registry);
+        let (mut registry, metrics, exporter) = parts::seen(&config, outbox, &events);
         let api_metrics = serve::Metrics::new(registry.sub_registry_with_prefix("api"));
-        let (fetcher, indexes, cache) = sources::open(&config, (&state, &events), &mut registry).await?;
+        let sources = sources::open(&config, (&state, &events), &mut registry).await?;
+        let (fetcher, cache) = (Arc::clone(&sources.0), Arc::clone(&sources.2));
         let device_metrics = penstock_device::Metrics::new(registry.sub_registry_with_prefix("device"));
-        let mut tasks = sources::watch((&cache, &indexes), &fetcher, &events).await;
+        let mut tasks = sources::watch(&sources, &events).await;
 
-        let sources = (Arc::clone(&fetcher), indexes, Arc::clone(&cache));
         let left = (Arc::clone(&keeper), Arc::new(remaining));
         let recordings = parts::recordings(&config, (&fetcher, &cache), (&state, &events), &mut registry);
         let own = (device_metrics, recordings, stop.child_token());
-        let attachments = Attachments::new(parts::parts(&config, sources, (&state, &events), left, own));
+        let attachments = Attachments::new(parts::parts(&config, sources, (&state, &events), left, own)?);
         parts::restore(&config, &attachments, directory::records(&state, &events)?, &mut tasks).await;
 
-        let mounter = || Arc::new(LayerMounter::new(Arc::clone(&attachments), config.fetch_deadline));
-        let mut snapshots = match Snapshots::start(&config, mounter, &mut registry).await {
+        let mounter = Arc::new(LayerMounter::new(Arc::clone(&attachments), config.fetch_deadline));
+        let mut snapshots = match Snapshots::start(&config, &mounter, &mut registry).await {
             Ok(snapshots) => snapshots,
             Err(error) => {
                 give_up(None, &attachments, (&cache, &fetcher)).await;
@@ -151,10 +162,10 @@ impl Agent {
         let pulls = Pulls::new(&config, attachments.parts());
         let ready = Arc::new(AtomicBool::new(true));
         let node = Arc::new(AgentNode::new(
-            (Arc::clone(&attachments), snapshots.as_ref().map(|snapshots| Arc::clone(snapshots.snapshotter()))),
+            (Arc::clone(&attachments), snapshots.as_ref().map(|served| Arc::clone(served.snapshotter())), mounter),
             Arc::clone(&fetcher),
             (Arc::clone(&cache), config.cache_dir()),
-            (Arc::new(registry), metrics),
+            (Arc::new(registry), metrics, parts::memory(&config, attachments.parts())),
             (events.clone(), Arc::clone(&ready), pulls),
         ));
         let serve = || serve::start(&config, Arc::clone(&node), &api_metrics, &events);
@@ -177,6 +188,7 @@ impl Agent {
             snapshots,
             images,
             tasks,
+            exporter,
             on_stop: config.on_stop,
             drain_deadline: config.drain_deadline,
             state,
@@ -282,6 +294,10 @@ impl Agent {
             *doing.lock() = "closing the cache";
             self.cache.close().await;
             self.fetcher.stop().await;
+            if let Some(exporter) = &mut self.exporter {
+                *doing.lock() = "sending the last spans";
+                exporter.stop().await;
+            }
         };
         let outcome = tokio::time::timeout(deadline, Box::pin(drained)).await;
         if let Err(error) = self.state.release() {

@@ -5,6 +5,8 @@
 
 mod ahead;
 mod error;
+mod explain;
+mod first;
 mod live;
 mod maps;
 mod opened;
@@ -18,18 +20,19 @@ mod table;
 mod takeover;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use penstock_api as api;
-use penstock_blob::BlobSource;
+use penstock_blob::{BlobSource, SPANS};
 use penstock_cache::Cache;
 use penstock_device::{DeviceId, Wanted};
 use penstock_fetcher::{Fetcher, Platform, Reference};
 use penstock_image::{Image, Layer, Maps};
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{field::Empty, info_span};
 
 pub(crate) use error::AttachError;
 use live::{Live, Plan};
@@ -41,9 +44,11 @@ use table::{Claim, Entry, Request, Table};
 pub(crate) use takeover::Ending;
 
 use crate::{
+    config::IndexPulled,
     events::{Events, Kind},
     indexes::{Ask, Indexes},
     keeper::Keeper,
+    layers::Layers,
     mount::{self, Flag, Unmount},
     recordings::Recordings,
     remains::Remaining,
@@ -52,6 +57,7 @@ use crate::{
         StateDir,
         record::{LayerRecord, New, Owner, Record},
     },
+    traces::traced,
 };
 
 /// Attachments restored at the same time: enough to hide a slow registry's answers, few enough to leave it and the disk alone.
@@ -64,6 +70,12 @@ pub(crate) struct Parts {
     pub(crate) cache: Arc<Cache>,
     /// What finds the indexes that images are verified by.
     pub(crate) indexes: Indexes,
+    /// What ordinary layers are found and made by.
+    pub(crate) layers: Arc<Layers>,
+    /// What becomes of images that are pulled without indexes of their layers.
+    pub(crate) index_pulled: IndexPulled,
+    /// containerd's socket: what it has fetched is there.
+    pub(crate) containerd: PathBuf,
     /// The manifests that are kept.
     pub(crate) shelf: Arc<Shelf>,
     /// What makes, keeps and finds recordings of what images read while starting.
@@ -123,6 +135,8 @@ pub(crate) struct Attachments {
     settled: Notify,
     /// Images that are being opened before anybody attaches them.
     ahead: ahead::Ahead,
+    /// Images whose layers are being indexed.
+    first: first::First,
 }
 
 impl Attachments {
@@ -135,6 +149,7 @@ impl Attachments {
             tasks: TaskTracker::new(),
             settled: Notify::new(),
             ahead: ahead::Ahead::default(),
+            first: first::First::default(),
         })
     }
 
@@ -153,13 +168,14 @@ impl Attachments {
         let claim = self.table.lock().claim(&request)?;
         let ask = request.ask();
         let this = Arc::clone(self);
-        self.run("attaching", async move {
+        let span = info_span!(target: SPANS, "attach", reference = %request.reference, error = Empty);
+        let attaching = traced(span, async move {
             match claim {
                 Claim::New(id) => Ok((id.clone(), this.build(id, request).await?)),
                 Claim::Retry(record) => Ok((record.id.clone(), this.restore_one(*record, ask).await?)),
             }
-        })
-        .await
+        });
+        self.run("attaching", attaching).await
     }
 
     /// Detaches a device on request of an operator. What the snapshotter shows to containers goes by force only.
@@ -173,7 +189,8 @@ impl Attachments {
     async fn detach_any(self: &Arc<Self>, id: &str, force: bool) -> Result<(), AttachError> {
         let this = Arc::clone(self);
         let (id, live) = self.table.lock().begin_detach(id)?;
-        self.run("detaching", async move { this.unbuild(&id, live, force).await }).await
+        let span = info_span!(target: SPANS, "detach", device = %id, force, error = Empty);
+        self.run("detaching", traced(span, async move { this.unbuild(&id, live, force).await })).await
     }
 
     /// Detaches all devices, the newest first.
@@ -357,7 +374,8 @@ impl Attachments {
     async fn restore_one(&self, mut record: Record, ask: Ask) -> Result<api::Device, AttachError> {
         let reference = record.reference.to_string();
         let id = record.id.clone();
-        match self.revive(&record, ask).await {
+        let span = info_span!(target: SPANS, "restore", device = %id, reference, error = Empty);
+        match traced(span, self.revive(&record, ask)).await {
             Ok(live) => {
                 if record.number != live.device.number() {
                     record.number = live.device.number();

@@ -7,6 +7,10 @@ mod args;
 mod cache;
 mod client;
 pub mod credentials;
+mod explain;
+mod inspect;
+mod man;
+mod memory;
 mod policy;
 mod pull;
 mod record;
@@ -14,6 +18,7 @@ mod render;
 mod snapshots;
 #[cfg(test)]
 mod tests;
+mod top;
 
 use std::process::ExitCode;
 
@@ -24,9 +29,13 @@ pub use args::{
     AgentArgs, Attach, Cli, ClientCommand, Command, Completions, Connection, Detach, Events, KeepArgs, Policy, Set,
     Show, Stats, SuperviseArgs, Transport,
 };
+pub use explain::Explain;
+pub use inspect::Inspect;
+pub use man::Man;
 pub use policy::OnFailureArg;
 pub use pull::Pull;
 pub use record::{Record, Recordings};
+pub use top::Top;
 
 use crate::{
     client::{ClientError, RemoteError},
@@ -104,6 +113,14 @@ pub enum Failure {
     /// There are no credentials to hand over.
     #[error(transparent)]
     Input(#[from] credentials::InputError),
+    /// The manual pages cannot be written.
+    #[error("cannot write the manual pages into {dir:?}: {reason}; make the directory, or name another with --dir")]
+    ManualPages {
+        /// As typed.
+        dir: std::path::PathBuf,
+        /// The system's reason.
+        reason: std::io::Error,
+    },
     /// There is nothing more to follow.
     #[error("the agent stops, and with it its events; the same command follows the next one")]
     Stopping,
@@ -158,7 +175,11 @@ impl Failure {
         match self {
             Self::Client(ClientError::Problem(problem)) => problem.into(),
             Self::Client(error) if error.is_unreachable() => Exit::Unreachable,
-            Self::Client(_) | Self::Output(_) | Self::NotRun { .. } | Self::Command { .. } => Exit::Failed,
+            Self::Client(_)
+            | Self::Output(_)
+            | Self::NotRun { .. }
+            | Self::Command { .. }
+            | Self::ManualPages { .. } => Exit::Failed,
             Self::MountDir { .. } | Self::Containerd { .. } | Self::Remote(_) | Self::Input(_) => Exit::Usage,
             Self::NothingFreed => Exit::Conflict,
             Self::Damaged { .. } | Self::LostSnapshots { .. } => Exit::Damage,

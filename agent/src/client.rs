@@ -22,14 +22,15 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use penstock_api::{
-    Attach, CacheFreed, CacheUsage, CacheVerified, Change, Detached, Device, Events, EvictCache, Problem,
-    RegistryHosts, Version,
+    Attach, CacheFreed, CacheUsage, CacheVerified, Change, Detached, Device, Events, EvictCache, Explanation, Inspect,
+    Inspection, Latency, Memory, Problem, RegistryHosts, Version,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinSet};
 
 pub use follow::{Following, Message};
-use remote::{Remote, Stream};
+pub(crate) use remote::Remote;
+use remote::Stream;
 pub use remote::{RemoteError, Told};
 
 /// How long a question may take. The agent answers from memory, so that a longer wait means that it is stuck.
@@ -191,6 +192,40 @@ impl Client {
         self.ask(&device_path(id)).await
     }
 
+    /// Why a device's start took as long as it did.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn explain(&self, id: &str) -> Result<Explanation, ClientError> {
+        self.ask(&format!("{}/explain", device_path(id))).await
+    }
+
+    /// What an image offers, and what becomes of its layers.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn inspect(&self, request: &Inspect) -> Result<Inspection, ClientError> {
+        let body = self.serialized(request)?;
+        let reply = self.send(Method::POST, "/v1/inspect", body, CHANGE_DEADLINE).await?;
+        self.parsed(&reply)
+    }
+
+    /// How long reads of all devices took, by where their bytes came from.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn latency(&self) -> Result<Vec<Latency>, ClientError> {
+        self.ask("/v1/latency").await
+    }
+
+    /// What of its budget of memory the agent uses, by part.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn memory(&self) -> Result<Memory, ClientError> {
+        self.ask("/v1/memory").await
+    }
+
     /// Attaches an image.
     ///
     /// # Errors
@@ -304,12 +339,14 @@ impl Client {
         self.ask("/v1/version").await
     }
 
-    /// Whether the agent takes work.
+    /// That the agent takes work, and why it can serve only what is cached, if so.
     ///
     /// # Errors
     /// [`ClientError`]; a [`ClientError::Problem`] says why it does not.
-    pub async fn ready(&self) -> Result<(), ClientError> {
-        self.send(Method::GET, "/readyz", Bytes::new(), ASK_DEADLINE).await.map(drop)
+    pub async fn ready(&self) -> Result<Option<String>, ClientError> {
+        let reply = self.send(Method::GET, "/readyz", Bytes::new(), ASK_DEADLINE).await?;
+        let text = String::from_utf8_lossy(&reply.body);
+        Ok(text.trim_end().strip_prefix("degraded: ").map(str::to_owned))
     }
 
     async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

@@ -6,8 +6,11 @@
 pub mod credentials;
 mod file;
 mod flags;
+mod key;
 mod keys;
+mod layers;
 mod service;
+mod traces;
 pub mod value;
 
 use std::{
@@ -26,8 +29,11 @@ use penstock_device::Wanted;
 use penstock_fetcher::Platform;
 
 pub use flags::Flags;
-pub use keys::{KEYS, Key};
+pub use key::Key;
+pub use keys::KEYS;
+pub use layers::{IndexPulled, Prefer, Way};
 pub use service::{SUPERVISED, SUPERVISED_VARIABLE, Service};
+pub use traces::Traces;
 
 use crate::{log::Format, mount::Flag};
 
@@ -101,6 +107,8 @@ pub struct Config {
     pub cache_scrub_interval: Duration,
     /// Most bytes under way that nobody asked for yet; 0 for no reading ahead.
     pub cache_read_ahead_bytes: u64,
+    /// Whether bytes that were read stay in the page cache below the devices.
+    pub cache_keep_pages: bool,
     /// Unit of fetching and keeping.
     pub chunk_size: ChunkSize,
     /// Longest time that one fetch may take with its retries.
@@ -127,6 +135,8 @@ pub struct Config {
     pub docker_config: Option<PathBuf>,
     /// Where else credentials come from.
     pub credentials: credentials::Credentials,
+    /// Memory for all indexes and buffers, in bytes.
+    pub memory_budget_bytes: u64,
     /// Whether images without an index that verifies them are refused.
     pub verify_require: bool,
     /// Longest time that looking for an image's index may take.
@@ -141,6 +151,16 @@ pub struct Config {
     pub recordings_accept: crate::recordings::Accept,
     /// How many images that are read widely are completed at the same time; 0: none.
     pub recordings_fills: u32,
+    /// In which ways ordinary layers are read on demand, the best first.
+    pub layers_prefer: Prefer,
+    /// Whose indexes of layers are believed besides the node's own.
+    pub layers_accept: crate::recordings::Accept,
+    /// The public key of whoever must have signed them.
+    pub layers_key: Option<PathBuf>,
+    /// What becomes of images that are pulled without indexes of their layers.
+    pub layers_index_pulled: IndexPulled,
+    /// Whether SOCI indexes of version 1 are believed: anybody who may push to an image's repository can add one.
+    pub layers_soci_v1: bool,
     /// Platform taken from an image index.
     pub platform: Platform,
     /// How devices are shown to the kernel.
@@ -163,6 +183,8 @@ pub struct Config {
     pub images_socket: PathBuf,
     /// containerd's own socket.
     pub images_containerd: PathBuf,
+    /// Where spans are sent.
+    pub traces: Traces,
     /// How log lines are written.
     pub log_format: Format,
     /// Least severity logged.
@@ -196,6 +218,7 @@ impl Default for Config {
             cache_reserve_bytes: None,
             cache_scrub_interval: Duration::from_secs(7 * 24 * 3600),
             cache_read_ahead_bytes: 32 << 20,
+            cache_keep_pages: false,
             chunk_size: ChunkSize::DEFAULT,
             fetch_deadline: Duration::from_secs(30),
             fetch_bytes_in_flight: 64 << 20,
@@ -209,6 +232,7 @@ impl Default for Config {
             no_proxy: None,
             docker_config: None,
             credentials: credentials::Credentials::default(),
+            memory_budget_bytes: 64 << 20,
             verify_require: false,
             verify_deadline: Duration::from_secs(5),
             recordings_enable: true,
@@ -216,6 +240,11 @@ impl Default for Config {
             recordings_replay: true,
             recordings_accept: crate::recordings::Accept::All,
             recordings_fills: 2,
+            layers_prefer: Prefer::default(),
+            layers_accept: crate::recordings::Accept::None,
+            layers_key: None,
+            layers_index_pulled: IndexPulled::No,
+            layers_soci_v1: false,
             platform: Platform::host(),
             transport: Wanted::Auto,
             device_deadline: None,
@@ -227,6 +256,7 @@ impl Default for Config {
             snapshotter_socket: DEFAULT_SNAPSHOTTER_SOCKET.into(),
             images_socket: DEFAULT_IMAGES_SOCKET.into(),
             images_containerd: DEFAULT_CONTAINERD.into(),
+            traces: Traces::default(),
             log_format: Format::Human,
             log_level: tracing::Level::INFO,
         }
@@ -508,6 +538,11 @@ impl Loaded {
             let origin = origin.cloned().unwrap_or_else(|| Origin::Flag("listen".to_owned()));
             return Err(ConfigError::Value { origin, key: refused.key, reason: refused.reason });
         }
+        if let Err(refused) = crate::traces::Collector::of(config)
+            && let Some(origin) = self.origins.get(refused.key)
+        {
+            return Err(ConfigError::Value { origin: origin.clone(), key: refused.key, reason: refused.reason });
+        }
         if let Some((key, missing)) = config.credentials.half_set()
             && let Some(origin) = self.origins.get(key)
         {
@@ -527,9 +562,14 @@ impl Loaded {
 
     /// Keys of a listener that there is not.
     fn notice_idle_keys(&mut self) {
-        let idle = self.origins.keys().filter(|name| name.starts_with("api.") && self.config.listen.is_none());
+        let tables = [
+            ("api.", "listen", self.config.listen.is_none()),
+            ("traces.", "traces.endpoint", self.config.traces.endpoint.is_none()),
+        ];
+        let idle = |name: &str| tables.into_iter().find(|(table, _, is_idle)| *is_idle && name.starts_with(table));
+        let idle = self.origins.keys().filter_map(|name| Some((name, idle(name)?.1)));
         let notices: Vec<String> =
-            idle.map(|name| format!("{name} has no effect, because listen is not set")).collect();
+            idle.map(|(name, missing)| format!("{name} has no effect, because {missing} is not set")).collect();
         self.notices.extend(notices);
     }
 

@@ -124,7 +124,8 @@ impl Default for Events {
     }
 }
 
-fn cut(text: &str) -> String {
+/// The first part of a text that may be long.
+pub(crate) fn cut(text: &str) -> String {
     match text.char_indices().take_while(|(at, c)| at + c.len_utf8() <= TEXT_BYTES).last() {
         Some((at, c)) if at + c.len_utf8() < text.len() => format!("{}...", &text[..at + c.len_utf8()]),
         _ => text.to_owned(),

@@ -1,38 +1,33 @@
-//! `penstock index`: an image's index is computed and pushed beside the image. Needs no agent.
+//! `penstock index`: an image's index is computed and pushed beside the image. Needs no agent. Of an image of disks it is of chunks; of an ordinary one, of its
+//! layers.
+
+mod layers;
 
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+    sync::Arc,
 };
 
 use clap::{ValueHint, builder::NonEmptyStringValueParser};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use penstock_blob::{Blob, BlobSource as _, ByteRange, ChunkSize, ChunkSizeError, Digest, Purpose};
 use penstock_fetcher::{
-    Attached, Content, Fetcher, Manifest, Platform, PlatformError, PushError, Reference, ReferenceError, ResolveError,
-    Upload,
+    Content, Fetcher, Manifest, Platform, PlatformError, PushError, Reference, ReferenceError, ResolveError, Upload,
 };
 use penstock_image::{BLOB_DIGEST, What};
-use penstock_index::{
-    ARTIFACT_TYPE, Artifact, ArtifactError, ComputeError, Computed, EMPTY_CONFIG, GRID, Listed, MANIFEST_TYPE, Subject,
-    compute,
-};
+use penstock_index::{ARTIFACT_TYPE, Artifact, ArtifactError, ComputeError, Computed, GRID, Listed, Subject, compute};
 use serde::Serialize;
 
 use crate::{
     agent::fetcher_config,
+    beside,
     config::{Config, ConfigError, Flags},
-    output::{self, Output, Table, size},
+    layers::LayerError,
+    output::{self, Output, Progress, Table, size},
     run::with_runtime,
 };
 
-/// How often is said how far it is.
-const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// Most blobs at once: each holds 20 MiB and most of a CPU.
 const MOST_JOBS: u16 = 64;
 /// Bytes looked at to see what a layer is.
@@ -53,7 +48,7 @@ pub struct Args {
     /// Compute and verify, but push nothing
     #[arg(long)]
     dry_run: bool,
-    /// Keep the lists and the manifest in this directory, which must exist
+    /// Keep the lists, or layer indexes, and the manifest in this directory, which must exist
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     save: Option<PathBuf>,
     /// How to print the answer.
@@ -93,6 +88,15 @@ pub enum IndexError {
     /// A layer's list cannot be computed.
     #[error("no index is made: {0}")]
     Compute(#[from] ComputeError),
+    /// The config of an ordinary image cannot be used, or a layer index of it cannot be made.
+    #[error("no index is made: {0}")]
+    Image(String),
+    /// No layer can be read piece by piece.
+    #[error("no layer of the image can be read lazily: {reason}")]
+    NotLazy {
+        /// Why the first one cannot.
+        reason: String,
+    },
     /// A layer cannot be read.
     #[error(transparent)]
     Read(#[from] penstock_blob::ReadError),
@@ -122,7 +126,23 @@ impl From<PushError> for IndexError {
     }
 }
 
+impl From<LayerError> for IndexError {
+    fn from(error: LayerError) -> Self {
+        Self::Image(error.to_string())
+    }
+}
+
 /// What was made.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Made {
+    /// Of a disk.
+    Chunks(Answer),
+    /// Of an ordinary image.
+    Layers(layers::Answer),
+}
+
+/// What was made of a disk.
 #[derive(Debug, Serialize)]
 struct Answer {
     reference: Reference,
@@ -152,7 +172,7 @@ pub fn run(args: &Args) -> Result<(), IndexError> {
     Ok(output::answer(args.output, &answer, table)?)
 }
 
-async fn make(args: &Args, config: &Config) -> Result<Answer, IndexError> {
+async fn make(args: &Args, config: &Config) -> Result<Made, IndexError> {
     let reference: Reference = args.reference.parse()?;
     let platform = match &args.platform {
         Some(text) => text.parse::<Platform>()?,
@@ -163,26 +183,39 @@ async fn make(args: &Args, config: &Config) -> Result<Answer, IndexError> {
         output::with_progress(&format!("resolving {reference}"), fetcher.resolve(&reference, &platform)).await?;
     let blobs = blobs(&manifest);
     blobs.iter().for_each(|blob| fetcher.serve(*blob, &manifest.reference));
-    is_a_disk(&fetcher, &manifest).await?;
+    let made = if is_ordinary(&fetcher, &manifest).await? {
+        Made::Layers(Box::pin(layers::make(args, &fetcher, &manifest)).await?)
+    } else {
+        Made::Chunks(chunks(args, &fetcher, (&manifest, &blobs)).await?)
+    };
+    fetcher.stop().await;
+    Ok(made)
+}
+
+/// Makes the index of the chunks of a disk.
+async fn chunks(
+    args: &Args,
+    fetcher: &Arc<Fetcher>,
+    (manifest, blobs): (&Manifest, &[Blob]),
+) -> Result<Answer, IndexError> {
     let scratch = tempfile::tempdir()?;
     let dir = args.save.as_deref().unwrap_or(scratch.path());
-    let computed = lists(&fetcher, &blobs, dir, usize::from(args.jobs)).await?;
+    let computed = lists(fetcher, blobs, dir, usize::from(args.jobs)).await?;
     let subject = Blob { digest: manifest.digest, size_bytes: manifest.size_bytes };
     let artifact = Artifact {
         subject: Subject { media_type: manifest.media_type.clone(), manifest: subject },
         lists: computed.iter().map(|computed| computed.listed).collect(),
     };
-    artifact.lists_of(manifest.digest, &blobs)?;
+    artifact.lists_of(manifest.digest, blobs)?;
     let bytes = artifact.to_manifest()?;
     if let Some(dir) = &args.save {
         tokio::fs::write(dir.join("manifest.json"), &bytes).await?;
     }
     let index = Digest::of(&bytes);
     if !args.dry_run {
-        Box::pin(push(&fetcher, &manifest, &computed, bytes)).await?;
+        Box::pin(push(fetcher, manifest, &computed, bytes)).await?;
     }
-    fetcher.stop().await;
-    Ok(answer(&manifest, index, !args.dry_run, &artifact.lists))
+    Ok(answer(manifest, index, !args.dry_run, &artifact.lists))
 }
 
 /// The image's blobs that have bytes, each once, in the order of its layers.
@@ -196,63 +229,46 @@ fn blobs(manifest: &Manifest) -> Vec<Blob> {
     blobs
 }
 
-/// Refuses an image that no node could attach, before all of it is read.
-async fn is_a_disk(fetcher: &Fetcher, manifest: &Manifest) -> Result<(), IndexError> {
+/// Whether an image is an ordinary one. One that no node could attach is refused, before all of it is read.
+async fn is_ordinary(fetcher: &Fetcher, manifest: &Manifest) -> Result<bool, IndexError> {
     let Some(bottom) = manifest.layers.first() else {
         return Err(ArtifactError::Unlisted(manifest.digest).into());
     };
     let blob = bottom.blob();
     let annotated = manifest.layers.iter().any(|layer| layer.annotations.contains_key(BLOB_DIGEST));
-    let Ok(head) = ByteRange::new(0, blob.size_bytes.min(HEAD_BYTES)) else { return Ok(()) };
+    if crate::layers::is_packed(&bottom.media_type, &bottom.annotations) {
+        return Ok(true);
+    }
+    let Ok(head) = ByteRange::new(0, blob.size_bytes.min(HEAD_BYTES)) else { return Ok(false) };
     if annotated {
-        return Ok(());
+        return Ok(false);
     }
     match penstock_image::content(&fetcher.read(blob, head, Purpose::Demand).await?, blob.size_bytes) {
+        content if content.is_archive() => Ok(true),
         penstock_image::Content::Other(what) => Err(IndexError::NotADisk { blob: blob.digest, what }),
-        penstock_image::Content::OverlayBd | penstock_image::Content::Disk(_) => Ok(()),
+        penstock_image::Content::OverlayBd | penstock_image::Content::Disk(_) | penstock_image::Content::Qcow2 => {
+            Ok(false)
+        }
     }
 }
 
 /// The lists of all blobs, `jobs` at a time, as files of `dir`.
 async fn lists(fetcher: &Arc<Fetcher>, blobs: &[Blob], dir: &Path, jobs: usize) -> Result<Vec<Computed>, IndexError> {
     let grid = ChunkSize::new(GRID)?;
-    let total: u64 = blobs.iter().map(|blob| blob.size_bytes).sum();
-    let done: Vec<AtomicU64> = blobs.iter().map(|_| AtomicU64::new(0)).collect();
-    let computing = blobs.iter().zip(&done).map(|(blob, done)| async move {
+    let progress = Progress::of(blobs.iter().map(|blob| blob.size_bytes));
+    let computing = blobs.iter().zip(progress.parts()).map(|(blob, done)| async move {
         let path = dir.join(format!("{}.list", blob.digest.to_hex()));
-        compute(&**fetcher, *blob, grid, &path, |bytes| done.store(bytes, Ordering::Relaxed)).await
+        compute(&**fetcher, *blob, grid, &path, |bytes| done.set(bytes)).await
     });
-    let mut computing = std::pin::pin!(stream::iter(computing.collect::<Vec<_>>()).buffered(jobs).try_collect());
-    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
-    ticks.tick().await;
-    loop {
-        tokio::select! {
-            biased;
-            lists = &mut computing => return Ok(lists?),
-            _ = ticks.tick() => {
-                let bytes = done.iter().map(|done| done.load(Ordering::Relaxed)).sum();
-                output::note(format_args!("verified and hashed {} of {} ({})", size(bytes), size(total), output::percent(bytes, total)));
-            }
-        }
-    }
+    let computing = stream::iter(computing.collect::<Vec<_>>()).buffered(jobs).try_collect();
+    Ok(progress.note_until("verified and hashed", computing).await?)
 }
 
 async fn push(fetcher: &Fetcher, manifest: &Manifest, computed: &[Computed], bytes: Vec<u8>) -> Result<(), PushError> {
-    let config = Blob { digest: Digest::of(EMPTY_CONFIG), size_bytes: EMPTY_CONFIG.len() as u64 };
-    let mut uploads = vec![Upload { blob: config, content: Content::Bytes(EMPTY_CONFIG.into()) }];
-    uploads.extend(
-        computed.iter().map(|made| Upload { blob: made.listed.list, content: Content::File(made.path.clone()) }),
-    );
-    let artifact = Attached {
-        subject: manifest.digest,
-        artifact_type: ARTIFACT_TYPE,
-        manifest: bytes.into(),
-        media_type: MANIFEST_TYPE,
-    };
+    let lists =
+        computed.iter().map(|made| Upload { blob: made.listed.list, content: Content::File(made.path.clone()) });
     let what = format!("pushing the index of {}", manifest.reference);
-    let pushing = Box::pin(fetcher.push_artifact(&manifest.reference, &uploads, artifact));
-    output::with_progress(&what, pushing).await?;
-    Ok(())
+    output::with_progress(&what, beside::push(fetcher, manifest, (ARTIFACT_TYPE, bytes), lists)).await.map(drop)
 }
 
 fn answer(manifest: &Manifest, index: Digest, pushed: bool, lists: &[Listed]) -> Answer {
@@ -266,7 +282,11 @@ fn answer(manifest: &Manifest, index: Digest, pushed: bool, lists: &[Listed]) ->
     Answer { reference: manifest.reference.clone(), manifest: manifest.digest, index, pushed, blobs }
 }
 
-fn table(answer: &Answer) -> String {
+fn table(made: &Made) -> String {
+    let answer = match made {
+        Made::Chunks(answer) => answer,
+        Made::Layers(answer) => return layers::table(answer),
+    };
     let mut facts = Table::facts();
     facts.fact("image", &answer.reference);
     facts.fact("index", answer.index);

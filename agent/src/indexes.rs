@@ -306,7 +306,8 @@ fn list_path(dir: &Path, listed: &Listed) -> PathBuf {
     dir.join(format!("{}.list", listed.root.to_hex()))
 }
 
-fn unverified(image: Image<'_>, reason: String, is_transient: bool) -> Unverified {
+/// That an image is not verified, and why.
+pub(crate) fn unverified(image: Image<'_>, reason: String, is_transient: bool) -> Unverified {
     Unverified { reference: image.reference.to_string(), reason, is_transient }
 }
 

@@ -47,7 +47,7 @@ pub enum KeepingError {
 /// # Errors
 /// [`KeepingError`].
 pub fn keep(args: &KeepArgs) -> Result<(), KeepingError> {
-    log::start(args.log_format, tracing::Level::INFO);
+    log::start(args.log_format, tracing::Level::INFO, None);
     run::raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(Box::pin(serve(&args.socket)))

@@ -8,14 +8,16 @@
 //!
 //! # Layout
 //!
-//! - [`config`]: defaults, file, environment, flags. [`log`]: where lines go.
+//! - [`config`]: defaults, file, environment, flags. [`log`]: where lines go. [`traces`]: where spans go.
 //! - [`state`]: the state directory, its lock and its records.
 //! - [`mount`]: finding and mounting the file system of an image, and clearing what a killed agent left.
 //! - `attachments`: the table of attachments, and what makes, restores and unmakes them.
 //! - `indexes`: what attached images are verified by. [`index`]: making that.
+//! - [`convert`]: images written in another form.
+//! - `layers`: ordinary layers that are read piece by piece. `lent`: blobs that the fetcher knows where to find for a while.
 //! - `recordings`: what images read while starting, and how they are read because of it.
 //! - [`events`]: what happened lately. `node`: the admin API's calls. `serve`, [`socket`]: where it answers.
-//! - `shelf`: manifests of images that containerd was told are there.
+//! - `turns`: one at a time for each of many. `shelf`: manifests of images that containerd was told are there.
 //! - `images`: the image service between the kubelet and containerd, and the credentials that it hears.
 //! - `pull`: images put whole into containerd's content store.
 //! - [`Agent`]: all of these together. [`run`]: as a process.
@@ -29,19 +31,25 @@
 
 mod agent;
 mod attachments;
+mod beside;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod containerd;
+pub mod convert;
 pub mod demo;
 pub mod doctor;
 pub mod events;
+mod explain;
 mod images;
 pub mod index;
 mod indexes;
 pub mod keep;
 mod keeper;
+mod layers;
+mod lent;
 pub mod log;
+mod memory;
 mod metrics;
 pub mod mount;
 mod mounter;
@@ -57,6 +65,8 @@ mod snapshots;
 pub mod socket;
 pub mod state;
 pub mod supervise;
+pub mod traces;
+mod turns;
 
 pub use agent::{Agent, DrainError, StartError};
 pub use config::Config;

@@ -6,7 +6,11 @@
 use std::str::FromStr;
 
 use tracing::Level;
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, filter::filter_fn, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
+
+use crate::traces::{self, Spans};
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,17 +44,17 @@ impl FromStr for Format {
     }
 }
 
-/// Sends this process's log lines to standard error from now on. A second call changes nothing.
-pub fn start(format: Format, level: Level) {
-    let filter = EnvFilter::new(filter_text(level));
-    let registry = tracing_subscriber::registry().with(filter);
+/// Sends this process's log lines to standard error from now on, and its spans, which no line shows, to `spans`. A second call changes nothing.
+pub fn start(format: Format, level: Level, spans: Option<Spans>) {
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let layer = fmt::layer().with_writer(std::io::stderr);
-    // The only failure is that another subscriber is there already: then lines go where that one sends them.
-    let _already_started = match format {
-        Format::Human => registry.with(layer.with_ansi(is_terminal)).try_init(),
-        Format::Json => registry.with(layer.json().flatten_event(true)).try_init(),
+    let lines = match format {
+        Format::Human => layer.with_ansi(is_terminal).boxed(),
+        Format::Json => layer.json().flatten_event(true).boxed(),
     };
+    let registry = tracing_subscriber::registry().with(lines.with_filter(EnvFilter::new(filter_text(level))));
+    // The only failure is that another subscriber is there already: then lines go where that one sends them.
+    let _already_started = registry.with(spans.map(|spans| spans.with_filter(filter_fn(traces::is_ours)))).try_init();
 }
 
 /// Our own crates from `level` on, all others from `warn` on.

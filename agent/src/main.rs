@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use penstock_agent::{
     cli::{self, Command, Exit},
-    containerd, demo, doctor, index, keep, output, run, supervise,
+    containerd, convert, demo, doctor, index, keep, output, run, supervise,
 };
 
 fn main() -> ExitCode {
@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Ok(Command::Supervise(args)) => supervise::supervise(&args).map_err(Into::into),
         Ok(Command::Keep(args)) => keep::keep(&args).map_err(Into::into),
         Ok(Command::Index(args)) => index::run(&args).map_err(Into::into),
+        Ok(Command::Convert(args)) => convert::run(&args).map_err(Into::into),
         Ok(Command::Demo(args)) => demo::run(&args).map_err(Into::into),
     };
     match outcome {

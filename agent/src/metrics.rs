@@ -1,6 +1,6 @@
 //! What the agent itself counts. The parts register their own.
 
-use penstock_api::DeviceState;
+use penstock_api::{DeviceState, Memory};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{family::Family, gauge::Gauge, info::Info},
@@ -20,10 +20,17 @@ struct StateLabel {
     state: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartLabel {
+    part: &'static str,
+}
+
 /// The agent's metrics.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     attachments: Family<StateLabel, Gauge>,
+    memory_used: Family<PartLabel, Gauge>,
+    memory_budget: Gauge,
 }
 
 impl Metrics {
@@ -31,7 +38,14 @@ impl Metrics {
         registry.register("build", "The agent's release", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         let attachments = Family::default();
         registry.register("attachments", "Attachments by state", attachments.clone());
-        Self { attachments }
+        let (memory_used, memory_budget) = (Family::default(), Gauge::default());
+        registry.register(
+            "memory_used_bytes",
+            "Memory of indexes and buffers in use, at most, by part",
+            memory_used.clone(),
+        );
+        registry.register("memory_budget_bytes", "Memory for all indexes and buffers", memory_budget.clone());
+        Self { attachments, memory_used, memory_budget }
     }
 
     /// Takes over the present numbers, just before they are shown.
@@ -39,6 +53,15 @@ impl Metrics {
         for (state, name) in STATES {
             let number = i64::try_from(count(state)).unwrap_or(i64::MAX);
             self.attachments.get_or_create(&StateLabel { state: name }).set(number);
+        }
+    }
+
+    /// Takes over what memory is used for, just before it is shown.
+    pub(crate) fn set_memory(&self, memory: &Memory) {
+        let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.memory_budget.set(number(memory.budget_bytes));
+        for part in &memory.parts {
+            self.memory_used.get_or_create(&PartLabel { part: part.name.name() }).set(number(part.used_bytes));
         }
     }
 }

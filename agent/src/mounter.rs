@@ -5,10 +5,11 @@
 //! the agent's start without a registry, and lives as long as its snapshot.
 
 mod chain;
+mod choice;
 mod images;
+mod inspect;
 mod kind;
 mod told;
-mod turns;
 
 use std::{
     collections::HashSet,
@@ -20,20 +21,22 @@ use std::{
 
 use penstock_api::NodeError;
 use penstock_blob::Digest;
-use penstock_fetcher::Reference;
+use penstock_fetcher::{Manifest, Reference};
 use penstock_snapshotter::{Answer, Declined, Figures, Layer, MountError, Mounter, Offer, Shape, Stack};
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     attachments::{At, AttachError, Attachments},
+    config::{IndexPulled, Prefer},
     events::{Events, Kind},
+    layers::{Found, Ready},
     shelf,
     state::record::Part,
+    turns::Turns,
 };
+use choice::{Choice, Facts, Next, Usable, choose};
 use images::{Images, Known, Unknown};
-use kind::Decision;
 use told::Told;
-use turns::Turns;
 
 /// Longest time that an offer may take: containerd waits for it with the pull of the layer, and has nothing to lose by fetching it itself.
 const OFFER_DEADLINE: Duration = Duration::from_secs(10);
@@ -51,6 +54,8 @@ pub(crate) struct LayerMounter {
     told: Told,
     /// Whose directory is being changed.
     turns: Turns<PathBuf>,
+    /// Room for inspections.
+    inspecting: Semaphore,
 }
 
 impl LayerMounter {
@@ -58,7 +63,8 @@ impl LayerMounter {
     pub(crate) fn new(attachments: Arc<Attachments>, deadline: Duration) -> Self {
         let (images, events) = (Arc::new(Images::new(attachments.parts())), attachments.parts().events.clone());
         let (deadline, told, turns) = (deadline.min(OFFER_DEADLINE), Told::default(), Turns::default());
-        Self { attachments, images, deadline, events, told, turns }
+        let inspecting = Semaphore::new(inspect::INSPECTIONS);
+        Self { attachments, images, deadline, events, told, turns, inspecting }
     }
 
     /// Forgets images that none of the lazy snapshots, whose manifests are `named`, is of, once they are old.
@@ -93,29 +99,25 @@ impl LayerMounter {
         let known = self.images.of(layer).await?;
         let offer = self.decide(&known, layer).await?;
         if matches!(offer, Offer::Lazy { .. }) {
+            self.attachments.layer_settled(layer.digest, None);
             self.images.keep(&known).await;
             self.open_ahead(&known);
         }
         Ok(offer)
     }
 
-    async fn decide(&self, known: &Known, layer: &Layer) -> Result<Offer, Unknown> {
-        let kind = self.images.kind(known, layer.depth).await?;
-        let mut below = Vec::new();
-        if kind != kind::Kind::OverlayBd {
-            // Each is shown alone, or not at all: how many there are below counts, not what they are.
-            below.resize(layer.depth, kind.clone());
-        } else {
-            for nth in 0..layer.depth {
-                below.push(self.images.kind(known, nth).await?);
+    async fn decide(&self, known: &Arc<Known>, layer: &Layer) -> Result<Offer, Unknown> {
+        let (shape, way, how) = match self.choice(known, layer).await? {
+            Choice::Lazy { shape, way, how } => (shape, way, how),
+            Choice::Unpacked { why, is_indexed } => {
+                if is_indexed {
+                    self.index_later(known, layer.depth);
+                }
+                return Ok(Offer::Eager { why });
             }
-        }
-        let (shape, how) = match kind::decide(&kind, &below) {
-            Decision::Lazy(shape, how) => (shape, how),
-            Decision::Unpacked(why) => return Ok(Offer::Eager { why }),
-            Decision::Refused(why) => return Ok(Offer::Refused { why, is_transient: false }),
+            Choice::Refused(why) => return Ok(Offer::Refused { why, is_transient: false }),
         };
-        match known.refused(self.unverified(known)).await {
+        match if way.is_some() { Ok(None) } else { known.refused(self.unverified(known)).await } {
             Ok(None) => {}
             Ok(Some(why)) => return Ok(Offer::Refused { why, is_transient: false }),
             Err(Unknown { reason: why, is_transient }) => return Ok(Offer::Refused { why, is_transient }),
@@ -129,6 +131,50 @@ impl LayerMounter {
             first,
         };
         Ok(Offer::Lazy { shape, stack, how })
+    }
+
+    /// What becomes of a layer. What it depends on is asked for, in turn; what is found is kept, and its device laid out.
+    async fn choice(&self, known: &Arc<Known>, layer: &Layer) -> Result<Choice, Unknown> {
+        let (manifest, nth): (&Manifest, usize) = (&known.manifest, layer.depth);
+        let (kind, below) = self.images.around(known, nth).await?;
+        let Some(described) = manifest.layers.get(nth) else { return Err(images::missing(nth)) };
+        let parts = self.attachments.parts();
+        let prefer = choice::allowed(parts.layers.prefer(), (manifest, described), layer.prefer.as_deref());
+        let index_pulled = parts.index_pulled != IndexPulled::No;
+        let facts = Facts { kind: &kind, below: &below, of: manifest.layers.len(), prefer: &prefer, index_pulled };
+        let mut seen = Vec::new();
+        let ways = prefer.as_ref().map(Prefer::ways).unwrap_or_default();
+        if matches!(kind, kind::Kind::Archive(_)) {
+            match parts.layers.kept_of((manifest, nth), ways).await {
+                Ok(Some(ready)) => seen.push((ready.way, usable(&ready, true))),
+                Ok(None) => {}
+                Err(error) => seen.extend(ways.first().map(|way| (*way, impossible(&error)))),
+            }
+        }
+        loop {
+            let way = match choose(&facts, &seen) {
+                Next::Look(way) => way,
+                Next::Made(choice) => return Ok(choice),
+            };
+            let found = match parts.layers.look(manifest, nth, way).await {
+                Ok(Found::Ready(ready)) => usable(&ready, false),
+                Ok(Found::Absent) => choice::Known::Absent,
+                Ok(Found::Refused(why)) => choice::Known::Refused(why),
+                Err(error) => impossible(error),
+            };
+            seen.push((way, found));
+        }
+    }
+
+    /// Has the archives of an image indexed, so that its next pull is lazy. containerd unpacks its layers from the one at `lowest` on.
+    fn index_later(&self, known: &Arc<Known>, lowest: usize) {
+        let (images, of) = (Arc::clone(&self.images), Arc::clone(known));
+        let archives = async move {
+            let kinds = images.kinds(&of).await.unwrap_or_default();
+            let archives = kinds.iter().enumerate().filter(|(_, kind)| matches!(kind, kind::Kind::Archive(_)));
+            archives.map(|(nth, _)| nth).collect()
+        };
+        self.attachments.index_later((known.reference(), &known.manifest), lowest, archives);
     }
 
     /// Why the image may not be attached, because no index verifies it and one is required.
@@ -203,6 +249,20 @@ impl LayerMounter {
     }
 }
 
+/// A layer whose device is laid out.
+fn usable(ready: &Ready, is_kept: bool) -> choice::Known {
+    let implied = match ready.image.kind() {
+        penstock_image::Kind::Layer { implied, .. } => implied,
+        _ => 0,
+    };
+    choice::Known::Usable(Usable { by: ready.origin, is_kept, implied })
+}
+
+/// A layer that cannot be read on demand.
+fn impossible(error: impl std::fmt::Display) -> choice::Known {
+    choice::Known::Impossible(error.to_string())
+}
+
 impl Mounter for LayerMounter {
     fn offer<'a>(&'a self, layer: &'a Layer) -> Answer<'a, Offer, MountError> {
         Box::pin(async move {
@@ -225,6 +285,10 @@ impl Mounter for LayerMounter {
             }
             None => self.events.record(kind, &format!("{key}: {why}"), &[("snapshot", key)]),
         }
+    }
+
+    fn unpacked(&self, layer: &Layer, namespace: &str) {
+        self.attachments.layer_settled(layer.digest, Some(namespace));
     }
 
     fn mount<'a>(&'a self, stack: &'a Stack, target: &'a Path) -> Answer<'a, String, MountError> {

@@ -23,7 +23,9 @@ use prometheus_client::registry::Registry;
 use crate::{
     attachments::Attachments,
     events::{Events, FOLLOWERS},
+    memory::Memory,
     metrics::Metrics,
+    mounter::LayerMounter,
     pull::Pulls,
 };
 
@@ -33,10 +35,13 @@ pub(crate) struct AgentNode {
     attachments: Arc<Attachments>,
     /// containerd's snapshots, when it is served.
     snapshotter: Option<Arc<Snapshotter>>,
+    /// What knows what becomes of layers.
+    mounter: Arc<LayerMounter>,
     fetcher: Arc<Fetcher>,
     cache: Arc<Cache>,
     cache_dir: PathBuf,
     metrics: (Arc<Registry>, Metrics),
+    memory: Memory,
     events: Events,
     pulls: Pulls,
     ready: Arc<AtomicBool>,
@@ -44,28 +49,29 @@ pub(crate) struct AgentNode {
 
 impl AgentNode {
     pub(crate) fn new(
-        (attachments, snapshotter): (Arc<Attachments>, Option<Arc<Snapshotter>>),
+        (attachments, snapshotter, mounter): (Arc<Attachments>, Option<Arc<Snapshotter>>, Arc<LayerMounter>),
         fetcher: Arc<Fetcher>,
         (cache, cache_dir): (Arc<Cache>, PathBuf),
-        metrics: (Arc<Registry>, Metrics),
+        (registry, metrics, memory): (Arc<Registry>, Metrics, Memory),
         (events, ready, pulls): (Events, Arc<AtomicBool>, Pulls),
     ) -> Self {
-        Self { attachments, snapshotter, fetcher, cache, cache_dir, metrics, events, pulls, ready }
+        let metrics = (registry, metrics);
+        Self { attachments, snapshotter, mounter, fetcher, cache, cache_dir, metrics, memory, events, pulls, ready }
     }
 }
 
 impl api::Node for AgentNode {
     fn readiness(&self) -> Readiness {
-        if self.ready.load(Ordering::SeqCst) {
-            Readiness::Ready
-        } else {
-            Readiness::NotReady("the agent is stopping; ask again when it has started anew".to_owned())
+        if !self.ready.load(Ordering::SeqCst) {
+            return Readiness::NotReady("the agent is stopping; ask again when it has started anew".to_owned());
         }
+        endpoints::degraded(&self.fetcher.registries()).map_or(Readiness::Ready, Readiness::Degraded)
     }
 
     fn metrics(&self) -> Answer<'_, String> {
         let (registry, metrics) = &self.metrics;
         metrics.set(|state| self.attachments.count(state));
+        metrics.set_memory(&self.memory.report());
         let mut text = String::new();
         let encoded = prometheus_client::encoding::text::encode(&mut text, registry);
         Box::pin(std::future::ready(
@@ -85,6 +91,19 @@ impl api::Node for AgentNode {
 
     fn blocks<'a>(&'a self, id: &'a str) -> Answer<'a, api::BlockMap> {
         Box::pin(std::future::ready(self.attachments.blocks(id).map_err(NodeError::from)))
+    }
+
+    fn explain<'a>(&'a self, id: &'a str) -> Answer<'a, api::Explanation> {
+        let users = self.snapshotter.as_ref().map_or_else(Vec::new, |snapshotter| snapshots::users(snapshotter, id));
+        Box::pin(async move { Ok(self.attachments.explain(id, users).await?) })
+    }
+
+    fn latency(&self) -> Answer<'_, Vec<api::Latency>> {
+        Box::pin(std::future::ready(Ok(self.attachments.latency())))
+    }
+
+    fn memory(&self) -> Answer<'_, api::Memory> {
+        Box::pin(std::future::ready(Ok(self.memory.report())))
     }
 
     fn attach(&self, request: api::Attach) -> Answer<'_, api::Device> {
@@ -203,6 +222,10 @@ impl api::Node for AgentNode {
 
     fn pull(&self, request: api::Pull) -> Answer<'_, api::PullStream> {
         Box::pin(self.pulls.pull(request))
+    }
+
+    fn inspect(&self, request: api::Inspect) -> Answer<'_, api::Inspection> {
+        Box::pin(self.mounter.inspect(request))
     }
 
     fn version(&self) -> api::Version {

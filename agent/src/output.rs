@@ -3,6 +3,9 @@
 //! Texts come from registries and images too, so that every cell and message is escaped: no byte of them reaches the terminal as a
 //! control character.
 
+mod progress;
+pub(crate) mod screen;
+
 use std::{
     fmt::{self, Write as _},
     io::{self, IsTerminal as _, Write},
@@ -11,6 +14,8 @@ use std::{
 
 use clap::{Arg, ArgMatches, Command, FromArgMatches, ValueEnum, builder::EnumValueParser};
 use serde::Serialize;
+
+pub(crate) use progress::Progress;
 
 /// How an answer is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]

@@ -7,19 +7,21 @@ use std::{path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::stream;
 use penstock_api::{self as api, NodeError, PullMessage, PullProgress, PullStream, Pulled, PulledBlob};
-use penstock_blob::{Blob, Digest};
+use penstock_blob::{Blob, Digest, SPANS};
 use penstock_fetcher::{Descriptor, Fetcher, Manifest, Platform, Reference, Served};
 use penstock_snapshotter::content::{Child, Content, Materialised, Outcome, Piece, Store};
 use tokio::{
     sync::{Semaphore, watch},
     time::{Interval, MissedTickBehavior},
 };
+use tracing::{field::Empty, info_span};
 
 use crate::{
     attachments::Parts,
     config::Config,
     events::{Events, Kind},
     node::refusal::{not_stored, unresolved},
+    traces::traced,
 };
 use past::Past;
 
@@ -109,7 +111,8 @@ impl Pulls {
         let total = total(&content);
         let (told, progress) = watch::channel(total);
         let (source, events) = (Arc::clone(&self.source), self.events.clone());
-        let work: Work = Box::pin(async move {
+        let span = info_span!(target: SPANS, "pull", reference = content.name, error = Empty);
+        let work: Work = Box::pin(traced(span, async move {
             let _held = (room, serving);
             let tell = |done: penstock_snapshotter::content::Progress| {
                 told.send_replace(PullProgress { blobs_done: done.blobs as u64, bytes_done: done.bytes, ..total });
@@ -118,7 +121,7 @@ impl Pulls {
             let pulled = pulled(&content, &request.namespace, &made);
             note(&events, &pulled);
             Ok(pulled)
-        });
+        }));
         let mut ticks = tokio::time::interval(TOLD_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let pulling = Pulling { work: Some(work), progress, ticks };

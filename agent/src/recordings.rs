@@ -24,7 +24,6 @@ mod windows;
 
 use std::{path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
 use penstock_api as api;
 use penstock_blob::Digest;
 use penstock_cache::Cache;
@@ -37,7 +36,7 @@ use choose::{Link, UNMEASURED};
 use files::Kept;
 pub(crate) use look::Wanted;
 pub(crate) use metrics::Metrics;
-pub(crate) use start::{Begin, Start};
+pub(crate) use start::{Begin, Opening, Start};
 
 /// Which registries' recordings are used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +50,7 @@ pub enum Accept {
 }
 
 impl Accept {
-    fn takes(&self, registry: &str) -> bool {
+    pub(crate) fn takes(&self, registry: &str) -> bool {
         match self {
             Self::All => true,
             Self::Of(registries) => registries.iter().any(|known| known == registry),
@@ -111,8 +110,6 @@ pub(crate) struct Recordings {
     metrics: Metrics,
     /// Images that may be completed now.
     fills: Semaphore,
-    /// What registries were measured to send, in bytes in a second; by the last long replay.
-    measured: Mutex<Option<u64>>,
 }
 
 /// Why a recording was not listed, removed or published.
@@ -146,7 +143,6 @@ impl Recordings {
             events: events.clone(),
             metrics,
             fills,
-            measured: Mutex::default(),
             settings,
         })
     }
@@ -225,14 +221,16 @@ impl Recordings {
         self.events.record(Kind::RecordingKept, &text, &[("device", device)]);
     }
 
-    /// The way to a registry, as far as it was measured.
+    /// The way to a registry, as far as it was measured: the best of its endpoints, since who is slow is passed over.
     fn link(&self, reference: &Reference) -> Link {
         let registries = self.fetcher.registries();
         let endpoints = registries.iter().filter(|status| status.registry == reference.registry());
-        let latency = endpoints.flat_map(|status| &status.endpoints).filter_map(|endpoint| endpoint.latency).min();
+        let endpoints: Vec<_> = endpoints.flat_map(|status| &status.endpoints).collect();
+        let latency = endpoints.iter().filter_map(|endpoint| endpoint.delay).min();
+        let rate = endpoints.iter().filter_map(|endpoint| endpoint.bytes_per_second).max();
         Link {
             latency: latency.unwrap_or(UNMEASURED.latency),
-            bytes_per_second: self.measured.lock().unwrap_or(UNMEASURED.bytes_per_second),
+            bytes_per_second: rate.unwrap_or(UNMEASURED.bytes_per_second),
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     cli::AgentArgs,
     config::{Config, ConfigError, Service},
     log, output,
+    traces::{self, Outbox},
 };
 
 /// How long threads that wait for the kernel may hold up the end of the process once everything else has ended.
@@ -52,13 +53,15 @@ pub fn agent(args: &AgentArgs) -> Result<(), RunError> {
     if args.print_config {
         return Ok(output::print(&loaded.print())?);
     }
-    log::start(loaded.config.log_format, loaded.config.log_level);
+    let traces = &loaded.config.traces;
+    let (spans, outbox) = traces.endpoint.as_ref().map(|_| traces::queue(traces.slow)).unzip();
+    log::start(loaded.config.log_format, loaded.config.log_level, spans);
     close_off();
     raise_open_files();
     for notice in loaded.notices.iter().chain(keeper.notices()) {
         tracing::warn!("{notice}");
     }
-    with_runtime(serve(loaded.config, keeper))?
+    with_runtime(serve(loaded.config, (keeper, outbox)))?
 }
 
 /// Keeps what this process writes and remembers from other users: files are for its own user alone whatever it was started with, and
@@ -87,11 +90,11 @@ pub(crate) fn with_runtime<T>(work: impl Future<Output = T>) -> io::Result<T> {
     Ok(outcome)
 }
 
-async fn serve(config: Config, keeper: Keeper) -> Result<(), RunError> {
+async fn serve(config: Config, process: (Keeper, Option<Outbox>)) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let stop = CancellationToken::new();
     let (mut agent, asked) = {
-        let mut starting = Box::pin(Agent::start_until(config, keeper, &stop));
+        let mut starting = Box::pin(Agent::start_until(config, process, &stop));
         tokio::select! {
             agent = &mut starting => (agent?, None),
             asked = signals.next() => {

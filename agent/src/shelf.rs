@@ -13,6 +13,7 @@ use std::{
 
 use penstock_blob::Digest;
 use penstock_fetcher::{Manifest, Reference, Served};
+use serde::Deserialize;
 
 use crate::state::sealed::{self, UNFINISHED};
 
@@ -99,6 +100,23 @@ impl Shelf {
         Ok(all)
     }
 
+    /// The layers of the images whose manifests are kept. Blocks.
+    ///
+    /// # Errors
+    /// What the system says. A file that cannot be used names none.
+    pub(crate) fn layers(&self) -> io::Result<HashSet<Digest>> {
+        let mut layers = HashSet::new();
+        for manifest in self.all()? {
+            if let Ok(Some(content)) = sealed::read(&self.path(&manifest), MAX_BYTES)
+                && let Some((_, bytes)) = split(&content)
+                && let Ok(named) = serde_json::from_slice::<Named>(bytes)
+            {
+                layers.extend(named.layers.into_iter().map(|layer| layer.digest));
+            }
+        }
+        Ok(layers)
+    }
+
     /// Removes those that are not `named` and were kept before `before`, and what an earlier agent left half-written then. Answers which. Blocks.
     ///
     /// # Errors
@@ -121,10 +139,28 @@ impl Shelf {
     }
 }
 
+/// What of a manifest says which layers it names.
+#[derive(Deserialize)]
+struct Named {
+    #[serde(default)]
+    layers: Vec<NamedLayer>,
+}
+
+#[derive(Deserialize)]
+struct NamedLayer {
+    digest: Digest,
+}
+
+/// The media type and the manifest in a file's content.
+fn split(content: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = content.iter().position(|&byte| byte == b'\n')?;
+    Some((&content[..end], &content[end + 1..]))
+}
+
 /// The manifest in a file's content, when it is the one that the file is named after.
 fn parse(reference: &Reference, manifest: Digest, content: &[u8]) -> Result<(Manifest, Served), String> {
-    let end = content.iter().position(|&byte| byte == b'\n').ok_or("is damaged")?;
-    let (media_type, bytes) = (std::str::from_utf8(&content[..end]).map_err(|_| "is damaged")?, &content[end + 1..]);
+    let (media_type, bytes) = split(content).ok_or("is damaged")?;
+    let media_type = std::str::from_utf8(media_type).map_err(|_| "is damaged")?;
     let found = Manifest::parse(reference, bytes, media_type).map_err(|error| error.to_string())?;
     if found.digest != manifest {
         return Err(format!("holds {}", found.digest));
@@ -163,6 +199,7 @@ mod tests {
         assert_eq!((found.layers[0].size_bytes, found.digest, &as_served), (9, served.digest, &served));
         assert_eq!(found.reference, reference().with_digest(served.digest));
         assert_eq!((shelf.all().unwrap(), shelf.has(&served.digest)), (vec![served.digest], true));
+        assert_eq!(shelf.layers().unwrap(), HashSet::from([found.layers[0].digest]));
     }
 
     #[test]

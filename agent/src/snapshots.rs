@@ -64,13 +64,13 @@ impl Snapshots {
     /// [`SnapshotsError`]; then nothing is served.
     pub(crate) async fn start(
         config: &Config,
-        mounter: impl FnOnce() -> Arc<LayerMounter>,
+        mounter: &Arc<LayerMounter>,
         registry: &mut Registry,
     ) -> Result<Option<Self>, SnapshotsError> {
         if !config.snapshotter_enable {
             return Ok(None);
         }
-        let (root, mounter) = (config.snapshotter_root.clone(), mounter());
+        let (root, mounter) = (config.snapshotter_root.clone(), Arc::clone(mounter));
         let mut metrics = std::mem::take(registry);
         let shows = Arc::clone(&mounter);
         let opening = tokio::task::spawn_blocking(move || {

@@ -4,6 +4,7 @@
 //! lock                     locked by the one agent that uses the directory; holds its process id
 //! attachments/<id>.json    one record per attachment, see `record`, and its `check`
 //! indexes/                 what images are verified by
+//! layers/                  indexes of ordinary layers
 //! manifests/               of images whose layers containerd was told are there
 //! maps/                    merged maps of images, made again when lost
 //! recordings/              what images read while starting; of no use when lost
@@ -97,7 +98,8 @@ impl StateDir {
     /// # Errors
     /// [`StateError::InUse`] when another agent has it; else what the system says.
     pub fn open(root: &Path) -> Result<Self, StateError> {
-        let below = ["attachments", "maps", "fuse", "indexes", "manifests", "recordings"].map(|name| root.join(name));
+        let below =
+            ["attachments", "maps", "fuse", "indexes", "layers", "manifests", "recordings"].map(|name| root.join(name));
         for dir in std::iter::once(root.to_path_buf()).chain(below) {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(StateError::io("create", &dir))?;
         }
@@ -135,6 +137,12 @@ impl StateDir {
     #[must_use]
     pub fn indexes(&self) -> PathBuf {
         self.root.join("indexes")
+    }
+
+    /// Where indexes of ordinary layers are kept.
+    #[must_use]
+    pub fn layers(&self) -> PathBuf {
+        self.root.join("layers")
     }
 
     /// Where manifests of images are kept whose layers containerd was told are there.

@@ -65,7 +65,7 @@ pub enum SuperviseError {
 /// # Errors
 /// [`SuperviseError`].
 pub fn supervise(args: &SuperviseArgs) -> Result<(), SuperviseError> {
-    log::start(args.log_format, tracing::Level::INFO);
+    log::start(args.log_format, tracing::Level::INFO, None);
     run::raise_open_files();
     // The path, not what is behind it: after an upgrade that is another file.
     let program = args.program.clone().map_or_else(std::env::current_exe, Ok)?;

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::Read as _,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -150,8 +150,14 @@ async fn an_image_is_attached_mounted_read_and_detached_without_a_trace() {
     for kind in ["agent.ready", "device.attached", "device.detached"] {
         assert!(kinds.iter().any(|k| k == kind), "{kind} is not in {kinds:?}");
     }
+    let memory = agent.node().memory().await.unwrap();
+    let used = |name| memory.parts.iter().find(|part| part.name == name).unwrap().used_bytes;
+    assert!(used(api::MemoryUser::Devices) > 0 && used(api::MemoryUser::Presence) > 0, "{memory:?}");
+    assert!(memory.used_bytes <= memory.budget_bytes && memory.resident_bytes.is_some(), "{memory:?}");
     let metrics = agent.node().metrics().await.unwrap();
     for line in [
+        "penstock_memory_budget_bytes 67108864",
+        "penstock_memory_used_bytes{part=\"devices\"} ",
         "penstock_attachments{state=\"attached\"} 0",
         "penstock_build_info{version=",
         "penstock_cache_",
@@ -159,6 +165,92 @@ async fn an_image_is_attached_mounted_read_and_detached_without_a_trace() {
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
+    agent.stop().await.unwrap();
+}
+
+/// Whether the tree at `root` has the paths of the fixtures' list and no others, each with its type, mode, owner, size and link target.
+async fn check_tree(root: &Path) {
+    let root = root.to_path_buf();
+    off_runtime(move || {
+        let list = fs::read_to_string(fixtures().join("expected-listing.tsv")).unwrap();
+        let mut paths = BTreeSet::new();
+        for line in list.lines() {
+            let columns: [&str; 6] = line.split('\t').collect::<Vec<_>>().try_into().unwrap();
+            let [path, kind, mode, owner, size, link] = columns;
+            let metadata = fs::symlink_metadata(root.join(path)).unwrap();
+            let found = match metadata.mode() & 0o170_000 {
+                0o040_000 => "d",
+                0o120_000 => "l",
+                0o100_000 => "f",
+                0o010_000 => "p",
+                0o020_000 => "c",
+                _ => "another",
+            };
+            assert_eq!((found, format!("{:o}", metadata.mode() & 0o7777)), (kind, mode.to_owned()), "{path}");
+            assert_eq!(format!("{}:{}", metadata.uid(), metadata.gid()), owner, "{path}");
+            if ["f", "l"].contains(&kind) {
+                assert_eq!(metadata.len().to_string(), size, "{path}");
+            }
+            if kind == "l" {
+                assert_eq!(fs::read_link(root.join(path)).unwrap(), Path::new(link), "{path}");
+            }
+            paths.insert(root.join(path));
+        }
+        let (mut dirs, mut found) = (vec![root.clone()], BTreeSet::new());
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(dir).unwrap() {
+                let entry = entry.unwrap();
+                if entry.file_name() != "lost+found" {
+                    found.insert(entry.path());
+                    dirs.extend(entry.file_type().unwrap().is_dir().then(|| entry.path()));
+                }
+            }
+        }
+        assert_eq!(found, paths);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn turbooci_images_are_shown_over_their_original_layers_and_again_without_a_registry() {
+    require_mounts!();
+    let bench = Bench::new().await;
+    let agent = bench.agent().await;
+    let mut ids = Vec::new();
+    for file_system in ["erofs", "ext4"] {
+        let dir = bench.mount_point(file_system);
+        let reference = format!("{}/fixtures/overlaybd:turbo-{file_system}", bench.registry.host());
+        let device = agent.node().attach(request(&reference, Some(&dir))).await.unwrap();
+        assert_eq!((device.image.as_str(), device.file_system.as_deref()), ("turbooci, 3 layers", Some(file_system)));
+        assert!(device.verified_by.contains("not checked"), "{}", device.verified_by);
+        check_tree(&dir).await;
+        check_files(&dir, usize::MAX).await;
+        let shown = agent.node().device(&device.id).await.unwrap();
+        assert!(shown.stats.bytes_served > 0 && shown.stats.errors == 0, "{shown:?}");
+        let archives = shown.blobs.iter().filter(|blob| blob.verified_by.contains("nothing")).count();
+        assert_eq!((shown.blobs.len(), archives), (6, 3), "{:?}", shown.blobs);
+        ids.push(device.id);
+    }
+    agent.stop().await.unwrap();
+
+    bench.registry.set_down(true);
+    let agent = bench.agent().await;
+    for (id, file_system) in ids.iter().zip(["erofs", "ext4"]) {
+        let restored = agent.node().device(id).await.unwrap();
+        assert_eq!(restored.state, DeviceState::Attached, "{:?}", restored.state_reason);
+        check_files(&bench.mount_point(file_system), usize::MAX).await;
+    }
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turbooci_image_is_refused_where_every_read_is_to_be_verified() {
+    let bench = Bench::new().await;
+    let agent = bench.agent().await;
+    let reference = format!("{}/fixtures/overlaybd:turbo-erofs", bench.registry.host());
+    let wanted = api::Attach { require_verified: true, ..request(&reference, None) };
+    let refused = agent.node().attach(wanted).await.unwrap_err().to_string();
+    assert!(refused.contains("original layers"), "{refused}");
     agent.stop().await.unwrap();
 }
 

@@ -173,7 +173,9 @@ fn what_is_printed_reads_back_as_the_same_config() {
         [fetch]\ndeadline = \"1500ms\"\nbytes_in_flight = \"8MiB\"\nrequests_in_flight = 4\nca_bundle = \"/ca.pem\"\n\
         hosts_dirs = \"/certs.d:/etc/docker/certs.d\"\nredirects_allowed = [\"minio.lan\", \"10.0.0.0/8\"]\nplain_http = [\"a:1\", \"b\"]\ntls = [\"127.0.0.1:8443\"]\nproxy = \"http://p:1\"\nno_proxy = \"x,y\"\ndocker_config = \"/d.json\"\nplatform = \"linux/arm64/v8\"\n\
         [credentials]\nfile = \"/c.toml\"\nkubelet_config = \"/k.yaml\"\nkubelet_bin_dir = \"/bin\"\nsecret_dirs = [\"/a\", \"/b\"]\ntimeout = \"5s\"\nkeep = \"no\"\n\
-        [device]\ntransport = \"fuse\"\ndeadline = \"7s\"\non_failure = \"wait\"\nwait_limit = \"90s\"\n[mount]\nflags = \"noexec,nodev\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n";
+        [layers]\naccept = \"r.example\"\nkey = \"/cosign.pub\"\nindex_pulled = \"push\"\n\
+        [device]\ntransport = \"fuse\"\ndeadline = \"7s\"\non_failure = \"wait\"\nwait_limit = \"90s\"\n[mount]\nflags = \"noexec,nodev\"\n\
+        [traces]\nendpoint = \"https://otel.example.com\"\nslow = \"1s\"\nplain = true\nca = \"/otel.pem\"\ntoken_file = \"/otel\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n";
     let first = Sources::new().file(text).load().unwrap();
     let shown = |loaded: &Loaded| format!("{:?}", loaded.config);
     assert!(!shown(&first).contains("None"), "the text sets every key: {}", shown(&first));

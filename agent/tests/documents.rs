@@ -14,30 +14,69 @@ use penstock_agent::{
 use penstock_blob::Digest;
 use penstock_device::DeviceError;
 use penstock_fetcher::ResolveError;
-use penstock_image::{OpenError, What};
+use penstock_image::{LayerError, OpenError, Qcow2Error, What};
 use penstock_snapshotter::content::StoreError;
 
 fn document(name: &str) -> String {
     fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name)).expect(name)
 }
 
-#[test]
-fn the_config_reference_lists_every_key_with_its_default() {
-    let text = document("operations.md");
+/// What stands before the tables of docs/configuration.md.
+const REFERENCE: &str = "\
+# Configuration reference
+
+<!-- Made by agent/tests/documents.rs from agent/src/config/keys.rs: change that, run `cargo test -p penstock-agent --test documents`, and copy what it says. -->
+
+Every setting of the agent. Defaults hold first, then the config file, then `PENSTOCK_*` variables, then flags; the last one wins. `cache.cap` is `cap` in the table `[cache]` of the file, the variable
+`PENSTOCK_CACHE_CAP` and the flag `--cache-cap`; so for all of them. `/etc/penstock/config.toml` may be missing; a file that is named with `--config` or `PENSTOCK_CONFIG` must exist. An unknown key, or
+a value that does not pass its check, is refused with the file and line, the variable or the flag. A variable with our prefix that names no key is logged and ignored, because Kubernetes makes such for
+a service named `penstock`.
+
+Sizes: bytes, or a whole number and KiB, MiB, GiB, TiB, KB, MB, GB or TB. Durations: a whole number and ms, s, m or h. Lists: a list of strings in the file, words with commas elsewhere. Paths are
+absolute; those of flags may be relative to the shell's directory. What settings mean for a node: [operations](operations.md), [sizing](sizing.md). `penstock agent --print-config` shows those that
+hold, and where each is from.
+";
+
+/// docs/configuration.md, as the keys are now.
+fn reference() -> String {
     let loaded = Config::from_sources(&Default::default(), &Default::default(), "/nonexistent".as_ref());
     let printed = loaded.expect("defaults").print();
-    let rows: Vec<&str> = text.lines().filter(|line| line.contains("| `PENSTOCK_")).collect();
-    assert_eq!(rows.len(), KEYS.len());
-    for (row, key) in rows.iter().zip(KEYS) {
-        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
-        assert_eq!(cells[..2], [format!("`{}`", key.name), format!("`{}`", key.variable())], "{row}");
-        assert_eq!(cells[3], key.what, "{row}");
-        let name = key.name.rsplit('.').next().unwrap_or_default();
-        match cells[2] {
-            "-" => assert!(printed.contains(&format!("\n# {name} is not set")), "{row}"),
-            "this machine's" => assert_eq!(key.name, "fetch.platform"),
-            default => assert!(printed.contains(&format!("\n{name} = \"{default}\" # default")), "{row}"),
+    let defaults: Vec<&str> = printed.lines().filter(|line| line.ends_with(" # default")).collect();
+    assert_eq!(defaults.len(), KEYS.len(), "each key has its line");
+    let (mut text, mut section) = (REFERENCE.to_owned(), None);
+    for (key, line) in KEYS.iter().zip(defaults) {
+        let table = key.name.split_once('.').map_or("", |(table, _)| table);
+        if section != Some(table) {
+            let head = if table.is_empty() { "At the top" } else { table };
+            text += &format!("\n## {head}\n\n| setting | default | what | variable |\n|---|---|---|---|\n");
+            section = Some(table);
         }
+        let value = line.split_once(" = \"").and_then(|(_, value)| value.strip_suffix("\" # default"));
+        let default = match value {
+            // What is made here has the platform of this machine.
+            _ if key.name == "fetch.platform" => "this machine's".to_owned(),
+            Some("") => "empty".to_owned(),
+            Some(value) => format!("`{value}`"),
+            None => "-".to_owned(),
+        };
+        text += &format!("| `{}` | {default} | {} | `{}` |\n", key.name, key.what.replace('|', "\\|"), key.variable());
+    }
+    text
+}
+
+#[test]
+fn the_config_reference_is_what_the_keys_make() {
+    let now = reference();
+    if document("configuration.md") != now {
+        let made = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("configuration.md");
+        fs::write(&made, &now).expect("room in the target directory");
+        panic!(
+            "docs/configuration.md is not what the keys make now; review it and: cp {} docs/configuration.md",
+            made.display()
+        );
+    }
+    for key in KEYS {
+        assert!(!key.what.is_empty() && now.matches(&format!("\n| `{}` | ", key.name)).count() == 1, "{}", key.name);
     }
 }
 
@@ -127,6 +166,9 @@ fn refusals() -> Vec<String> {
     all.extend(lookups().iter().map(ToString::to_string));
     for what in [What::Gzip, What::Unknown] {
         all.push(format!("r/i:t: {}", OpenError::NotADisk { blob: Digest::of(b""), what }));
+    }
+    for error in [LayerError::Qcow2(Qcow2Error::Corrupt), LayerError::NoBacking, LayerError::NotBacked] {
+        all.push(format!("r/i:t: layer x cannot be opened: {error}"));
     }
     all
 }

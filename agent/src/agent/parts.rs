@@ -1,9 +1,11 @@
 //! What attachments are made from, and the parts over them that containerd asks.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use penstock_api::Policy;
+use penstock_blob::BlobSource;
 use penstock_cache::Cache;
+use penstock_device::Desks;
 use penstock_fetcher::Fetcher;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
@@ -16,10 +18,19 @@ use crate::{
     events::Events,
     images::{self, Images},
     keeper::Keeper,
+    layers::{
+        self, Layers,
+        origin::{Origin, Own},
+        pushed::{Pushed, Trust},
+        signed::Signer,
+    },
+    memory::{Memory, Split},
+    metrics::Metrics,
     recordings::{self, Recordings},
     remains::Remaining,
     shelf::Shelf,
     state::{StateDir, record::Record},
+    traces::{self, Collector, Exporter, Outbox},
 };
 
 /// What makes, keeps and finds recordings.
@@ -40,24 +51,49 @@ pub(super) fn recordings(
     Recordings::new(settings, sources, events, metrics)
 }
 
+/// By what the agent is seen: its series, and what sends the spans of `outbox` when the config names a collector.
+pub(super) fn seen(config: &Config, outbox: Option<Outbox>, events: &Events) -> (Registry, Metrics, Option<Exporter>) {
+    let mut registry = Registry::with_prefix("penstock");
+    let metrics = Metrics::new(&mut registry);
+    events.register(&mut registry);
+    let spans = traces::Metrics::new(registry.sub_registry_with_prefix("traces"));
+    // An address that cannot be one was refused with the config.
+    let collector = Collector::of(config).ok().flatten();
+    let exporter =
+        collector.zip(outbox).map(|(collector, outbox)| Exporter::start(collector, outbox, events.clone(), spans));
+    (registry, metrics, exporter)
+}
+
 /// What attachments are made from.
 pub(super) fn parts(
     config: &Config,
-    (fetcher, indexes, cache): Sources,
+    (fetcher, (indexes, unpacked), cache): Sources,
     (state, events): (&Arc<StateDir>, &Events),
     (keeper, remaining): (Arc<Keeper>, Arc<Remaining>),
     (device_metrics, recordings, stop): (penstock_device::Metrics, Arc<Recordings>, CancellationToken),
-) -> Parts {
-    Parts {
+) -> Result<Parts, StartError> {
+    let shelf = Arc::new(Shelf::new(state.manifests()));
+    let layers = {
+        let (fetcher, source) = (Arc::clone(&fetcher), Arc::clone(&cache) as _);
+        let (shelf, platform, events) = (Arc::clone(&shelf), config.platform.clone(), events.clone());
+        let prefer = config.layers_prefer.clone();
+        let base = layers::Base { fetcher, source, unpacked, shelf, platform, prefer, events };
+        let origins = origins(config, &base, Arc::clone(&indexes.verified) as _)?;
+        Layers::new(base, (&state.layers(), &state.maps()), origins)
+    };
+    Ok(Parts {
         fetcher,
         source: Arc::clone(&cache) as _,
         cache,
         indexes,
         recordings,
-        shelf: Arc::new(Shelf::new(state.manifests())),
+        shelf,
+        layers,
+        index_pulled: config.layers_index_pulled,
+        containerd: config.images_containerd.clone(),
         state: Arc::clone(state),
         maps: penstock_image::Maps::new(&state.maps()),
-        device: device_config(state),
+        device: device_config(config, state),
         device_metrics,
         mount_flags: config.mount_flags.clone(),
         policy: policy(config),
@@ -67,6 +103,38 @@ pub(super) fn parts(
         keeper,
         remaining,
         stop,
+    })
+}
+
+/// Where indexes of ordinary layers may come from. They read what is small of images from `below`.
+fn origins(
+    config: &Config,
+    base: &layers::Base,
+    below: Arc<dyn BlobSource>,
+) -> Result<Vec<Box<dyn Origin>>, StartError> {
+    let (fetcher, platform) = (&base.fetcher, &base.platform);
+    let (source, of) = (Arc::clone(&below), platform.clone());
+    let tables = layers::tables::Tables { fetcher: Arc::clone(fetcher), source, platform: of };
+    let ztocs = layers::ztocs::Ztocs::new(fetcher, below, platform, config.layers_soci_v1);
+    let read = |path: &PathBuf| {
+        let unusable = |reason| StartError::LayersKey { path: path.clone(), reason };
+        Signer::read(path).map_err(unusable)
+    };
+    let signer = config.layers_key.as_ref().map(read).transpose()?;
+    let trust = Trust { accept: config.layers_accept.clone(), signer, deadline: config.verify_deadline };
+    let pushed = Pushed::new(Arc::clone(fetcher), trust, platform.clone());
+    Ok(vec![Box::new(Own), Box::new(tables), Box::new(ztocs), Box::new(pushed)])
+}
+
+/// What can be asked how much memory it uses.
+pub(super) fn memory(config: &Config, parts: &Parts) -> Memory {
+    Memory {
+        budget_bytes: config.memory_budget_bytes,
+        split: Split::of(config),
+        desks: parts.device.desks.clone(),
+        fetcher: Arc::clone(&parts.fetcher),
+        unpacked: Arc::clone(parts.layers.unpacked()),
+        cache: Arc::clone(&parts.cache),
     }
 }
 
@@ -107,10 +175,11 @@ fn policy(config: &Config) -> Policy {
     }
 }
 
-fn device_config(state: &StateDir) -> penstock_device::Config {
+fn device_config(config: &Config, state: &StateDir) -> penstock_device::Config {
     penstock_device::Config {
         fuse_dir: state.fuse(),
         owner: directory::owner(state),
+        desks: Desks::new(Split::of(config).devices_bytes),
         ..penstock_device::Config::default()
     }
 }

@@ -10,9 +10,10 @@ use std::{
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
-use penstock_blob::{Blob, Digest};
+use penstock_blob::{Blob, Digest, SPANS};
 use penstock_fetcher::{Descriptor, Manifest, Reference};
 use tokio::{sync::watch, time::timeout};
+use tracing::{field::Empty, info_span};
 
 use super::{
     AttachError, Attachments,
@@ -21,7 +22,9 @@ use super::{
 use crate::{
     events::Kind,
     indexes::{self, Ask, Unverified},
+    layers::turbo,
     state::record::{LayerRecord, Part},
+    traces::traced,
 };
 
 /// Most images that are opened ahead at once. One more is opened by its first mount.
@@ -87,6 +90,7 @@ impl Attachments {
         let Some(done) = self.ahead.begin(manifest.digest) else { return };
         let begun = Begun { attachments: Arc::clone(self), manifest: manifest.digest, _done: done };
         self.fetch_recording(&reference, &manifest);
+        let span = info_span!(target: SPANS, "open_ahead", %reference, error = Empty);
         self.tasks.spawn(async move {
             let attachments = Arc::clone(&begun.attachments);
             let opening = async {
@@ -95,7 +99,7 @@ impl Attachments {
                 drop(begun);
                 attachments.complete(&opened).await
             };
-            let (kind, text) = match timeout(PATIENCE, opening).await {
+            let (kind, text) = match timeout(PATIENCE, traced(span, opening)).await {
                 Ok(Ok(())) => (Kind::SnapshotOpened, format!("{reference} is opened, and its maps are made")),
                 Ok(Err(error)) => (Kind::SnapshotOpenFailed, format!("{reference} could not be opened: {error}")),
                 Err(_) => (Kind::SnapshotOpenFailed, format!("{reference} was not opened within {PATIENCE:?}")),
@@ -126,7 +130,7 @@ impl Attachments {
             let Some(shown) = part.of(layers) else { return Ok::<_, AttachError>(None) };
             let ask = Ask::Registry { require: self.parts.indexes.require };
             let meant = Meant { reference, manifest: manifest.digest, ask, layers, shown };
-            let opened = Opened::open(&self.parts, meant).await?;
+            let opened = Opened::open(&self.parts, meant, None).await?;
             opened::head(&self.parts, &opened.image).await?;
             Ok(Some(opened))
         };
@@ -145,6 +149,9 @@ impl Attachments {
         }
         let blobs: Vec<Blob> = manifest.layers.iter().map(Descriptor::blob).collect();
         let image = indexes::Image { reference: &manifest.reference, manifest: manifest.digest, blobs: &blobs };
+        if turbo::is_any(manifest.layers.iter().map(|layer| &layer.annotations)) {
+            return Err(indexes::unverified(image, turbo::UNVERIFIABLE.to_owned(), false));
+        }
         indexes.settle(image, Ask::Registry { require: true }).await.map(drop)
     }
 

@@ -5,7 +5,7 @@ use penstock_device::{DeviceError, DeviceId};
 use penstock_fetcher::{PlatformError, ReferenceError, ResolveError};
 use penstock_image::{DeviceReadError, OpenError};
 
-use crate::{indexes::Unverified, mount::MountError, state::StateError};
+use crate::{indexes::Unverified, layers::LayerError, mount::MountError, state::StateError};
 
 /// Why an image was not attached, or not detached. Each text is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,14 @@ pub(crate) enum AttachError {
         reference: String,
         /// Why.
         error: OpenError,
+    },
+    /// An ordinary layer of it cannot be read lazily.
+    #[error("{reference}: {}", whole(error.as_ref()))]
+    Layer {
+        /// The image.
+        reference: String,
+        /// Why.
+        error: Box<LayerError>,
     },
     /// No index verifies it, and one is required.
     #[error(transparent)]

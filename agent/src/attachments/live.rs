@@ -1,6 +1,10 @@
 //! An image that is being served: how it is made, step by step, and unmade in the reverse order.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use penstock_api::PolicyChange;
@@ -90,6 +94,8 @@ pub(super) struct Live {
     pub(super) proof: Proof,
     /// What it reads while starting, and what is read ahead of that.
     pub(super) start: Start,
+    /// How long it took to be opened, made and mounted; `None` when it was taken over.
+    pub(super) made: Option<Duration>,
     owner: Owner,
     /// Lets the blobs go when the device has.
     _served: Served,
@@ -110,11 +116,12 @@ impl Live {
     /// Serves `plan`: blobs, image, device, mount. What was done is undone when a step fails. With `remains` of an earlier agent, its
     /// device and mount are gone on with; when that fails they are left as they are.
     pub(super) async fn make(parts: &Parts, plan: &Plan, remains: Option<Remains>) -> Result<Self, AttachError> {
+        let (begun, is_new) = (Instant::now(), remains.is_none());
         let choice = choose(plan.transport, remains.as_ref()).await?;
         let start = reading::begin(parts, plan, remains.is_some());
-        let finding = start.find();
-        let Opened { image, proof, served } = Opened::open(parts, plan.meant()).await?;
-        start.opened(&image, finding);
+        let mut opening = start.opening();
+        let Opened { image, proof, served } = Opened::open(parts, plan.meant(), Some(&mut opening)).await?;
+        start.opened(opening, &image, served.landmark());
         let content = Content { image: Arc::clone(&image), source: start.source() };
         let (id, config, metrics) = (plan.id.clone(), &parts.device, &parts.device_metrics);
         let device = match remains {
@@ -122,12 +129,19 @@ impl Live {
             None => Device::start(id, content, choice.transport, config, metrics).await?,
         };
         let mounted = Mutex::new(None);
-        let live = Self { device, image, choice, mounted, proof, start, owner: plan.owner, _served: served };
+        let (owner, made) = (plan.owner, None);
+        let mut live = Self { device, image, choice, mounted, proof, start, made, owner, _served: served };
         live.obey(parts, plan.policy);
         live.give_away(parts).await;
-        let Some(dir) = &plan.mount else { return Ok(live) };
-        match live.mount(parts, dir.clone()).await {
-            Ok(()) => Ok(live),
+        let mounted = match &plan.mount {
+            Some(dir) => live.mount(parts, dir.clone()).await,
+            None => Ok(()),
+        };
+        match mounted {
+            Ok(()) => {
+                live.made = is_new.then(|| begun.elapsed());
+                Ok(live)
+            }
             Err(error) => {
                 live.take_back(parts).await;
                 if let Err(left) = live.device.stop_by_force().await {

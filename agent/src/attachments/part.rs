@@ -126,12 +126,12 @@ impl Attachments {
     pub(crate) fn done_at(&self, dir: &Path) -> Option<Done> {
         let table = self.table.lock();
         let entry = table.entries.iter().find(|entry| entry.mount.as_deref() == Some(dir))?;
-        let (live, record) = (entry.state.live()?, entry.record.as_ref()?);
+        let live = entry.state.live()?;
         let stats = live.device.stats();
         Some(Done {
             device: entry.id.to_string(),
             read_bytes: stats.served_bytes,
-            fetched_bytes: show::fetched(record.shown_layers(), &self.parts.cache),
+            fetched_bytes: show::fetched(live, &self.parts.cache),
             waited: stats.waited,
         })
     }

@@ -1,7 +1,7 @@
 //! How the bytes of an attached image are verified, in words.
 
 use penstock_blob::Digest;
-use penstock_image::Image;
+use penstock_image::{Image, Kind};
 use penstock_index::Verified;
 
 use crate::indexes::Proof;
@@ -10,8 +10,11 @@ use crate::indexes::Proof;
 pub(super) fn of_blob(image: &Image, blob: &Digest, verified: &Verified) -> String {
     let listed = verified.listed(blob).map(|listed| format!("index (BLAKE3 / {} KiB)", listed.grid.bytes() >> 10));
     let checked = image.is_checked(blob).then(|| "zfile crc32c".to_owned());
-    let whole = Some("digest once whole".to_owned());
-    [listed, checked, whole].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    let is_framed = matches!(image.kind(), Kind::Layer { .. } | Kind::Layers { .. });
+    let framed = is_framed.then(|| "layer index (sha256 per frame)".to_owned());
+    let unchecked = image.is_archive(blob).then(|| "nothing: TurboOCI has no digests of files".to_owned());
+    let whole = (!image.is_archive(blob)).then(|| "digest once whole".to_owned());
+    [listed, checked, framed, unchecked, whole].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// What every lazy read of the image passes.

@@ -1,6 +1,6 @@
 //! Attachments as the admin API shows them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use penstock_api as api;
 use penstock_blob::{Blob, Digest};
@@ -8,7 +8,7 @@ use penstock_cache::{Cache, Part};
 use penstock_device::{Transport, Wanted};
 use penstock_fetcher::Reference;
 
-use super::{AttachError, Attachments, Parts, State, live::Live, policy, proof};
+use super::{AttachError, Attachments, Parts, State, explain, live::Live, policy, proof};
 use crate::state::record::{LayerRecord, Owner, Record};
 
 impl Attachments {
@@ -33,8 +33,9 @@ impl Attachments {
         let shown: Vec<Blob> = {
             let table = self.table.lock();
             let found = table.entries.iter().find(|entry| entry.id.as_str() == id);
-            let record = found.and_then(|entry| entry.record.as_ref()).ok_or_else(|| no_device(id))?;
-            blobs(record.shown_layers()).into_iter().map(LayerRecord::blob).collect()
+            let found = found.and_then(|entry| Some((entry, entry.record.as_ref()?)));
+            let (entry, record) = found.ok_or_else(|| no_device(id))?;
+            blobs(record.shown_layers(), entry.state.live().map(Arc::as_ref))
         };
         let all: u64 = shown.iter().map(|blob| blob.size_bytes).sum();
         let blobs = shown.iter().map(|blob| blocks(&self.parts.cache, blob, all)).collect();
@@ -109,9 +110,8 @@ pub(super) fn device(record: &Record, state: &State, parts: &Parts) -> api::Devi
         outlives_agent: live.is_some_and(|live| live.outlives_agent(parts)),
         attached_at: record.attached_at,
         reading: live.map(|live| live.start.reading()),
-        stats: live.map_or_else(api::Stats::default, |live| {
-            stats(&live.device.stats(), fetched(record.shown_layers(), cache))
-        }),
+        stats: live.map_or_else(api::Stats::default, |live| stats(&live.device.stats(), fetched(live, cache))),
+        latency: live.map_or_else(Vec::new, |live| explain::latency(&live.device.latencies())),
         blobs,
     }
 }
@@ -125,6 +125,7 @@ const fn transport(used: Option<Transport>, wanted: Wanted) -> api::Transport {
 }
 
 fn stats(stats: &penstock_device::Stats, bytes_fetched: u64) -> api::Stats {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     api::Stats {
         requests: stats.requests,
         bytes_served: stats.served_bytes,
@@ -133,31 +134,37 @@ fn stats(stats: &penstock_device::Stats, bytes_fetched: u64) -> api::Stats {
         errors: stats.errors,
         in_flight: stats.in_flight,
         bytes_fetched,
-        waited_ms: u64::try_from(stats.waited.as_millis()).unwrap_or(u64::MAX),
+        waited_ms: ms(stats.waited),
+        stalled_ms: ms(stats.stalled),
     }
 }
 
-/// The distinct blobs of the layers, in their order.
-fn blobs(layers: &[LayerRecord]) -> Vec<&LayerRecord> {
-    let mut distinct: Vec<&LayerRecord> = Vec::with_capacity(layers.len());
-    for layer in layers {
-        if !distinct.iter().any(|known| known.digest == layer.digest) {
-            distinct.push(layer);
+/// The distinct blobs as which the cache keeps what is shown, in the order of the layers: of ordinary and TurboOCI layers their archives, once they are open.
+pub(super) fn blobs(layers: &[LayerRecord], live: Option<&Live>) -> Vec<Blob> {
+    use penstock_image::Kind;
+    let is_decoded = |kind| matches!(kind, Kind::Layer { .. } | Kind::Layers { .. } | Kind::TurboOci { .. });
+    let decoded = live.filter(|live| is_decoded(live.image.kind()));
+    let all =
+        decoded.map_or_else(|| layers.iter().map(LayerRecord::blob).collect(), |live| live.image.blobs().to_vec());
+    let mut distinct: Vec<Blob> = Vec::with_capacity(all.len());
+    for blob in all {
+        if !distinct.iter().any(|known| known.digest == blob.digest) {
+            distinct.push(blob);
         }
     }
     distinct
 }
 
 fn presence(layers: &[LayerRecord], live: Option<&Live>, parts: &Parts) -> Vec<api::Presence> {
-    let present = |layer: &LayerRecord| parts.cache.usage_of(&layer.blob()).map_or(0, |usage| usage.present_bytes);
-    let verified = |layer: &LayerRecord| {
-        live.map_or_else(String::new, |live| proof::of_blob(&live.image, &layer.digest, &parts.indexes.verified))
+    let present = |blob: &Blob| parts.cache.usage_of(blob).map_or(0, |usage| usage.present_bytes);
+    let verified = |blob: &Blob| {
+        live.map_or_else(String::new, |live| proof::of_blob(&live.image, &blob.digest, &parts.indexes.verified))
     };
-    let presence =
-        |layer: &LayerRecord| api::Presence::new(layer.digest, layer.size_bytes, present(layer), verified(layer));
-    blobs(layers).into_iter().map(presence).collect()
+    let presence = |blob: &Blob| api::Presence::new(blob.digest, blob.size_bytes, present(blob), verified(blob));
+    blobs(layers, live).iter().map(presence).collect()
 }
 
-pub(super) fn fetched(layers: &[LayerRecord], cache: &Cache) -> u64 {
-    blobs(layers).into_iter().filter_map(|layer| Some(cache.usage_of(&layer.blob())?.fetched_bytes)).sum()
+/// Bytes fetched for what a device shows; decoded ones, of an ordinary layer.
+pub(super) fn fetched(live: &Live, cache: &Cache) -> u64 {
+    live.image.blobs().iter().filter_map(|blob| Some(cache.usage_of(blob)?.fetched_bytes)).sum()
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource, ByteRange, Located, Purpose, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Giver, Located, Purpose, ReadFuture};
 use penstock_device::DeviceId;
 
 use crate::events::{Events, Kind};
@@ -78,6 +78,10 @@ impl BlobSource for Watched {
             &format!("bytes {range} of blob {} fail a check; they are fetched again", blob.digest),
         );
         self.below.reject(blob, range);
+    }
+
+    fn giver(&self, blob: &Blob, range: ByteRange) -> Option<Giver> {
+        self.below.giver(blob, range)
     }
 }
 

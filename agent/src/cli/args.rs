@@ -132,12 +132,27 @@ Examples:
 const INDEX_HELP: &str = "\
 Reads every layer once, verifies its digest, and pushes the index beside the image.
 Needs no agent, but credentials that may push. Done again it changes nothing.
-Then `penstock attach --require-verified` takes the image.
+Of a disk (OverlayBD, EROFS, ...) the index is of its chunks: then
+`penstock attach --require-verified` takes the image. Of an ordinary image it is
+of its layers: then nodes whose layers.accept names the registry read it on demand.
 
 Examples:
   penstock index registry.example.com/team/app:1.4
   penstock index registry.example.com/team/app:1.4 --dry-run
   penstock index localhost:5000/app:1 --output json | jq -r .index";
+
+const CONVERT_HELP: &str = "\
+Reads every layer once, verifies it, and pushes the new image; the old one stays as it is.
+Needs no agent, but credentials that may push.
+The same image gives the same digests, wherever it is done.
+
+Examples:
+  penstock convert registry.example.com/app:1.4 registry.example.com/app:1.4-obd
+  penstock convert registry.example.com/app:1.4 registry.example.com/app:1.4-obd --referrer
+  penstock convert app:1 localhost:5000/app:1 --platform linux/amd64 --platform linux/arm64
+  penstock convert app:1.5 localhost:5000/app:1.5 --to erofs --reuse localhost:5000/app:1.4
+  penstock convert app:1.5 localhost:5000/app:obd --to overlaybd-layers --all-platforms
+  penstock convert localhost:5000/debian:12 localhost:5000/debian:12-raw --to raw";
 
 const DEMO_HELP: &str = "\
 Examples:
@@ -176,9 +191,12 @@ pub enum Command {
     /// Keep FUSE mounts for agents that others start, while none runs
     #[command(after_help = KEEP_HELP)]
     Keep(KeepArgs),
-    /// Write down the digests of an image's chunks, so that nodes verify every read of it
+    /// Index an image: the chunks of a disk, or the layers of an ordinary image
     #[command(after_help = INDEX_HELP)]
     Index(Box<crate::index::Args>),
+    /// Write an image in another form: OverlayBD, EROFS layers, or a raw disk
+    #[command(after_help = CONVERT_HELP)]
+    Convert(Box<crate::convert::Args>),
     /// Have containerd use the snapshotter of this node's agent, or forget it
     #[command(after_help = crate::containerd::HELP)]
     Containerd(crate::containerd::Args),
@@ -211,6 +229,18 @@ pub enum ClientCommand {
     /// Show what devices have served and fetched
     #[command(after_help = STATS_HELP)]
     Stats(Stats),
+    /// Watch the node as it works: devices whose readers wait, and how long reads take
+    #[command(after_help = super::top::HELP)]
+    Top(super::Top),
+    /// Say in a sentence why a start took as long as it did, and what would be faster
+    #[command(after_help = super::explain::HELP)]
+    Explain(super::Explain),
+    /// Show the budget of memory for indexes and buffers, and what of it is used
+    #[command(after_help = super::memory::HELP)]
+    Memory(Show),
+    /// Show what an image offers for reading it on demand, what this node would use of that, and what it costs
+    #[command(after_help = super::inspect::HELP)]
+    Inspect(super::Inspect),
     /// Show what is kept on this node, remove some of it, or read it again
     #[command(after_help = CACHE_HELP)]
     Cache(super::cache::Cache),
@@ -241,6 +271,9 @@ pub enum ClientCommand {
     /// Show the version of this command and of the agent
     #[command(after_help = VERSION_HELP)]
     Version(Show),
+    /// Print the manual page, or write those of all commands
+    #[command(after_help = super::man::HELP)]
+    Man(super::man::Man),
     /// Print the completions of a shell
     #[command(after_help = COMPLETIONS_HELP)]
     Completions(Completions),

@@ -21,6 +21,10 @@ pub(super) async fn execute(command: ClientCommand) -> Result<(), Failure> {
         ClientCommand::Detach(args) => detach(args).await,
         ClientCommand::List(args) => list(&args.connection).await,
         ClientCommand::Stats(args) => stats(args).await,
+        ClientCommand::Top(args) => super::top::run(args).await,
+        ClientCommand::Explain(args) => super::explain::run(args).await,
+        ClientCommand::Memory(args) => super::memory::run(&args.connection).await,
+        ClientCommand::Inspect(args) => super::inspect::run(args).await,
         ClientCommand::Cache(args) => super::cache::run(args).await,
         ClientCommand::Credentials(args) => super::credentials::execute(*args).await,
         ClientCommand::Record(args) => super::record::record(*args).await,
@@ -31,6 +35,7 @@ pub(super) async fn execute(command: ClientCommand) -> Result<(), Failure> {
         ClientCommand::Snapshotter(args) => super::snapshots::run(args).await,
         ClientCommand::Events(args) => events(args).await,
         ClientCommand::Version(args) => version(&args.connection).await,
+        ClientCommand::Man(args) => super::man::run(&args),
         ClientCommand::Completions(args) => completions(&args),
     }
 }
@@ -116,7 +121,11 @@ async fn stats(args: Stats) -> Result<(), Failure> {
         return Ok(output::answer(output, &device, render::device)?);
     }
     let devices = with_progress("asking the agent", client.devices()).await?;
-    Ok(output::answer(output, &devices, |devices| render::stats(devices))?)
+    if output == Output::Json {
+        return Ok(output::answer(output, &devices, |devices| render::stats(devices))?);
+    }
+    let latency = with_progress("asking the agent", client.latency()).await?;
+    Ok(output::print(&render::node_stats(&devices, &latency))?)
 }
 
 async fn endpoints(connection: &Connection) -> Result<(), Failure> {

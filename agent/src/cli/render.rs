@@ -7,8 +7,8 @@ pub(super) use endpoints::endpoints;
 use std::time::Duration;
 
 use penstock_api::{
-    CacheUsage, Detached, Device, DeviceState, Event, Events, IndexState, Layers, Lost, OnFailure, Owner, Policy,
-    Severity, Timestamp, Transport, Verification, Version,
+    CacheUsage, Detached, Device, DeviceState, Event, Events, IndexState, Latency, Layers, Lost, OnFailure, Owner,
+    Policy, Severity, Timestamp, Transport, Verification, Version,
 };
 use penstock_blob::Digest;
 use serde::Serialize;
@@ -120,6 +120,32 @@ pub(super) fn stats(devices: &[Device]) -> String {
     table.to_string()
 }
 
+/// The same, and how long reads took.
+pub(super) fn node_stats(devices: &[Device], tiers: &[Latency]) -> String {
+    let stats = stats(devices);
+    if tiers.is_empty() { stats } else { format!("{stats}\n{}", latency(tiers)) }
+}
+
+/// How long reads took, a line for each tier.
+pub(super) fn latency(tiers: &[Latency]) -> Table {
+    let mut table = Table::new(&["READS FROM", ">READS", ">P50", ">P99", ">P99.9"]);
+    for tier in tiers {
+        let [p50, p99, p999] = [tier.p50_us, tier.p99_us, tier.p999_us].map(micros);
+        table.row([tier.tier.name().to_owned(), tier.reads.to_string(), p50, p99, p999]);
+    }
+    table
+}
+
+/// A short time with two or three digits.
+fn micros(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} us"),
+        1_000..10_000 => format!("{:.1} ms", Duration::from_micros(us).as_secs_f64() * 1e3),
+        10_000..1_000_000 => format!("{} ms", us / 1_000),
+        _ => format!("{:.1} s", Duration::from_micros(us).as_secs_f64()),
+    }
+}
+
 /// Everything about one device.
 pub(super) fn device(device: &Device) -> String {
     let mut facts = Table::facts();
@@ -149,7 +175,8 @@ pub(super) fn device(device: &Device) -> String {
     facts.fact("errors", stats.errors);
     facts.fact("served", sized(stats.bytes_served));
     facts.fact("fetched", sized(stats.bytes_fetched));
-    facts.fact("waited", waited(stats.waited_ms));
+    let stalled = waited(stats.stalled_ms);
+    facts.fact("waited", format_args!("{stalled}; {} when each read counts", waited(stats.waited_ms)));
     if let Some(reading) = &device.reading {
         facts.fact("read", format_args!("{}: {}", reading.mode.name(), reading.why));
         if let Some(from) = &reading.recording_from {
@@ -162,13 +189,14 @@ pub(super) fn device(device: &Device) -> String {
             facts.fact("completed", format_args!("{} fetched behind what was needed", sized(reading.filled_bytes)));
         }
     }
+    let tiers = if device.latency.is_empty() { String::new() } else { format!("\n{}", latency(&device.latency)) };
     let mut blobs = Table::new(&["BLOB", ">SIZE", ">PRESENT", ">SHARE", "VERIFIED BY"]);
     for blob in &device.blobs {
         let share = percent(blob.present_bytes, blob.size_bytes);
         let verified_by = blob.verified_by.clone();
         blobs.row([short(blob.digest), size(blob.size_bytes), size(blob.present_bytes), share, verified_by]);
     }
-    format!("{facts}\n{blobs}")
+    format!("{facts}{tiers}\n{blobs}")
 }
 
 /// What became of devices that were to go.
@@ -328,7 +356,7 @@ pub(super) fn moment(time: Timestamp) -> String {
 }
 
 /// Enough of a digest to tell blobs apart, as registries' tools show it.
-fn short(digest: Digest) -> String {
+pub(super) fn short(digest: Digest) -> String {
     digest.to_hex().chars().take(12).collect()
 }
 

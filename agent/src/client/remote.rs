@@ -1,4 +1,4 @@
-//! An agent on TCP: where it is, how it is known, and what it is shown.
+//! An agent on TCP, or a collector of traces: where it is, how it is known, and what it is shown.
 
 use std::{
     fmt, io,
@@ -55,15 +55,17 @@ pub enum RemoteError {
     #[error(transparent)]
     File(#[from] FileError),
     /// There are no authorities to check the agent by.
-    #[error("this system has no certificate authorities ({0}); name the agent's with --ca")]
+    #[error(
+        "this system has no certificate authorities ({0}); name a file with that of the other side (--ca, or traces.ca)"
+    )]
     NoAuthorities(String),
     /// The certificate and its key cannot be used.
     #[error("the client certificate cannot be used: {0}; name both with --cert and --key")]
     Certificate(String),
 }
 
-/// An agent on TCP.
-pub(super) struct Remote {
+/// An agent on TCP, or a collector of traces.
+pub(crate) struct Remote {
     host: String,
     port: u16,
     tls: Option<(TlsConnector, ServerName<'static>)>,
@@ -78,13 +80,13 @@ impl fmt::Debug for Remote {
 }
 
 /// Both directions of a connection, whatever it is.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 impl Remote {
     /// From what was told, and the token of the environment. Reads the files; asks nobody.
-    pub(super) fn new(told: &Told, token: Option<String>) -> Result<Self, RemoteError> {
+    pub(crate) fn new(told: &Told, token: Option<String>) -> Result<Self, RemoteError> {
         let wrong = |reason| RemoteError::Url { url: told.url.clone(), reason };
         let uri: Uri = told.url.parse().map_err(|_| wrong("it cannot be read"))?;
         let is_tls = match uri.scheme_str() {
@@ -114,12 +116,12 @@ impl Remote {
     }
 
     /// What the agent is shown in each request.
-    pub(super) const fn token(&self) -> Option<&HeaderValue> {
+    pub(crate) const fn token(&self) -> Option<&HeaderValue> {
         self.token.as_ref()
     }
 
     /// What the `Host` header says.
-    pub(super) fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
         } else {
@@ -128,14 +130,15 @@ impl Remote {
     }
 
     pub(super) async fn connect(&self, at: &Path) -> Result<Box<dyn Stream>, ClientError> {
-        let failed = |reason: io::Error| ClientError::Remote { at: at.display().to_string(), reason };
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(failed)?;
+        self.dial().await.map_err(|reason| ClientError::Remote { at: at.display().to_string(), reason })
+    }
+
+    /// A connection to it, encrypted where that was told.
+    pub(crate) async fn dial(&self) -> io::Result<Box<dyn Stream>> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
         match &self.tls {
             None => Ok(Box::new(stream)),
-            Some((connector, name)) => {
-                let connecting = Box::pin(connector.connect(name.clone(), stream));
-                Ok(Box::new(connecting.await.map_err(failed)?))
-            }
+            Some((connector, name)) => Ok(Box::new(Box::pin(connector.connect(name.clone(), stream)).await?)),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Command};
 
-use super::keys::{KEYS, Key};
+use super::{KEYS, Key};
 
 /// What the command line says about the config.
 #[derive(Debug, Clone, Default)]

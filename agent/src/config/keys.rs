@@ -4,43 +4,8 @@ use std::time::Duration;
 
 use penstock_device::TransportError;
 
-use super::{Config, OnStop, value};
+use super::{Key, OnStop, value};
 use crate::{log::Format, mount::Flag};
-
-/// One key. Its environment variable and its flag follow from its name.
-#[derive(Debug)]
-pub struct Key {
-    /// Dotted name, as in the file.
-    pub name: &'static str,
-    /// What it does, in a line.
-    pub what: &'static str,
-    /// Whether the value is a path: flags may then be relative to the shell's directory.
-    pub(super) is_path: bool,
-    /// Takes the value over, or says why it is not one.
-    pub(super) set: fn(&mut Config, &str) -> Result<(), String>,
-    /// The value as text that `set` takes; `None` when there is none.
-    pub(super) show: fn(&Config) -> Option<String>,
-}
-
-impl Key {
-    /// The key named `name`.
-    #[must_use]
-    pub fn find(name: &str) -> Option<&'static Self> {
-        KEYS.iter().find(|key| key.name == name)
-    }
-
-    /// `cache.chunk_size` is `PENSTOCK_CACHE_CHUNK_SIZE`.
-    #[must_use]
-    pub fn variable(&self) -> String {
-        format!("PENSTOCK_{}", self.name.replace('.', "_").to_uppercase())
-    }
-
-    /// `cache.chunk_size` is `cache-chunk-size` (without the dashes before it).
-    #[must_use]
-    pub fn flag(&self) -> String {
-        self.name.replace(['.', '_'], "-")
-    }
-}
 
 /// Least room for chunks: a few hundred chunks of the largest size, below which eviction would fight with reads.
 const LEAST_CAP_BYTES: u64 = 64 << 20;
@@ -49,6 +14,11 @@ const MOST_CAP_BYTES: u64 = 1 << 50;
 
 /// Most bytes read ahead: a second of a link of 10 Gbit/s, beyond any use.
 const MOST_READ_AHEAD_BYTES: u64 = 1 << 30;
+
+/// Least memory: a quarter of it holds two of the largest requests to a registry.
+const LEAST_MEMORY_BYTES: u64 = 32 << 20;
+/// Most memory: what a link of 100 Gbit/s has under way in seconds; a larger value is a slip of the unit.
+const MOST_MEMORY_BYTES: u64 = 64 << 30;
 
 /// How long a pass of the background check may take: not so short that it does nothing else, not so long that it is none.
 const SCRUB_INTERVALS: std::ops::RangeInclusive<Duration> =
@@ -190,6 +160,13 @@ pub static KEYS: &[Key] = &[
             value::size_in(text, 0, MOST_READ_AHEAD_BYTES).map(|bytes| config.cache_read_ahead_bytes = bytes)
         },
         show: |config| Some(value::show_size(config.cache_read_ahead_bytes)),
+    },
+    Key {
+        name: "cache.keep_pages",
+        what: "true leaves what was read in the page cache below the devices, for readers that go past the page cache above them, as most virtual machines do (O_DIRECT)",
+        is_path: false,
+        set: |config, text| value::truth(text).map(|keep| config.cache_keep_pages = keep),
+        show: |config| Some(config.cache_keep_pages.to_string()),
     },
     Key {
         name: "cache.chunk_size",
@@ -362,6 +339,15 @@ pub static KEYS: &[Key] = &[
         show: |config| Some(config.credentials.keep.name().to_owned()),
     },
     Key {
+        name: "memory.budget",
+        what: "memory for all indexes and buffers, from 32MiB to 64GiB",
+        is_path: false,
+        set: |config, text| {
+            value::size_in(text, LEAST_MEMORY_BYTES, MOST_MEMORY_BYTES).map(|bytes| config.memory_budget_bytes = bytes)
+        },
+        show: |config| Some(value::show_size(config.memory_budget_bytes)),
+    },
+    Key {
         name: "verify.require",
         what: "true refuses every image that has no index (see penstock index); false verifies by an index where there is one",
         is_path: false,
@@ -415,6 +401,41 @@ pub static KEYS: &[Key] = &[
         is_path: false,
         set: |config, text| value::count_in(text, 0, 64).map(|fills| config.recordings_fills = fills),
         show: |config| Some(config.recordings_fills.to_string()),
+    },
+    Key {
+        name: "layers.prefer",
+        what: "in which ways ordinary layers are read on demand, the best first: of own (indexed by this node), toc (eStargz, zstd:chunked), soci and pushed (an index beside the image); what is left out is not done, with none all are unpacked",
+        is_path: false,
+        set: |config, text| text.parse().map(|prefer| config.layers_prefer = prefer),
+        show: |config| Some(config.layers_prefer.to_string()),
+    },
+    Key {
+        name: "layers.accept",
+        what: "whose indexes of ordinary layers are believed besides this node's own: none, all (of the registry that an image is from), or registries with commas between",
+        is_path: false,
+        set: |config, text| text.parse().map(|accept| config.layers_accept = accept),
+        show: |config| Some(config.layers_accept.to_string()),
+    },
+    Key {
+        name: "layers.key",
+        what: "PEM file of the public key (ECDSA P-256, as cosign's) by which they must be signed, too; not asked for when not set",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.layers_key = Some(path)),
+        show: |config| config.layers_key.as_ref().map(|path| path.display().to_string()),
+    },
+    Key {
+        name: "layers.index_pulled",
+        what: "what becomes of an ordinary image that containerd pulls without indexes of its layers: no, keep (they are made in the background, from what containerd has fetched: its next pull here is lazy) or push (also beside the image)",
+        is_path: false,
+        set: |config, text| text.parse().map(|index| config.layers_index_pulled = index),
+        show: |config| Some(config.layers_index_pulled.name().to_owned()),
+    },
+    Key {
+        name: "layers.soci_v1",
+        what: "true believes SOCI indexes of version 1, which anybody who may push to an image's repository can add; those that an image's manifest names (version 2) are always used",
+        is_path: false,
+        set: |config, text| value::truth(text).map(|soci| config.layers_soci_v1 = soci),
+        show: |config| Some(config.layers_soci_v1.to_string()),
     },
     Key {
         name: "device.transport",
@@ -497,6 +518,43 @@ pub static KEYS: &[Key] = &[
         is_path: true,
         set: |config, text| value::socket_path(text).map(|path| config.images_containerd = path),
         show: |config| Some(config.images_containerd.display().to_string()),
+    },
+    Key {
+        name: "traces.endpoint",
+        what: "collector of OpenTelemetry traces (OTLP over HTTP), such as http://127.0.0.1:4318; none when not set",
+        is_path: false,
+        set: |config, text| value::web_address(text).map(|url| config.traces.endpoint = Some(url)),
+        show: |config| config.traces.endpoint.clone(),
+    },
+    Key {
+        name: "traces.slow",
+        what: "how long a read or a fetch takes of which a span is sent, up to 10m; 0s for all of them",
+        is_path: false,
+        set: |config, text| {
+            value::duration_in(text, Duration::ZERO, Duration::from_secs(600)).map(|slow| config.traces.slow = slow)
+        },
+        show: |config| Some(value::show_duration(config.traces.slow)),
+    },
+    Key {
+        name: "traces.plain",
+        what: "true sends spans beyond loopback without TLS, because something else encrypts",
+        is_path: false,
+        set: |config, text| value::truth(text).map(|plain| config.traces.plain = plain),
+        show: |config| Some(config.traces.plain.to_string()),
+    },
+    Key {
+        name: "traces.ca",
+        what: "PEM file of the authorities that the collector's certificate may be of; the system's when not set",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.traces.ca = Some(path)),
+        show: |config| config.traces.ca.as_ref().map(|path| path.display().to_string()),
+    },
+    Key {
+        name: "traces.token_file",
+        what: "file with the token that the collector is shown (Authorization: Bearer); mode 0600 or 0640",
+        is_path: true,
+        set: |config, text| value::absolute(text).map(|path| config.traces.token_file = Some(path)),
+        show: |config| config.traces.token_file.as_ref().map(|path| path.display().to_string()),
     },
     Key {
         name: "log.format",

@@ -151,6 +151,12 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("{text:?} is not an address and port, such as 127.0.0.1:9180"))
 }
 
+/// The address of something that is asked over HTTP.
+pub(super) fn web_address(text: &str) -> Result<String, String> {
+    let has_scheme = ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme));
+    has_scheme.then(|| text.to_owned()).ok_or_else(|| format!("{text:?} begins with neither http:// nor https://"))
+}
+
 /// Words separated by commas; spaces around them and empty ones do not count.
 pub(super) fn words(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()

@@ -22,8 +22,10 @@ const UNIT: &str = "penstock.service";
 pub(super) struct Agent {
     /// Its release, or why it did not answer.
     pub(super) release: Result<String, String>,
-    /// Whether it takes work; `None` when it did not answer.
-    pub(super) ready: Option<Result<(), String>>,
+    /// The process that holds the state directory, when it does not answer.
+    pub(super) silent: Option<u32>,
+    /// Whether it takes work, and if so why it can serve only what is cached; `None` when it did not answer.
+    pub(super) ready: Option<Result<Option<String>, String>>,
     /// What systemd says of its unit; `None` without systemd or a unit.
     pub(super) unit: Option<Unit>,
     pub(super) is_supervised: bool,
@@ -53,15 +55,24 @@ pub(super) async fn look(config: &Config) -> Agent {
         let answers = UnixStream::connect(&path).map(drop).map_err(|error| error.to_string());
         (name, path, answers)
     };
+    let silent = version.as_ref().err().and_then(|_| holder(&config.state_dir));
     let images = images(config).map(|path| socket("image socket", path));
     Agent {
         is_supervised: version.as_ref().is_ok_and(|version| is_supervised(version.pid)),
         release: version.map(|version| version.version).map_err(|error| error.to_string()),
+        silent,
         ready,
         unit: if Path::new(SYSTEMD).is_dir() { ask_systemd() } else { None },
         serves_containerd: config.snapshotter_enable,
         sockets: [socket("snapshotter socket", config.snapshotter_socket.clone())].into_iter().chain(images).collect(),
     }
+}
+
+/// The agent that uses a state directory, by the process id in its lock. One that ended without a word has left its id there.
+fn holder(state_dir: &Path) -> Option<u32> {
+    let pid = fs::read_to_string(state_dir.join("lock")).ok()?.trim().parse().ok()?;
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    (name.trim_end() == "penstock").then_some(pid)
 }
 
 fn ask_systemd() -> Option<Unit> {
@@ -90,16 +101,28 @@ fn is_supervised(pid: u32) -> bool {
 }
 
 pub(super) fn judge(agent: &Agent, command: &str) -> Vec<Check> {
-    let mut checks = vec![match &agent.release {
-        Ok(release) if release == command => Check::ok("agent", format!("penstock {release} answers")),
-        Ok(release) => {
+    let mut checks = vec![match (&agent.release, agent.silent) {
+        (Ok(release), _) if release == command => Check::ok("agent", format!("penstock {release} answers")),
+        (Ok(release), _) => {
             let seen = format!("penstock {release} answers; this command is {command}");
             Check::warning("agent", seen, "restart the agent: its devices stay")
         }
-        Err(reason) => Check::failed("agent", reason, "systemctl start penstock, or `penstock agent` as root"),
+        (Err(_), Some(pid)) => Check::warning(
+            "agent",
+            format!(
+                "process {pid} is starting, and answers once what was attached is attached again; or it is stopping"
+            ),
+            "wait; its log (journalctl -u penstock) says what it does",
+        ),
+        (Err(reason), None) => Check::failed("agent", reason, "systemctl start penstock, or `penstock agent` as root"),
     }];
     checks.push(match &agent.ready {
-        Some(Ok(())) => Check::ok("readiness", "it takes work"),
+        Some(Ok(None)) => Check::ok("readiness", "it takes work"),
+        Some(Ok(Some(reason))) => Check::warning(
+            "readiness",
+            format!("it is degraded: {reason}"),
+            "penstock endpoints; then the registry, and the network",
+        ),
         Some(Err(reason)) => Check::failed("readiness", reason, "look into its log: it starts, or it stops"),
         None => Check::skipped("readiness", "no agent answers"),
     });

@@ -41,9 +41,11 @@ pub(super) fn look(loaded: Result<&Loaded, &ConfigError>, config: &Config) -> Se
 pub(super) fn judge(settings: &Settings) -> Vec<Check> {
     let name = "config";
     let mut checks = vec![match (&settings.fault, settings.notices.first()) {
-        (Some(fault), _) => {
-            Check::failed(name, fault, "mend it: the agent does not start with it; docs/operations.md lists all keys")
-        }
+        (Some(fault), _) => Check::failed(
+            name,
+            fault,
+            "mend it: the agent does not start with it; docs/configuration.md lists all keys",
+        ),
         (None, Some(notice)) => {
             Check::warning(name, notice, "take it out, or spell it as `penstock agent --print-config` does")
         }

@@ -122,7 +122,8 @@ fn a_config_that_the_agent_refuses_and_secrets_that_others_read_fail() {
 fn agent() -> Agent {
     Agent {
         release: Ok("0.1.0".into()),
-        ready: Some(Ok(())),
+        silent: None,
+        ready: Some(Ok(None)),
         unit: Some(Unit { state: "active".into(), kind: "notify".into(), store_max: 1024 }),
         is_supervised: false,
         serves_containerd: true,
@@ -137,7 +138,9 @@ fn an_agent_is_good_when_it_answers_takes_work_and_somebody_keeps_its_devices() 
     use State::{Failed, Ok, Skipped, Warning};
     assert_eq!(judged(&agent()), [Ok; 4]);
     assert_eq!(judged(&Agent { release: Result::Ok("0.2.0".into()), ..agent() })[0], Warning);
-    assert_eq!(judged(&Agent { ready: Some(no("stopping")), ..agent() })[1], Failed);
+    assert_eq!(judged(&Agent { ready: Some(Result::Err("stopping".into())), ..agent() })[1], Failed);
+    let degraded = Some(Result::Ok(Some("nobody answers for r".to_owned())));
+    assert_eq!(judged(&Agent { ready: degraded, ..agent() })[1], Warning);
     let gone = Agent {
         release: no("no socket"),
         ready: None,
@@ -146,6 +149,9 @@ fn an_agent_is_good_when_it_answers_takes_work_and_somebody_keeps_its_devices() 
         ..agent()
     };
     assert_eq!(judged(&gone), [Failed, Skipped, Skipped, Failed]);
+    let starting = Agent { silent: Some(7), ..gone.clone() };
+    assert_eq!(judged(&starting), [Warning, Skipped, Skipped, Failed]);
+    assert!(agent::judge(&starting, "0.1.0")[0].seen.contains("process 7 is starting"));
     assert_eq!(judged(&Agent { serves_containerd: false, ..gone })[3], Skipped);
     assert_eq!(judged(&Agent { unit: Some(Unit::default()), ..agent() })[2], Warning);
     assert_eq!(judged(&Agent { unit: None, ..agent() })[2], Warning);

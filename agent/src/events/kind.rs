@@ -77,6 +77,10 @@ kinds! {
     ApiReloaded = "api.reloaded", Note, "the tokens or certificates of the TCP listener were read again, because their files changed";
     ApiReloadFailed = "api.reload_failed", Warning, "changed tokens or certificates cannot be used: no token is taken any more, or the certificates from before go on";
 
+    // traces: the collector of spans.
+    TracesRefused = "traces.refused", Warning, "the collector of traces cannot be reached or does not take spans; they are dropped until it does";
+    TracesTaken = "traces.taken", Note, "the collector of traces takes spans again";
+
     // state: the state directory.
     StateUnreadableRecord = "state.unreadable_record", Warning, "a record in the state directory is not one of this release; it is left alone and its image is not attached";
     StateLeftover = "state.leftover", Warning, "something that a killed agent left in the kernel was removed, or is still there";
@@ -107,6 +111,14 @@ kinds! {
     SnapshotOpenFailed = "snapshot.open_failed", Warning, "an image that containerd pulls could not be opened: its first mount tries again, and says so if it fails too";
     SnapshotMounted = "snapshot.mounted", Note, "a device shows layers of an image to containers";
     SnapshotUnmounted = "snapshot.unmounted", Note, "layers are not shown to containers any more, because their snapshot was removed";
+
+    // layers: ordinary layers that are read by an index of them.
+    LayersIndexed = "layers.indexed", Note, "an image that was pulled without indexes of its layers has them now on this node";
+    LayersIndexFailed = "layers.index_failed", Warning, "layers of an image that was pulled cannot be indexed: they are unpacked as before";
+    LayersIndexRefused = "layers.index_refused", Warning, "an index of a layer is not used, because it is not trusted, not of the layer, or damaged";
+    LayersPushed = "layers.pushed", Note, "indexes of layers that this node made are beside their image in the registry";
+    LayersPushFailed = "layers.push_failed", Warning, "indexes of layers that this node made could not be pushed beside their image; this node keeps them";
+    LayersWrongBytes = "layers.wrong_bytes", Warning, "bytes of a layer do not decode to what its index says; they are thrown away and read from elsewhere";
 
     // fetch, endpoint, hosts: registries and mirrors.
     FetchFailed = "fetch.failed", Warning, "reads from a registry began to fail, whoever was asked; said again after one has succeeded";

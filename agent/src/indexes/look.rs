@@ -22,6 +22,15 @@ pub(super) enum Found {
 }
 
 impl Indexes {
+    /// Whether the registry has an index of the image that can be used; or why not, or why that is not known. Nothing is remembered.
+    pub(crate) async fn is_offered(&self, image: Image<'_>) -> Result<bool, String> {
+        match self.look(image).await {
+            Found::Index(..) => Ok(true),
+            Found::None => Ok(false),
+            Found::Refused(reason) | Found::Failed(reason) => Err(reason),
+        }
+    }
+
     /// Two round trips: the listing, and the manifest of the index; three where the registry has no referrers API.
     pub(super) async fn look(&self, image: Image<'_>) -> Found {
         match timeout(self.deadline, self.candidates(image)).await {

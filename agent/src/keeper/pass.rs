@@ -59,8 +59,9 @@ impl Notice {
     /// As it is sent.
     pub(crate) fn to_text(&self) -> String {
         match self {
-            Self::Ready => "READY=1\n".to_owned(),
-            Self::Stopping => "STOPPING=1\n".to_owned(),
+            // `systemctl status` shows the words.
+            Self::Ready => "READY=1\nSTATUS=ready: takes work\n".to_owned(),
+            Self::Stopping => "STOPPING=1\nSTATUS=draining: takes no more work\n".to_owned(),
             Self::Alive => "WATCHDOG=1\n".to_owned(),
             Self::Keep(id) => format!("FDSTORE=1\nFDNAME={}\n", name(id)),
             Self::Drop(id) => format!("FDSTOREREMOVE=1\nFDNAME={}\n", name(id)),

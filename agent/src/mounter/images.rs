@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Purpose, ReadError};
+use penstock_blob::{BlobSource, ByteRange, Digest, ReadError};
 use penstock_fetcher::{Fetcher, Manifest, Platform, Reference, ResolveError, Served};
 use penstock_snapshotter::Layer;
 use tokio::sync::OnceCell;
@@ -16,9 +16,14 @@ use tokio::sync::OnceCell;
 use super::{
     chain,
     kind::{self, Kind},
+};
+use crate::{
+    attachments::Parts,
+    layers::{LayerError, Layers},
+    lent::Lent,
+    shelf::Shelf,
     turns::Turns,
 };
-use crate::{attachments::Parts, shelf::Shelf};
 
 /// Images known at once. A node pulls a few at a time; one that is forgotten is resolved again.
 const KNOWN: usize = 64;
@@ -27,8 +32,6 @@ const KNOWN: usize = 64;
 const FAILED: (usize, Duration) = (64, Duration::from_secs(5));
 /// Bytes looked at to see what a layer is.
 const HEAD_BYTES: u64 = 4096;
-/// Longest config read, in bytes: as manifests.
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// Why nothing is known of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +56,15 @@ pub(super) struct Known {
 }
 
 impl Known {
+    /// An image as its registry served it: the last document is its own, those before led to it.
+    pub(super) fn served(
+        reference: &Reference,
+        (manifest, mut served): (Manifest, Vec<Served>),
+    ) -> Result<Self, Unknown> {
+        let served = served.pop().ok_or_else(|| unusable("the registry gave no manifest".to_owned()))?;
+        Ok(Self::new(reference.clone(), (manifest, served)))
+    }
+
     fn new(reference: Reference, (manifest, served): (Manifest, Served)) -> Self {
         let kinds = manifest.layers.iter().map(|_| OnceCell::new()).collect();
         let (chains, refused) = (OnceCell::new(), OnceCell::new());
@@ -85,6 +97,8 @@ pub(super) struct Images {
     fetcher: Arc<Fetcher>,
     /// What reads blobs: the cache, so that what was looked at to tell a layer is not fetched again to open it.
     source: Arc<dyn BlobSource>,
+    /// What their configs are read by.
+    layers: Arc<Layers>,
     shelf: Arc<Shelf>,
     platform: Platform,
     /// The latest used last.
@@ -93,32 +107,14 @@ pub(super) struct Images {
     turns: Turns<String>,
 }
 
-/// A blob that the fetcher knows where to find while this lives.
-struct Lent<'a> {
-    images: &'a Images,
-    blob: Blob,
-    from: &'a Reference,
-}
-
-impl<'a> Lent<'a> {
-    fn new(images: &'a Images, blob: Blob, from: &'a Reference) -> Self {
-        images.fetcher.serve(blob, from);
-        Self { images, blob, from }
-    }
-
-    async fn read(&self, range: ByteRange) -> Result<Bytes, ReadError> {
-        self.images.source.read(self.blob, range, Purpose::Demand).await
-    }
-}
-
-impl Drop for Lent<'_> {
-    fn drop(&mut self) {
-        self.images.fetcher.forget(&self.blob.digest, self.from);
-    }
-}
-
 impl From<ResolveError> for Unknown {
     fn from(error: ResolveError) -> Self {
+        Self { is_transient: error.is_transient(), reason: error.to_string() }
+    }
+}
+
+impl From<LayerError> for Unknown {
+    fn from(error: LayerError) -> Self {
         Self { is_transient: error.is_transient(), reason: error.to_string() }
     }
 }
@@ -133,11 +129,17 @@ fn unusable(reason: String) -> Unknown {
     Unknown { reason, is_transient: false }
 }
 
+/// There is no layer `nth`, counted from 0.
+pub(super) fn missing(nth: usize) -> Unknown {
+    unusable(format!("the image has no layer {}", nth + 1))
+}
+
 impl Images {
     pub(super) fn new(parts: &Parts) -> Self {
         Self {
             fetcher: Arc::clone(&parts.fetcher),
             source: Arc::clone(&parts.source),
+            layers: Arc::clone(&parts.layers),
             shelf: Arc::clone(&parts.shelf),
             platform: parts.platform.clone(),
             known: Mutex::default(),
@@ -237,16 +239,11 @@ impl Images {
             Some(manifest) => self.kept(reference, manifest).await,
             None => None,
         };
-        let found = match kept {
-            Some(found) => found,
-            None => {
-                let (manifest, mut served) = self.fetcher.resolve_served(&pinned, &self.platform).await?;
-                // The last is the image's own, those before led to it.
-                let served = served.pop().ok_or_else(|| unusable("the registry gave no manifest".to_owned()))?;
-                (manifest, served)
-            }
+        let known = match kept {
+            Some(found) => Known::new(reference.clone(), found),
+            None => Known::served(reference, self.fetcher.resolve_served(&pinned, &self.platform).await?)?,
         };
-        let known = Arc::new(Known::new(reference.clone(), found));
+        let known = Arc::new(known);
         let mut all = self.known.lock();
         all.retain(|other| other.reference != known.reference || other.manifest.digest != known.manifest.digest);
         if all.len() == KNOWN {
@@ -280,14 +277,22 @@ impl Images {
     }
 
     async fn chains(&self, manifest: &Manifest) -> Result<Vec<Digest>, Unknown> {
-        let blob = manifest.config.blob();
-        let range = blob.all().filter(|range| range.len() <= MAX_CONFIG_BYTES);
-        let range = range.ok_or_else(|| unusable(format!("the image's config has {} bytes", blob.size_bytes)))?;
-        let bytes = Lent::new(self, blob, &manifest.reference).read(range).await?;
-        if Digest::of(&bytes) != blob.digest {
-            return Err(unusable(format!("the registry's bytes for the config are not those of {}", blob.digest)));
+        Ok(chain::ids(self.layers.diff_ids(manifest).await?))
+    }
+
+    /// What the layer `nth` of an image is, and, as far as that counts for it, what those below it are, the lowest first.
+    pub(super) async fn around(&self, known: &Known, nth: usize) -> Result<(Kind, Vec<Kind>), Unknown> {
+        let kind = self.kind(known, nth).await?;
+        if kind != Kind::OverlayBd {
+            // Each is shown alone, or not at all: how many there are below counts, not what they are.
+            let below = vec![kind.clone(); nth];
+            return Ok((kind, below));
         }
-        chain::ids(&bytes, manifest.layers.len()).map_err(|reason| unusable(format!("the image's config {reason}")))
+        let mut below = Vec::with_capacity(nth);
+        for nth in 0..nth {
+            below.push(self.kind(known, nth).await?);
+        }
+        Ok((kind, below))
     }
 
     /// What all layers of an image are, the lowest first.
@@ -301,15 +306,17 @@ impl Images {
 
     /// What the layer `nth` of an image is; its first bytes are fetched when the manifest does not say.
     pub(super) async fn kind(&self, known: &Known, nth: usize) -> Result<Kind, Unknown> {
-        let missing = || unusable(format!("the image has no layer {}", nth + 1));
-        let (layer, cell) = known.manifest.layers.get(nth).zip(known.kinds.get(nth)).ok_or_else(missing)?;
+        let layer = known.manifest.layers.get(nth).zip(known.kinds.get(nth));
+        let (layer, cell) = layer.ok_or_else(|| missing(nth))?;
         let looked = cell.get_or_try_init(|| async {
             if let Some(kind) = kind::described(layer) {
                 return Ok(kind);
             }
             let blob = layer.blob();
             let head = match ByteRange::new(0, blob.size_bytes.min(HEAD_BYTES)) {
-                Ok(range) => Lent::new(self, blob, &known.manifest.reference).read(range).await?,
+                Ok(range) => {
+                    Lent::new(&self.fetcher, blob, &known.manifest.reference).read(&*self.source, range).await?
+                }
                 Err(_) => Bytes::new(),
             };
             Ok::<_, Unknown>(kind::seen(penstock_image::content(&head, blob.size_bytes)))

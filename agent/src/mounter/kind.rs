@@ -9,11 +9,13 @@ use crate::state::record::{MAX_LAYERS, Part};
 /// What a layer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// An OverlayBD layer, or a recording beside such layers: part of a merged disk.
+    /// An OverlayBD or TurboOCI layer, or a recording beside such layers: part of a merged disk.
     OverlayBd,
     /// A file system of its own.
     Disk(FileSystem),
-    /// Something that is unpacked: what it is, in words.
+    /// A tar, compressed or not: what it is, in words. Read on demand by an index of it, if there is one; else unpacked.
+    Archive(&'static str),
+    /// Something else that is unpacked: what it is, in words.
     Ordinary(String),
 }
 
@@ -23,17 +25,14 @@ pub(super) enum Kind {
 /// every ordinary image. Of an uncompressed one the content decides: OverlayBD layers and file systems have no media type of their own.
 pub(super) fn described(layer: &Descriptor) -> Option<Kind> {
     match penstock_image::annotated(&layer.annotations) {
-        Some(Annotated::OverlayBd | Annotated::Recording) => return Some(Kind::OverlayBd),
-        Some(Annotated::Turbo) => {
-            return Some(Kind::Ordinary("a TurboOCI layer, which cannot be read on demand yet".to_owned()));
-        }
+        Some(Annotated::OverlayBd | Annotated::Turbo | Annotated::Recording) => return Some(Kind::OverlayBd),
         None => {}
     }
     let media_type = layer.media_type.as_str();
     let is = |suffixes: &[&str]| suffixes.iter().any(|suffix| media_type.ends_with(suffix));
     match () {
-        () if is(&["+gzip", ".gzip", ".gz"]) => Some(Kind::Ordinary("an ordinary tar+gzip layer".to_owned())),
-        () if is(&["+zstd", ".zstd"]) => Some(Kind::Ordinary("an ordinary tar+zstd layer".to_owned())),
+        () if is(&["+gzip", ".gzip", ".gz"]) => Some(Kind::Archive("an ordinary tar+gzip layer")),
+        () if is(&["+zstd", ".zstd"]) => Some(Kind::Archive("an ordinary tar+zstd layer")),
         () if media_type.contains("+encrypted") => Some(Kind::Ordinary("an encrypted layer".to_owned())),
         () => None,
     }
@@ -44,9 +43,12 @@ pub(super) fn seen(content: Content) -> Kind {
     match content {
         Content::OverlayBd => Kind::OverlayBd,
         Content::Disk(file_system) => Kind::Disk(file_system),
-        Content::Other(What::Gzip) => Kind::Ordinary("an ordinary tar+gzip layer".to_owned()),
-        Content::Other(What::Zstd) => Kind::Ordinary("an ordinary tar+zstd layer".to_owned()),
-        Content::Other(What::Tar) => Kind::Ordinary("an ordinary tar layer".to_owned()),
+        Content::Qcow2 => {
+            Kind::Ordinary("a qcow2 disk, which is for a machine (penstock attach) and no layer".to_owned())
+        }
+        Content::Other(What::Gzip) => Kind::Archive("an ordinary tar+gzip layer"),
+        Content::Other(What::Zstd) => Kind::Archive("an ordinary tar+zstd layer"),
+        Content::Other(What::Tar) => Kind::Archive("an ordinary tar layer"),
         Content::Other(what) => Kind::Ordinary(what.to_string()),
     }
 }
@@ -56,6 +58,8 @@ pub(super) fn seen(content: Content) -> Kind {
 pub(super) enum Decision {
     /// A device shows this; in words.
     Lazy(Shape, String),
+    /// It is read on demand by an index of it, if there is one, and else unpacked; what it is, in words.
+    Indexed(&'static str),
     /// It is unpacked, as on every other node; why.
     Unpacked(String),
     /// It is a disk, which unpacked would be a layer without files, and it cannot be shown; why.
@@ -67,6 +71,7 @@ pub(super) fn decide(kind: &Kind, below: &[Kind]) -> Decision {
     let lazy = |shape, how: String| Decision::Lazy(shape, how);
     match kind {
         Kind::Ordinary(what) => Decision::Unpacked(format!("{what}: unpacked in full")),
+        Kind::Archive(what) => Decision::Indexed(what),
         _ if below.len() >= MAX_LAYERS => {
             Decision::Refused(format!("a device shows at most {MAX_LAYERS} layers, and the image has more"))
         }
@@ -92,7 +97,7 @@ pub(super) fn needed(kinds: &[Kind]) -> Vec<Part> {
                 parts.push(Part::all(depth + 1));
                 break;
             }
-            Decision::Unpacked(_) | Decision::Refused(_) => {}
+            Decision::Indexed(_) | Decision::Unpacked(_) | Decision::Refused(_) => {}
         }
     }
     parts
@@ -122,29 +127,31 @@ mod tests {
         for media_type in
             ["application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.docker.image.rootfs.diff.tar.gzip"]
         {
-            assert!(matches!(of(media_type), Some(Kind::Ordinary(what)) if what.contains("tar+gzip")), "{media_type}");
+            assert!(matches!(of(media_type), Some(Kind::Archive(what)) if what.contains("tar+gzip")), "{media_type}");
         }
         assert!(
-            matches!(of("application/vnd.oci.image.layer.v1.tar+zstd"), Some(Kind::Ordinary(what)) if what.contains("zstd"))
+            matches!(of("application/vnd.oci.image.layer.v1.tar+zstd"), Some(Kind::Archive(what)) if what.contains("zstd"))
         );
         assert_eq!((of(TAR), of("application/octet-stream")), (None, None));
         let obd = Some((penstock_image::BLOB_DIGEST, "sha256:00"));
         assert_eq!(described(&layer("application/vnd.oci.image.layer.v1.tar+gzip", obd)), Some(Kind::OverlayBd));
         let turbo = Some(("containerd.io/snapshot/overlaybd/turbo-oci/target-digest", "sha256:00"));
-        assert!(matches!(described(&layer(TAR, turbo)), Some(Kind::Ordinary(what)) if what.contains("TurboOCI")));
+        assert_eq!(described(&layer(TAR, turbo)), Some(Kind::OverlayBd), "it is part of a merged disk, too");
     }
 
     #[test]
-    fn a_stack_is_merged_a_disk_stands_alone_and_what_is_a_tar_is_unpacked_with_the_reason() {
+    fn a_stack_is_merged_a_disk_stands_alone_a_tar_goes_by_its_index_and_what_is_neither_is_unpacked_with_the_reason() {
         let (obd, erofs, tar) = (Kind::OverlayBd, Kind::Disk(FileSystem::Erofs), seen(Content::Other(What::Tar)));
         let merged = |how: &str| Decision::Lazy(Shape::Merged, how.to_owned());
         assert_eq!(decide(&obd, &[]), merged("OverlayBD, 1 layer"));
         assert_eq!(decide(&obd, &[obd.clone(), obd.clone()]), merged("OverlayBD, 3 layers"));
         let single = Decision::Lazy(Shape::Single, "raw erofs layer".to_owned());
         assert_eq!(decide(&erofs, std::slice::from_ref(&tar)), single);
-        let unpacked = Decision::Unpacked("an ordinary tar layer: unpacked in full".to_owned());
-        assert_eq!(decide(&tar, std::slice::from_ref(&obd)), unpacked);
-        assert_eq!(decide(&tar, &vec![tar.clone(); 300]), unpacked, "containerd unpacks as many as it likes");
+        let indexed = Decision::Indexed("an ordinary tar layer");
+        assert_eq!(decide(&tar, std::slice::from_ref(&obd)), indexed);
+        let encrypted = Kind::Ordinary("an encrypted layer".to_owned());
+        let unpacked = Decision::Unpacked("an encrypted layer: unpacked in full".to_owned());
+        assert_eq!(decide(&encrypted, &vec![tar.clone(); 300]), unpacked, "containerd unpacks as many as it likes");
         for (kind, below) in
             [(&obd, vec![obd.clone(), tar]), (&obd, vec![obd.clone(); 255]), (&erofs, vec![erofs.clone(); 255])]
         {

@@ -9,7 +9,7 @@ use penstock_fetcher::ResolveError;
 use penstock_image::{DeviceReadError, LayerError, OpenError, TableError};
 use penstock_snapshotter::content::StoreError;
 
-use crate::{attachments::AttachError, mount::MountError, state::StateError};
+use crate::{attachments::AttachError, layers, mount::MountError, state::StateError};
 
 impl From<AttachError> for NodeError {
     fn from(error: AttachError) -> Self {
@@ -18,6 +18,7 @@ impl From<AttachError> for NodeError {
             AttachError::Reference(_) | AttachError::Platform(_) | AttachError::Policy(_) => Self::Invalid,
             AttachError::Resolve(error) => resolve(error),
             AttachError::Open { error, .. } => open(error),
+            AttachError::Layer { error, .. } => layer(error),
             AttachError::Unverified(_) => Self::Unsupported,
             AttachError::Device(error) => device(error),
             AttachError::Mount(error) => mount(error),
@@ -74,6 +75,16 @@ fn open(error: &OpenError) -> Kind {
             LayerError::Table(error) => maps(error),
             _ => NodeError::Unsupported,
         },
+        _ => NodeError::Unsupported,
+    }
+}
+
+fn layer(error: &layers::LayerError) -> Kind {
+    match error {
+        layers::LayerError::Read(error) => read(error),
+        layers::LayerError::Resolve(error) => resolve(error),
+        layers::LayerError::Open(error) => open(error),
+        layers::LayerError::Store(_) | layers::LayerError::Crashed(_) => NodeError::Internal,
         _ => NodeError::Unsupported,
     }
 }

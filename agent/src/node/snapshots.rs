@@ -1,9 +1,12 @@
 //! containerd's snapshots, between the snapshotter's types and the admin API's.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, iter, sync::Arc, time::SystemTime};
 
 use penstock_api::{self as api, NodeError, Timestamp};
 use penstock_snapshotter::{Figures, Kind, Lost, Repair, Shape, Shown, Snapshotter, Source};
+
+/// The most snapshots named as users of one device: what fits on a few lines.
+const USERS: usize = 16;
 
 /// The snapshotter, where there is one.
 pub(super) fn served(snapshotter: Option<&Arc<Snapshotter>>) -> Result<&Arc<Snapshotter>, NodeError> {
@@ -17,6 +20,20 @@ pub(super) fn served(snapshotter: Option<&Arc<Snapshotter>>) -> Result<&Arc<Snap
 /// All snapshots, the first ones by name if there are too many.
 pub(super) fn list(snapshotter: &Snapshotter) -> Vec<api::Snapshot> {
     snapshotter.snapshots().into_iter().take(api::SNAPSHOTS_LISTED).map(snapshot).collect()
+}
+
+/// The snapshots of containers and views that stand on the device with this name, the first ones by name.
+pub(super) fn users(snapshotter: &Snapshotter, device: &str) -> Vec<String> {
+    let all: BTreeMap<String, Shown> =
+        snapshotter.snapshots().into_iter().map(|shown| (shown.name.clone(), shown)).collect();
+    let shows = |shown: &Shown| matches!(&shown.source, Source::Lazy { figures: Some(figures), .. } if figures.device == device);
+    let stands = |top: &&Shown| {
+        let parent = |shown: &&Shown| shown.parent.as_ref().and_then(|parent| all.get(parent));
+        // A chain is no longer than there are snapshots.
+        iter::successors(Some(*top), parent).take(all.len()).any(shows)
+    };
+    let tops = all.values().filter(|shown| shown.kind != Kind::Committed);
+    tops.filter(stands).take(USERS).map(|shown| shown.name.clone()).collect()
 }
 
 /// Compares what is known of the snapshots with what is on the disk.

@@ -15,7 +15,7 @@ const BEGINNING: u64 = 8;
 const COSTLY: u32 = 20;
 /// With less than this missing, in bytes, an image is not completed: reading it as needed costs a second at most, whatever it reads.
 const WORTH_BYTES: u64 = 32 << 20;
-/// What a link is taken for until it is measured: 1 Gbit/s, 20 ms.
+/// What a link is taken for until the fetcher has measured it: 1 Gbit/s, 20 ms.
 pub(super) const UNMEASURED: Link = Link { latency: Duration::from_millis(20), bytes_per_second: 125_000_000 };
 
 /// The way to a registry.

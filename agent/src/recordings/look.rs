@@ -2,20 +2,21 @@
 
 use std::sync::Arc;
 
-use penstock_blob::{Blob, BlobSource as _, Digest, Purpose};
-use penstock_fetcher::{Attached, Content, Fetcher, Manifest, Reference, ResolveError, Upload};
+use penstock_blob::{Blob, BlobSource as _, ByteRange, Digest, Purpose};
+use penstock_fetcher::{Content, Fetcher, Manifest, Reference, ResolveError, Upload};
 use penstock_image::{
     Annotated, Image, annotated,
     recording::{Recorder, Recording},
     trace,
 };
+use penstock_index::beside::blob_of;
 
 use super::{
     Recordings,
-    artifact::{self, ARTIFACT_TYPE, EMPTY_CONFIG, MANIFEST_TYPE},
+    artifact::{self, ARTIFACT_TYPE},
     files,
 };
-use crate::{events::Kind, state::record::LayerRecord};
+use crate::{beside, events::Kind, state::record::LayerRecord};
 
 /// Most recordings of one image that are tried: one is usual, more where several were pushed.
 const CANDIDATES: usize = 2;
@@ -26,7 +27,7 @@ const TRACED_BYTES: u64 = 2 << 30;
 /// What was found.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// A recording of this node, or of the registry; which.
+    /// A recording of this node, of the registry, or what stands in for one; which.
     Recording(Recording, &'static str),
     /// OverlayBD's trace: what it means is known once the image is open.
     Trace(Vec<trace::Access>),
@@ -165,15 +166,8 @@ impl Recordings {
         let subject = (image.media_type.as_str(), Blob { digest: image.digest, size_bytes: image.size_bytes });
         let bytes =
             artifact::manifest(&file, subject).map_err(|reason| penstock_fetcher::PushError::Client { reason })?;
-        let upload = |bytes: Vec<u8>| Upload { blob: artifact::blob_of(&bytes), content: Content::Bytes(bytes.into()) };
-        let uploads = [upload(EMPTY_CONFIG.to_vec()), upload(file)];
-        let attached = Attached {
-            subject: image.digest,
-            artifact_type: ARTIFACT_TYPE,
-            manifest: bytes.into(),
-            media_type: MANIFEST_TYPE,
-        };
-        Box::pin(self.fetcher.push_artifact(&image.reference, &uploads, attached)).await.map(drop)
+        let upload = Upload { blob: blob_of(&file), content: Content::Bytes(file.into()) };
+        beside::push(&self.fetcher, image, (ARTIFACT_TYPE, bytes), [upload]).await.map(drop)
     }
 }
 
@@ -194,6 +188,15 @@ pub(super) fn from_trace(
         }
     }
     Ok(recorder.into_recording())
+}
+
+/// What a landmark means: all that lies before it is read. SOCI's spans to prefetch mean the same.
+pub(super) fn from_landmark(manifest: Digest, (blob, ranges): (Blob, Vec<ByteRange>)) -> Found {
+    let mut recorder = Recorder::new(manifest);
+    for range in ranges {
+        recorder.need(&blob, range);
+    }
+    Found::Recording(recorder.into_recording(), "landmark")
 }
 
 /// A blob that the fetcher knows where to find for as long as this lives.

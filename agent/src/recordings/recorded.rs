@@ -3,13 +3,13 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Located, Purpose, ReadFuture};
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Giver, Located, Purpose, ReadFuture};
 use penstock_image::recording::{GRAIN_BYTES, Recorder, Recording};
 use tokio::sync::Notify;
 
@@ -18,16 +18,18 @@ use super::course::Course;
 /// Distinct bytes needed between two looks at how the image is best read: a few reads of a file system.
 const LOOK_BYTES: u64 = 1 << 20;
 
-/// A source that takes down what is needed of it, until told to stop. Then a read costs one relaxed load more than without it. While it does, what is
-/// needed costs a lock held for a search in the spans so far, at most [`penstock_image::recording::MAX_RUNS`] of them.
+/// A source that takes down what is needed of it, until told to stop. Then a hit costs one relaxed load more than without it, and misses are counted.
+/// While it does, what is needed costs a lock held for a search in the spans so far, at most [`penstock_image::recording::MAX_RUNS`] of them.
 #[derive(Debug)]
 pub(super) struct Recorded {
     below: Arc<dyn BlobSource>,
     is_on: AtomicBool,
     seen: Mutex<Seen>,
+    /// Bytes missed since it was stopped.
+    missed_bytes: AtomicU64,
     /// Told at the first need.
     first: Notify,
-    /// Told whenever [`LOOK_BYTES`] more are needed.
+    /// Told whenever [`LOOK_BYTES`] more are needed; or missed, after it was stopped.
     needed: Notify,
     /// Told when the program is found to have left its recording.
     left: Notify,
@@ -98,6 +100,7 @@ impl Recorded {
             below,
             is_on: AtomicBool::new(true),
             seen: Mutex::new(seen),
+            missed_bytes: AtomicU64::new(0),
             first: Notify::new(),
             needed: Notify::new(),
             left: Notify::new(),
@@ -108,6 +111,13 @@ impl Recorded {
     pub(super) fn stop(&self) -> Recording {
         self.is_on.store(false, Ordering::Relaxed);
         self.seen.lock().recorder.recording().clone()
+    }
+
+    /// Gives back the memory of what was taken down, and of what it was compared with: nobody asks for them again.
+    pub(super) fn forget(&self) {
+        let mut seen = self.seen.lock();
+        seen.expected = None;
+        seen.recorder = Recorder::new(seen.recorder.recording().manifest());
     }
 
     /// Compares what is needed from now on with `recording`.
@@ -132,7 +142,7 @@ impl Recorded {
         self.first.notified().await;
     }
 
-    /// Waits until much more is needed than when this ended last.
+    /// Waits until much more is needed than when this ended last; after it was stopped, until much more is missed.
     pub(super) async fn more_needed(&self) {
         self.needed.notified().await;
     }
@@ -169,6 +179,14 @@ impl Recorded {
         }
     }
 
+    /// Counts a miss after it was stopped.
+    fn note_later(&self, range: ByteRange) {
+        let before = self.missed_bytes.fetch_add(range.len(), Ordering::Relaxed);
+        if before / LOOK_BYTES != before.saturating_add(range.len()) / LOOK_BYTES {
+            self.needed.notify_one();
+        }
+    }
+
     fn wait(&self) -> Reader<'_> {
         let mut seen = self.seen.lock();
         seen.waiting.readers += 1;
@@ -194,7 +212,11 @@ impl BlobSource for Recorded {
     }
 
     fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
-        if purpose == Purpose::Ahead || !self.is_on() || blob.check(range).is_err() {
+        if purpose == Purpose::Ahead || blob.check(range).is_err() {
+            return self.below.read(blob, range, purpose);
+        }
+        if !self.is_on() {
+            self.note_later(range);
             return self.below.read(blob, range, purpose);
         }
         self.note(&blob, range, true);
@@ -207,10 +229,15 @@ impl BlobSource for Recorded {
     fn reject(&self, blob: &Blob, range: ByteRange) {
         self.below.reject(blob, range);
     }
+
+    fn giver(&self, blob: &Blob, range: ByteRange) -> Option<Giver> {
+        self.below.giver(blob, range)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
     use penstock_blob::{conformance, faults::Memory};
 
     use super::*;
@@ -248,6 +275,24 @@ mod tests {
         assert_eq!(ranges, [(36_864, 45_056), (0, 4096)]);
         source.read(blob, range(60_000, 60_001), Purpose::Demand).await.unwrap();
         assert_eq!(source.stop(), recording, "it was off");
+        source.forget();
+        assert!(source.stop().is_empty());
+    }
+
+    #[tokio::test]
+    async fn much_that_is_missed_after_it_was_stopped_is_told() {
+        let memory = Memory::new(vec![vec![5; 3 << 20].into()]);
+        let blob = memory.blob(0);
+        let source = Recorded::new(memory, image());
+        source.read(blob, range(0, 4096), Purpose::Demand).await.unwrap();
+        source.stop();
+        let more = || source.more_needed().now_or_never().is_some();
+        source.read(blob, range(0, 2 << 20), Purpose::Ahead).await.unwrap();
+        source.read(blob, range(0, (1 << 20) - 1), Purpose::Demand).await.unwrap();
+        assert!(!more());
+        source.read(blob, range(0, 1), Purpose::Demand).await.unwrap();
+        assert!(more() && !more());
+        assert_eq!(source.needs().bytes, 4096, "what it was told to take down");
     }
 
     #[tokio::test]

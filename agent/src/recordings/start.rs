@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
@@ -15,7 +15,7 @@ use penstock_blob::{Blob, BlobSource, ByteRange, Purpose, ReadError};
 use penstock_cache::Cache;
 use penstock_image::{Image, recording::Recording};
 use prometheus_client::metrics::counter::Counter;
-use tokio::task::JoinSet;
+use tokio::{sync::oneshot, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -33,8 +33,8 @@ const READS_AT_ONCE: usize = 8;
 const STEP_BYTES: u64 = 64 << 20;
 /// How long a start that is not kept is watched, so that an image that is read widely is found out.
 const UNRECORDED: Duration = Duration::from_secs(30);
-/// Fewer bytes than this say nothing about a link's bandwidth.
-const MEASURED_BYTES: u64 = 8 << 20;
+/// How often it is looked at how much was read of an image whose start is over.
+const LATER: Duration = Duration::from_secs(60);
 
 /// One start of one image. Dropping it ends what is fetched ahead.
 #[derive(Debug)]
@@ -57,6 +57,8 @@ struct Run {
     shown: Mutex<Shown>,
     replayed_bytes: AtomicU64,
     filled_bytes: AtomicU64,
+    /// What the cache had fetched of the image's blobs when the image was opened.
+    fetched_before: AtomicU64,
 }
 
 /// What is said of it.
@@ -97,6 +99,7 @@ impl Start {
             shown: Mutex::default(),
             replayed_bytes: AtomicU64::new(0),
             filled_bytes: AtomicU64::new(0),
+            fetched_before: AtomicU64::new(0),
         };
         Self { run: Arc::new(run), tasks: Mutex::default() }
     }
@@ -111,26 +114,29 @@ impl Start {
         &self.run.device
     }
 
-    /// Looks for the recording of this image from now on, when anything would be done with one.
-    pub(crate) fn find(&self) -> Finding {
-        let mut finding = JoinSet::new();
-        if !self.run.over.is_cancelled() && self.run.recordings.settings.replay {
+    /// The image is being opened: its recording is looked for from now on.
+    pub(crate) fn opening(&self) -> Opening {
+        let ((readable, when_readable), (opened, when_opened)) = (oneshot::channel(), oneshot::channel());
+        if !self.run.over.is_cancelled() {
             let run = Arc::clone(&self.run);
-            finding.spawn(async move { run.recordings.find(&run.wanted).await });
+            self.tasks.lock().spawn(async move { run.ahead(when_readable, when_opened).await });
         }
-        Finding(finding)
+        Opening { readable: Some(readable), opened }
     }
 
-    /// The image is open, and its bytes are verified as they are to be: from here on bytes are fetched ahead.
-    pub(crate) fn opened(&self, image: &Arc<Image>, finding: Finding) {
+    /// The image is open, and its bytes are verified as they are to be: from here on bytes are fetched ahead. `landmark` is what stands in for a
+    /// recording: what whoever made the image says that a start reads.
+    pub(crate) fn opened(&self, opening: Opening, image: &Arc<Image>, landmark: Option<(Blob, Vec<ByteRange>)>) {
+        self.run.fetched_before.store(self.run.fetched_bytes(image), Ordering::Relaxed);
         if self.run.over.is_cancelled() {
+            let (run, image) = (Arc::clone(&self.run), Arc::clone(image));
+            self.tasks.lock().spawn(async move { run.go_on(&image).await });
             return;
         }
-        let (run, image) = (Arc::clone(&self.run), Arc::clone(image));
-        let mut tasks = self.tasks.lock();
-        tasks.spawn(async move { run.ahead(image, finding).await });
+        // An error: the agent ends.
+        let _ended = opening.opened.send(Shows { image: Arc::clone(image), landmark });
         let run = Arc::clone(&self.run);
-        tasks.spawn(async move { run.record().await });
+        self.tasks.lock().spawn(async move { run.record().await });
     }
 
     /// Records until [`finish`](Self::finish); false when its start is over.
@@ -154,6 +160,11 @@ impl Start {
         }
     }
 
+    /// Distinct bytes that it needed while it was watched.
+    pub(crate) fn needed_bytes(&self) -> u64 {
+        self.run.recorded.needs().bytes
+    }
+
     /// How the image is read.
     pub(crate) fn reading(&self) -> api::Reading {
         let run = &self.run;
@@ -175,9 +186,30 @@ impl Start {
     }
 }
 
-/// A recording that is being looked for. Dropping it ends that.
+/// An image that is being opened. Dropping it without [`Start::opened`] ends what is fetched ahead.
 #[derive(Debug)]
-pub(crate) struct Finding(JoinSet<Found>);
+pub(crate) struct Opening {
+    readable: Option<oneshot::Sender<Vec<Blob>>>,
+    opened: oneshot::Sender<Shows>,
+}
+
+impl Opening {
+    /// These blobs are read as the registry has them, and verified as they are to be: from here on a recording of them is read along, so that also
+    /// opening finds what it reads on its way.
+    pub(crate) fn readable(&mut self, blobs: Vec<Blob>) {
+        if let Some(readable) = self.readable.take() {
+            // An error: its start is over.
+            let _over = readable.send(blobs);
+        }
+    }
+}
+
+/// What a device shows, once that is open.
+#[derive(Debug)]
+struct Shows {
+    image: Arc<Image>,
+    landmark: Option<(Blob, Vec<ByteRange>)>,
+}
 
 impl Run {
     /// Records until the time is up, then keeps what was needed; or until asked for.
@@ -191,6 +223,7 @@ impl Run {
         }
         self.keep().await;
         self.over.cancel();
+        self.recorded.forget();
     }
 
     async fn keep(&self) {
@@ -204,54 +237,106 @@ impl Run {
     }
 
     /// Reads along the recording, if there is one, and completes the image if it is read widely.
-    async fn ahead(&self, image: Arc<Image>, Finding(mut finding): Finding) {
-        let found = match finding.join_next().await {
-            Some(Ok(found)) => found,
-            // Nothing was looked for, or the agent ends.
-            Some(Err(_)) | None => Found::None,
+    async fn ahead(&self, readable: oneshot::Receiver<Vec<Blob>>, opened: oneshot::Receiver<Shows>) {
+        let mut found = match self.recordings.settings.replay {
+            true => self.recordings.find(&self.wanted).await,
+            false => Found::None,
         };
-        let recording = self.usable(found, &image).await;
-        let mut replayed = recording.is_none();
-        loop {
-            let choice = choose(&self.facts(&image, recording.is_some()));
-            let mode = self.tell(choice);
-            if let Some(recording) = recording.as_ref().filter(|_| !std::mem::replace(&mut replayed, true)) {
-                self.replay(recording, &image).await;
-                continue;
-            }
-            if mode == api::ReadingMode::Full {
-                return self.fill(&image).await;
-            }
-            tokio::select! {
-                () = self.recorded.more_needed() => {}
-                () = self.over.cancelled() => return,
-            }
+        let mut early = None;
+        if matches!(found, Found::Recording(..))
+            && let Ok(blobs) = readable.await
+            && let Found::Recording(recording, from) = std::mem::replace(&mut found, Found::None)
+        {
+            early = self.take(recording, from, &blobs).map(|recording| (recording, blobs));
         }
+        let replaying = async {
+            if let Some((recording, blobs)) = &early {
+                self.replay(recording, blobs).await;
+            }
+        };
+        let opening = async {
+            let shows = opened.await.ok()?;
+            if early.is_some() {
+                self.tell(choose(&self.facts(&shows.image, true)));
+            }
+            Some(shows)
+        };
+        let ((), Some(Shows { image, landmark })) = tokio::join!(replaying, opening) else { return };
+        let found = match (found, landmark) {
+            (Found::None, Some(landmark)) => look::from_landmark(self.wanted.manifest, landmark),
+            (found, _) => found,
+        };
+        let late = self.usable(found, &image).await;
+        if let Some(recording) = &late {
+            self.tell(choose(&self.facts(&image, true)));
+            self.replay(recording, image.blobs()).await;
+        }
+        self.watch(&image, early.is_some() || late.is_some()).await;
+    }
+
+    /// The start of the image is over, and was another agent's: it is completed if it is read widely from now on.
+    async fn go_on(&self, image: &Image) {
+        self.much_more_read().await;
+        self.watch(image, false).await;
+    }
+
+    /// Looks again and again how the image is best read; completes it when that is all of it, however late.
+    async fn watch(&self, image: &Image, is_recorded: bool) {
+        loop {
+            let mode = self.tell(choose(&self.facts(image, is_recorded)));
+            if mode == api::ReadingMode::Full && self.fill(image).await {
+                return;
+            }
+            self.much_more_read().await;
+        }
+    }
+
+    /// Waits until it may have been read much more widely. Once the start is over, what was fetched before it was asked for is needed without a word: that
+    /// is looked at now and then.
+    async fn much_more_read(&self) {
+        let later = async {
+            self.over.cancelled().await;
+            tokio::time::sleep(LATER).await;
+        };
+        tokio::select! {
+            () = self.recorded.more_needed() => {}
+            () = later => {}
+        }
+    }
+
+    /// What the cache has fetched of the image's blobs, for whomever.
+    fn fetched_bytes(&self, image: &Image) -> u64 {
+        let fetched = |blob: &Blob| self.recordings.cache.usage_of(blob).map_or(0, |usage| usage.fetched_bytes);
+        image.blobs().iter().map(fetched).sum()
     }
 
     /// The recording in what was found, when it is one of this image.
     async fn usable(&self, found: Found, image: &Arc<Image>) -> Option<Recording> {
-        let (recording, from) = match found {
-            Found::None => return None,
-            Found::Recording(recording, from) => (recording, from),
+        match found {
+            Found::None => None,
+            Found::Recording(recording, from) => self.take(recording, from, image.blobs()),
             Found::Trace(trace) => {
-                let (manifest, image) = (self.wanted.manifest, Arc::clone(image));
-                let made = tokio::task::spawn_blocking(move || look::from_trace(manifest, &trace, &image)).await;
+                let (manifest, shown) = (self.wanted.manifest, Arc::clone(image));
+                let made = tokio::task::spawn_blocking(move || look::from_trace(manifest, &trace, &shown)).await;
                 match made {
-                    Ok(Ok(recording)) => (recording, "trace"),
+                    Ok(Ok(recording)) => self.take(recording, "trace", image.blobs()),
                     Ok(Err(error)) => {
                         self.recordings.refuse(&self.wanted.reference, &error.to_string());
-                        return None;
+                        None
                     }
-                    Err(_stopping) => return None,
+                    Err(_stopping) => None,
                 }
             }
-        };
-        if let Err(error) = self.check(&recording, image) {
+        }
+    }
+
+    /// Takes a recording over, from where it was found, when it is one of this image and has something of these blobs, which are what is shown.
+    fn take(&self, recording: Recording, from: &'static str, blobs: &[Blob]) -> Option<Recording> {
+        if let Err(error) = self.check(&recording, blobs) {
             self.recordings.refuse(&self.wanted.reference, &error.to_string());
             return None;
         }
-        let shown = |(blob, _): &(Blob, ByteRange)| image.blobs().contains(blob);
+        let shown = |(blob, _): &(Blob, ByteRange)| blobs.contains(blob);
         let bytes = recording.ranges().filter(shown).map(|(_, range)| range.len()).sum();
         if bytes == 0 {
             return None;
@@ -265,29 +350,38 @@ impl Run {
         Some(recording)
     }
 
-    /// Compares a recording with the image. Where layers are decoded, a device knows the blobs of its own layers only: what the recording has of others is
-    /// passed over, since reads ahead are of shown blobs alone.
-    fn check(&self, recording: &Recording, image: &Image) -> Result<(), penstock_image::recording::RecordingError> {
+    /// Compares a recording with what is shown. Where layers are decoded, a device knows the blobs of its own layers only: what the recording has of
+    /// others is passed over, since reads ahead are of shown blobs alone.
+    fn check(&self, recording: &Recording, shown: &[Blob]) -> Result<(), penstock_image::recording::RecordingError> {
         let layers: Vec<Blob> = self.wanted.layers.iter().map(LayerRecord::blob).collect();
-        let as_stored = image.blobs().iter().all(|blob| layers.contains(blob));
+        let as_stored = shown.iter().all(|blob| layers.contains(blob));
         recording.check(self.wanted.manifest, if as_stored { &layers } else { recording.blobs() })
     }
 
     fn facts(&self, image: &Image, is_recorded: bool) -> Facts {
-        let (needs, cache) = (self.recorded.needs(), &self.recordings.cache);
-        let present = |blob: &Blob| cache.blob(&blob.digest).map_or(0, |usage| usage.present_bytes);
-        let image_bytes: u64 = image.blobs().iter().map(|blob| blob.size_bytes).sum();
-        let present_bytes: u64 = image.blobs().iter().map(present).sum();
+        let needs = self.recorded.needs();
+        let (mut needed_bytes, mut waited) = (needs.bytes, needs.waited);
+        if self.over.is_cancelled() {
+            // Nobody takes down any more what is needed, or waited for: what was fetched since the image was opened stands for it.
+            let fetched = self.fetched_bytes(image).saturating_sub(self.fetched_before.load(Ordering::Relaxed));
+            (needed_bytes, waited) = (needed_bytes.max(fetched), Duration::ZERO);
+        }
         Facts {
-            image_bytes,
-            absent_bytes: image_bytes.saturating_sub(present_bytes),
+            image_bytes: image.blobs().iter().map(|blob| blob.size_bytes).sum(),
+            absent_bytes: self.absent_bytes(image),
             recorded_bytes: is_recorded.then(|| self.shown.lock().recorded_bytes),
-            needed_bytes: needs.bytes,
-            waited: needs.waited,
+            needed_bytes,
+            waited,
             link: self.recordings.link(&self.wanted.reference),
-            room_bytes: cache.room_bytes(),
+            room_bytes: self.recordings.cache.room_bytes(),
             may_fill: self.recordings.settings.fills > 0,
         }
+    }
+
+    /// What of the image's blobs is not on this node.
+    fn absent_bytes(&self, image: &Image) -> u64 {
+        let present = |blob: &Blob| self.recordings.cache.usage_of(blob).map_or(0, |usage| usage.present_bytes);
+        image.blobs().iter().map(|blob| blob.size_bytes.saturating_sub(present(blob))).sum()
     }
 
     /// Takes a choice over, and tells of it when it changes how the image is read.
@@ -302,10 +396,10 @@ impl Run {
     }
 
     /// Reads what is missing of a recording, in windows of its order, until the program leaves it.
-    async fn replay(&self, recording: &Recording, image: &Image) {
-        let begun = Instant::now();
+    async fn replay(&self, recording: &Recording, blobs: &[Blob]) {
         let cache = &self.recordings.cache;
-        let ranges = recording.ranges().filter(|(blob, _)| image.blobs().contains(blob));
+        let _followed: Vec<_> = blobs.iter().filter_map(|blob| cache.follow(blob)).collect();
+        let ranges = recording.ranges().filter(|(blob, _)| blobs.contains(blob));
         // What is missing is looked at window by window, as the reads come to it.
         let missing = windows::windows(ranges).into_iter().flat_map(|window| {
             let absent = |(blob, range): (Blob, ByteRange)| {
@@ -315,9 +409,8 @@ impl Run {
         });
         let reading = self.read(Box::new(missing), &self.replayed_bytes, &self.recordings.metrics.replayed_bytes);
         tokio::select! {
-            outcome = reading => match outcome {
-                Ok(bytes) => self.recordings.measure(bytes, begun.elapsed()),
-                Err(error) => tracing::debug!(device = %self.device, %error, "a replay ends early"),
+            outcome = reading => if let Err(error) = outcome {
+                tracing::debug!(device = %self.device, %error, "a replay ends early");
             },
             () = self.recorded.left() => {
                 self.shown.lock().diverged = true;
@@ -335,25 +428,40 @@ impl Run {
         self.recordings.events.record(Kind::RecordingReplayed, &text, &[("device", &self.device)]);
     }
 
-    /// Completes the image, as long as there is room that nothing must be evicted for.
-    async fn fill(&self, image: &Image) {
+    /// Completes the image, as long as there is room that nothing must be evicted for. False when bytes were not to be had: another time they may be.
+    async fn fill(&self, image: &Image) -> bool {
         // An error: the agent ends.
-        let Ok(_turn) = self.recordings.fills.acquire().await else { return };
-        let begun = Instant::now();
+        let Ok(_turn) = self.recordings.fills.acquire().await else { return true };
+        let (mut bytes, mut before, mut left) = (0, u64::MAX, self.absent_bytes(image));
+        // What could not be kept when it came, because the disk was slower, is asked for again, as long as that brings something.
+        while (1..before).contains(&left) {
+            before = left;
+            match self.read(self.missing(image), &self.filled_bytes, &self.recordings.metrics.filled_bytes).await {
+                Ok(read) => bytes += read,
+                Err(error) => {
+                    tracing::debug!(device = %self.device, %error, "an image is not completed");
+                    return false;
+                }
+            }
+            left = self.absent_bytes(image);
+        }
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let text = match left {
+            0 => format!("{} is completed: {} MiB were fetched", self.device, mib(bytes)),
+            _ => format!("{} lacks {} MiB that found no room; {} MiB were fetched", self.device, mib(left), mib(bytes)),
+        };
+        self.recordings.events.record(Kind::RecordingFilled, &text, &[("device", &self.device)]);
+        true
+    }
+
+    /// What is missing of the image, looked at as the reads come to it, while there is room.
+    fn missing<'a>(&'a self, image: &'a Image) -> Box<dyn Iterator<Item = (Blob, ByteRange)> + Send + 'a> {
         let cache = &self.recordings.cache;
         let missing = image.blobs().iter().flat_map(|blob| steps(*blob)).flat_map(|(blob, step)| {
             cache.absent(&blob, step).into_iter().flat_map(cut).map(move |range| (blob, range))
         });
         let fits = |range: &ByteRange| cache.room_bytes() >= range.len() * READS_AT_ONCE as u64;
-        let missing = missing.take_while(|(_, range)| fits(range));
-        match self.read(Box::new(missing), &self.filled_bytes, &self.recordings.metrics.filled_bytes).await {
-            Ok(bytes) => {
-                self.recordings.measure(bytes, begun.elapsed());
-                let text = format!("{} is completed: {} MiB were fetched", self.device, bytes.div_ceil(1 << 20));
-                self.recordings.events.record(Kind::RecordingFilled, &text, &[("device", &self.device)]);
-            }
-            Err(error) => tracing::debug!(device = %self.device, %error, "an image is not completed"),
-        }
+        Box::new(missing.take_while(move |(_, range)| fits(range)))
     }
 
     /// Reads ranges ahead, some at once, in their order; how many bytes. The first that fails ends it: who needs those bytes asks again, patiently.
@@ -389,17 +497,6 @@ fn steps(blob: Blob) -> impl Iterator<Item = (Blob, ByteRange)> {
         let start = nth * STEP_BYTES;
         Some((blob, ByteRange::new(start, start.saturating_add(STEP_BYTES).min(blob.size_bytes)).ok()?))
     })
-}
-
-impl Recordings {
-    /// Takes over what a long run of reads ahead says about the link: at least that much.
-    fn measure(&self, bytes: u64, took: Duration) {
-        let nanos = took.as_nanos().max(1);
-        let rate = u64::try_from(u128::from(bytes) * 1_000_000_000 / nanos).unwrap_or(u64::MAX);
-        if bytes >= MEASURED_BYTES && rate > 0 {
-            *self.measured.lock() = Some(rate);
-        }
-    }
 }
 
 /// What is kept of a start and those before it: both, unless they are of programs with little in common; then the newer one.

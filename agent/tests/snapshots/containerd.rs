@@ -35,6 +35,18 @@ struct Named {
 }
 
 #[derive(Clone, PartialEq, Message)]
+struct Commit {
+    #[prost(string, tag = "1")]
+    snapshotter: String,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, tag = "3")]
+    key: String,
+    #[prost(map = "string, string", tag = "4")]
+    labels: HashMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 struct List {
     #[prost(string, tag = "1")]
     snapshotter: String,
@@ -132,6 +144,26 @@ impl Containerd {
         let ask = Named { snapshotter: "penstock".into(), key: key.to_owned() };
         let _: Empty = self.call("/containerd.services.snapshots.v1.Snapshots/Remove", ask).await?;
         Ok(())
+    }
+
+    /// Unpacks all layers of an image: each is prepared, and committed without files.
+    pub(crate) async fn unpack(&self, image: &Image) {
+        let mut parent = String::new();
+        for (nth, chain) in image.chains.iter().enumerate() {
+            let (key, name) = (format!("k8s.io/{nth}/extract {chain}"), format!("k8s.io/{nth}/{chain}"));
+            self.prepare(&key, &parent, image.labels(nth)).await.unwrap();
+            let (snapshotter, labels) = ("penstock".to_owned(), HashMap::new());
+            let ask = Commit { snapshotter, name: name.clone(), key, labels };
+            let _: Empty = self.call("/containerd.services.snapshots.v1.Snapshots/Commit", ask).await.unwrap();
+            parent = name;
+        }
+    }
+
+    /// Removes what [`Containerd::unpack`] made.
+    pub(crate) async fn forget(&self, image: &Image) {
+        for (nth, chain) in image.chains.iter().enumerate().rev() {
+            self.remove(&format!("k8s.io/{nth}/{chain}")).await.unwrap();
+        }
     }
 
     /// The committed snapshot of `chain` on `parent`, as containerd looks for it.

@@ -9,6 +9,7 @@ mod containerd;
 use std::{
     collections::HashMap,
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -32,7 +33,12 @@ macro_rules! require_mounts {
     };
 }
 
+mod attached;
+mod foreign;
+mod inspected;
+mod ordinary;
 mod pulled;
+mod pushed;
 
 fn cannot_mount() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
@@ -89,12 +95,17 @@ impl Bench {
         (agent, containerd)
     }
 
-    /// The fixture as containerd knows it after it has resolved it.
+    /// The OverlayBD fixture as containerd knows it after it has resolved it.
     fn image(&self) -> Image {
+        self.fixture("obd-lz4")
+    }
+
+    /// A fixture as containerd knows it after it has resolved it.
+    fn fixture(&self, tag: &str) -> Image {
         let blobs = fixtures().join("oci-layout/blobs/sha256");
         let index = json(&fixtures().join("oci-layout/index.json"));
         let digest = |value: &serde_json::Value| value.as_str().unwrap().parse::<Digest>().unwrap();
-        let named = |entry: &&serde_json::Value| entry["annotations"]["org.opencontainers.image.ref.name"] == "obd-lz4";
+        let named = |entry: &&serde_json::Value| entry["annotations"]["org.opencontainers.image.ref.name"] == tag;
         let manifest = digest(&index["manifests"].as_array().unwrap().iter().find(named).unwrap()["digest"]);
         let layers = json(&blobs.join(manifest.to_hex()));
         let config = json(&blobs.join(digest(&layers["config"]["digest"]).to_hex()));
@@ -102,7 +113,7 @@ impl Bench {
             list.as_array().unwrap().iter().map(|entry| digest(field.map_or(entry, |field| &entry[field]))).collect()
         };
         Image {
-            reference: format!("{}/fixtures/overlaybd:obd-lz4", self.registry.host()),
+            reference: format!("{}/fixtures/overlaybd:{tag}", self.registry.host()),
             manifest: Some(manifest),
             layers: digests(&layers["layers"], Some("digest")),
             chains: chains(&digests(&config["rootfs"]["diff_ids"], None)),
@@ -123,6 +134,15 @@ impl Bench {
             chains: chains(&digests),
             layers: digests,
         }
+    }
+
+    /// A file system of one file, made by the tool; `None` where there is none.
+    fn erofs(&self, name: &str, bytes: &[u8]) -> Option<Vec<u8>> {
+        let (tree, disk) = (self.dir.path().join(name), self.dir.path().join(format!("{name}.erofs")));
+        fs::create_dir_all(&tree).unwrap();
+        fs::write(tree.join(name), bytes).unwrap();
+        let made = Command::new("mkfs.erofs").arg(&disk).arg(&tree).output();
+        made.ok().filter(|made| made.status.success()).map(|_| fs::read(&disk).unwrap())
     }
 
     /// Mounts below this bench's directory, FUSE's own included.
@@ -244,13 +264,7 @@ async fn many_containers_at_once_and_a_layer_in_the_middle_have_a_device_each_an
 async fn layers_that_are_file_systems_have_a_device_each_and_overlayfs_stacks_them() {
     require_mounts!();
     let bench = Bench::new().await;
-    let disk = |name: &str| {
-        let (tree, disk) = (bench.dir.path().join(name), bench.dir.path().join(format!("{name}.erofs")));
-        fs::create_dir_all(&tree).unwrap();
-        fs::write(tree.join(name), name.repeat(50_000)).unwrap();
-        let made = Command::new("mkfs.erofs").arg(&disk).arg(&tree).output();
-        made.ok().filter(|made| made.status.success()).map(|_| fs::read(&disk).unwrap())
-    };
+    let disk = |name: &str| bench.erofs(name, name.repeat(50_000).as_bytes());
     let Some((below, above)) = disk("below").zip(disk("above")) else {
         println!("skipped: {}: there is no mkfs.erofs", std::thread::current().name().unwrap_or("a test"));
         return;
@@ -272,6 +286,59 @@ async fn layers_that_are_file_systems_have_a_device_each_and_overlayfs_stacks_th
     assert_eq!(layers, [(1, 2), (1, 2)]);
     agent.stop().await.unwrap();
     assert_eq!(bench.mounts(), Vec::<PathBuf>::new());
+}
+
+/// Bytes of a file that are in the page cache, as the tool counts them.
+fn cached(file: &Path) -> u64 {
+    let out = Command::new("fincore").args(["--bytes", "--noheadings", "--output", "RES"]).arg(file).output().unwrap();
+    String::from_utf8(out.stdout).unwrap().trim().parse().unwrap()
+}
+
+/// `TMPFS_MAGIC` of `<linux/magic.h>`: its pages are all that there is of a file, and stay.
+const TMPFS: rustix::fs::FsWord = 0x0102_1994;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_two_images_have_is_in_the_page_cache_once_however_often_both_read_it() {
+    require_mounts!();
+    const BYTES: usize = 32 << 20;
+    let bench = Bench::new().await;
+    let words = (1..=BYTES as u64 / 8).map(|at| at.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    let made = [bench.erofs("base", &bytes), bench.erofs("one", b"1"), bench.erofs("other", b"2")];
+    let ([Some(base), Some(one), Some(other)], false) =
+        (made, rustix::fs::statfs(bench.dir.path()).unwrap().f_type == TMPFS)
+    else {
+        println!("skipped: {}: there is no mkfs.erofs, or no disk", std::thread::current().name().unwrap_or("a test"));
+        return;
+    };
+    let (agent, containerd) = bench.agent().await;
+    let mut lowers: Vec<PathBuf> = Vec::new();
+    for (name, top) in [("one", one), ("other", other)] {
+        let image = bench.put(name, "application/vnd.oci.image.layer.v1.tar", &[base.clone(), top]);
+        let (names, _) = containerd.pull(&image).await;
+        let mounts = containerd.prepare(&format!("k8s.io/9/{name}"), &names[1], HashMap::new()).await.unwrap();
+        let lower = mounts[0].option("lowerdir").unwrap().split(':').next_back().unwrap().to_owned();
+        lowers.push(PathBuf::from(lower).join("base"));
+    }
+    assert_eq!(agent.node().devices().await.unwrap().len(), 3, "one of the base, one of each top");
+    let blobs = bench.dir.path().join("state/cache/blobs");
+    let check = move || {
+        for _ in 0..2 {
+            assert!(lowers.iter().all(|file| fs::read(file).unwrap() == bytes), "other bytes than the layer's");
+        }
+        // Whoever reads the same file of the same file system has the same pages.
+        let number = |file: &PathBuf| fs::metadata(file).map(|file| (file.dev(), file.ino())).unwrap();
+        assert_eq!(number(&lowers[0]), number(&lowers[1]));
+        let data = || fs::read_dir(&blobs).unwrap().map(|file| file.unwrap().path());
+        let all = || cached(&lowers[0]) + data().map(|file| cached(&file)).sum::<u64>();
+        // Pages of the cache's files are dropped by a thread that nobody waits for, all but 6 MiB, 9 at worst.
+        let began = std::time::Instant::now();
+        while all() > BYTES as u64 + (10 << 20) {
+            assert!(began.elapsed() < Duration::from_secs(120), "{} of {BYTES} bytes", all());
+        }
+    };
+    tokio::task::spawn_blocking(check).await.unwrap();
+    agent.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -307,8 +374,10 @@ async fn an_ordinary_image_is_unpacked_and_it_is_said_once_why() {
         matches!(&eager[..], [(_, text)] if text.contains("tar+gzip") && text.contains("unpacked in full")),
         "{told:?}"
     );
-    let blobs = bench.registry.requests().iter().filter(|request| format!("{request:?}").contains("/blobs/")).count();
-    assert_eq!(blobs, 0, "no layer was looked into");
+    let requests = bench.registry.requests();
+    let of_layer = |request: &String| image.layers.iter().any(|layer| request.contains(&layer.to_string()));
+    let looked = requests.iter().map(|request| format!("{request:?}")).filter(|request| request.contains("/blobs/"));
+    assert_eq!(looked.filter(of_layer).count(), 0, "no layer was looked into");
     agent.stop().await.unwrap();
 }
 

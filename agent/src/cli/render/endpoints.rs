@@ -9,8 +9,19 @@ pub(in crate::cli) fn endpoints(all: &[RegistryHosts]) -> String {
     if all.is_empty() {
         return "no registry has been asked yet; `penstock attach REFERENCE` asks one\n".to_owned();
     }
-    let titles =
-        ["REGISTRY", "ENDPOINT", "ROLE", "STATE", ">LATENCY", ">REQUESTS", ">FETCHED", ">FAILED", ">WRONG", ">HEDGES"];
+    let titles = [
+        "REGISTRY",
+        "ENDPOINT",
+        "ROLE",
+        "STATE",
+        ">LATENCY",
+        ">MB/S",
+        ">REQUESTS",
+        ">FETCHED",
+        ">FAILED",
+        ">WRONG",
+        ">HEDGES",
+    ];
     let mut table = Table::new(&titles);
     let mut notes = String::new();
     for registry in all {
@@ -26,6 +37,7 @@ pub(in crate::cli) fn endpoints(all: &[RegistryHosts]) -> String {
                 role(endpoint.role).to_owned(),
                 state(endpoint),
                 endpoint.latency_seconds.map(millis).unwrap_or_default(),
+                endpoint.bytes_per_second.map(|rate| (rate / 1_000_000).to_string()).unwrap_or_default(),
                 endpoint.requests.to_string(),
                 size(endpoint.received_bytes),
                 endpoint.failures.to_string(),

@@ -3,12 +3,14 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use penstock_api::{
-    Answer, Attach, BlobUsage, BlockMap, Breaker, CacheFreed, CacheUsage, CacheVerified, Change, CredentialProvider,
-    CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, EndRecording, Endpoint, Event,
-    EventStream, Events, EvictCache, FreedBlob, HandOver, HandedOver, Index, IndexState, KeptBlob, Layers, Node,
-    NodeError, NotDetached, OnFailure, Owner, Policy, Presence, Problem, Pull, PullMessage, PullProgress, PullStream,
-    Pulled, PulledBlob, Readiness, Reading, ReadingMode, Recording, RegistryHosts, Role, Severity, Snapshot,
-    SnapshotDevice, SnapshotKind, SnapshotsRepaired, Stats, Timestamp, Transport, Verification, Version,
+    Answer, Attach, BlobUsage, BlockMap, Breaker, Burst, CacheFreed, CacheUsage, CacheVerified, Change,
+    CredentialProvider, CredentialRefusal, CredentialUse, Credentials, Detached, Device, DeviceState, EndRecording,
+    Endpoint, Event, EventStream, Events, EvictCache, Explanation, Fate, FreedBlob, HandOver, HandedOver, Index,
+    IndexState, Inspect, InspectedLayer, InspectedWay, Inspection, KeptBlob, Latency, Layers, Link, Memory, MemoryPart,
+    MemoryUser, Node, NodeError, NotDetached, OnFailure, Owner, Policy, Presence, Problem, Pull, PullMessage,
+    PullProgress, PullStream, Pulled, PulledBlob, Readiness, Reading, ReadingMode, Recording, RegistryHosts, Role,
+    Severity, Snapshot, SnapshotDevice, SnapshotKind, SnapshotsRepaired, Stats, Tier, Timestamp, Transport,
+    Verification, Version, WaitedRange, Waits, WayState,
 };
 use penstock_blob::Digest;
 use tokio::{net::UnixListener, task::JoinSet};
@@ -74,6 +76,17 @@ pub(super) fn device() -> Device {
             bytes_fetched: 4_500_000,
             ..Stats::default()
         },
+        latency: vec![
+            Latency { tier: Tier::Memory, reads: 1200, took_us: 9_600, p50_us: 6, p99_us: 40, p999_us: 900 },
+            Latency {
+                tier: Tier::Origin,
+                reads: 34,
+                took_us: 900_000,
+                p50_us: 21_000,
+                p99_us: 1_250_000,
+                p999_us: 1_250_000,
+            },
+        ],
         blobs: vec![
             Presence::new(
                 Digest::of(b"lower"),
@@ -101,7 +114,37 @@ pub(super) fn failed_device() -> Device {
         file_system: None,
         size_bytes: 0,
         stats: Stats::default(),
+        latency: Vec::new(),
         ..device()
+    }
+}
+
+pub(super) fn explanation() -> Explanation {
+    Explanation {
+        id: "d1".to_owned(),
+        reference: "registry.example/team/app:1.4".to_owned(),
+        sentence: "started in 0.9 s; 0.6 s waiting on 34 reads from registries".to_owned(),
+        attached_ms: Some(80),
+        start: Some(Burst { took_ms: 900, stalled_ms: 600, reads: 34, bytes: 4_500_000, over: true }),
+        waits: Waits { stalled_ms: 700, reads: 40, bytes: 5_000_000 },
+        own_ms: Some(300),
+        needed_bytes: 4_600_000,
+        recording_from: None,
+        image_bytes: 201_000_000,
+        link: Link { latency_us: Some(20_000), bytes_per_second: Some(100_000_000) },
+        recorded_ms: Some(370),
+        pulled_ms: Some(2330),
+        unknown: vec!["which files were read\x1b[2J".to_owned()],
+        under: Some("/usr/lib/python3".to_owned()),
+        ranges: vec![WaitedRange {
+            start: 8192,
+            bytes: 131_072,
+            waits: 2,
+            waited_ms: 41,
+            path: Some("/usr/lib/python3/json/decoder.py".to_owned()),
+            metadata: false,
+        }],
+        snapshots: vec!["k8s.io/3/web".to_owned()],
     }
 }
 
@@ -178,6 +221,9 @@ pub(super) fn endpoints() -> Vec<RegistryHosts> {
         quiet_seconds: None,
         stalling: false,
         latency_seconds: Some(0.0123),
+        delay_seconds: Some(0.011),
+        bytes_per_second: Some(98_000_000),
+        allowed_bytes: 4 << 20,
         hedge_after_seconds: 0.05,
         in_flight: 0,
         requests: 120,
@@ -193,6 +239,9 @@ pub(super) fn endpoints() -> Vec<RegistryHosts> {
         breaker: Breaker::Closed,
         retry_in_seconds: None,
         latency_seconds: None,
+        delay_seconds: None,
+        bytes_per_second: None,
+        allowed_bytes: 16 << 20,
         requests: 7,
         hedges: 2,
         received_bytes: 1 << 20,
@@ -289,6 +338,56 @@ pub(super) fn reading() -> Reading {
     }
 }
 
+/// An image of an ordinary layer that is lazy and one that is not, over a disk.
+pub(super) fn inspection() -> Inspection {
+    let way = |way: &str, state, detail: &str, index_bytes, open_bytes| InspectedWay {
+        way: way.to_owned(),
+        state,
+        detail: detail.to_owned(),
+        index_bytes,
+        open_bytes,
+    };
+    let layer = |name: &str, size_bytes, fate, why: &str| InspectedLayer {
+        digest: Digest::of(name.as_bytes()),
+        media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+        size_bytes,
+        fate,
+        why: why.to_owned(),
+        verified_by: "sha256 of every frame".to_owned(),
+        open_bytes: None,
+        ways: Vec::new(),
+    };
+    let disk = InspectedLayer {
+        verified_by: "its digest once it is whole".to_owned(),
+        ways: vec![way("native", WayState::Used, "a disk, in the layer's own format", None, None)],
+        ..layer("disk", 1 << 30, Fate::Lazy, "raw erofs layer")
+    };
+    let lazy = InspectedLayer {
+        open_bytes: Some(300_000),
+        ways: vec![
+            way("own", WayState::Absent, "", None, None),
+            way("toc", WayState::Used, "eStargz", Some(250_000), Some(300_000)),
+            way("pushed", WayState::Refused, "there is one, but layers.accept does not name r\u{1b}[2J", None, None),
+            way("soci", WayState::Off, "SOCI", Some(400_000), Some(400_000)),
+            way("unpack", WayState::Spare, "fetched whole before a container starts", None, Some(30 << 20)),
+        ],
+        ..layer("lazy", 30 << 20, Fate::Lazy, "an ordinary tar+gzip layer, by its own table of contents")
+    };
+    let unpacked = InspectedLayer {
+        open_bytes: Some(2 << 20),
+        ways: vec![way("unpack", WayState::Used, "fetched whole before a container starts", None, Some(2 << 20))],
+        ..layer("unpacked", 2 << 20, Fate::Unpacked, "an encrypted layer: unpacked in full")
+    };
+    Inspection {
+        reference: "registry.example/team/app:1.4".to_owned(),
+        digest: Digest::of(b"manifest"),
+        platform: "linux/amd64".to_owned(),
+        size_bytes: (1 << 30) + (32 << 20),
+        lazy_layers: 2,
+        layers: vec![disk, lazy, unpacked],
+    }
+}
+
 /// A recording of that image.
 pub(super) fn recording() -> Recording {
     Recording {
@@ -327,6 +426,22 @@ impl Node for Fake {
 
     fn blocks<'a>(&'a self, id: &'a str) -> Answer<'a, BlockMap> {
         self.answer(BlockMap { id: id.to_owned(), blobs: Vec::new() })
+    }
+
+    fn explain<'a>(&'a self, _: &'a str) -> Answer<'a, Explanation> {
+        self.answer(explanation())
+    }
+
+    fn inspect(&self, _: Inspect) -> Answer<'_, Inspection> {
+        self.answer(inspection())
+    }
+
+    fn latency(&self) -> Answer<'_, Vec<Latency>> {
+        self.answer(device().latency)
+    }
+
+    fn memory(&self) -> Answer<'_, Memory> {
+        self.answer(memory())
     }
 
     fn attach(&self, _: Attach) -> Answer<'_, Device> {
@@ -450,5 +565,15 @@ impl Node for Fake {
 
     fn version(&self) -> Version {
         version()
+    }
+}
+
+pub(super) fn memory() -> Memory {
+    let part = |name, used_bytes, limit_bytes| MemoryPart { name, used_bytes, limit_bytes };
+    Memory {
+        budget_bytes: 64 << 20,
+        used_bytes: (2 << 20) + (300 << 10),
+        resident_bytes: Some(18 << 20),
+        parts: vec![part(MemoryUser::Devices, 2 << 20, Some(12 << 20)), part(MemoryUser::Presence, 300 << 10, None)],
     }
 }

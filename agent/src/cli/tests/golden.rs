@@ -1,9 +1,11 @@
 //! What is shown, byte for byte. A change here is a change that users see: look at it before it is taken over.
 
-use penstock_api::{Detached, Event, NodeError, NotDetached, Problem};
+use std::time::Duration;
+
+use penstock_api::{Detached, Device, Event, NodeError, NotDetached, Problem, Stats};
 
 use super::{
-    super::{render, snapshots},
+    super::{explain, inspect, memory, render, snapshots, top},
     fake,
 };
 use crate::client::Message;
@@ -23,6 +25,55 @@ fn a_list_of_devices() {
 #[test]
 fn the_counts_of_devices() {
     assert_eq!(render::stats(&[fake::device(), fake::failed_device()]), include_str!("golden/stats.txt"));
+}
+
+#[test]
+fn the_counts_of_devices_and_how_long_their_reads_took() {
+    let text = render::node_stats(&[fake::device()], &fake::device().latency);
+    assert_eq!(text, include_str!("golden/node_stats.txt"));
+    assert_eq!(render::node_stats(&[fake::device()], &[]), render::stats(&[fake::device()]));
+}
+
+#[test]
+fn a_frame_of_top() {
+    let busy = |before: &Stats| Stats {
+        requests: before.requests + 100,
+        bytes_served: before.bytes_served + (20 << 20),
+        hits: before.hits + 90,
+        misses: before.misses + 10,
+        in_flight: 3,
+        bytes_fetched: before.bytes_fetched + (5 << 20),
+        stalled_ms: before.stalled_ms + 1500,
+        ..*before
+    };
+    let before = top::Seen { devices: vec![fake::device(), fake::failed_device()], latency: fake::device().latency };
+    let device = Device { stats: busy(&fake::device().stats), id: "d7".to_owned(), ..fake::device() };
+    let other = Device { stats: busy(&fake::device().stats), ..fake::device() };
+    let now = top::Seen { devices: vec![fake::failed_device(), other, device], ..before.clone() };
+    let shown = |lines: Vec<String>| lines.join("\n") + "\n";
+    let both =
+        shown(top::frame(&before, None, 50)) + &shown(top::frame(&now, Some((&before, Duration::from_secs(2))), 9));
+    assert_eq!(both, include_str!("golden/top.txt"));
+    assert_eq!(top::frame(&now, None, 3).len(), 3, "a small terminal");
+}
+
+#[test]
+fn an_explanation() {
+    let text = explain::text(&fake::explanation());
+    assert_eq!(
+        text,
+        "d1: started in 0.9 s; 0.6 s waiting on 34 reads from registries\nshown to containerd's snapshots k8s.io/3/web\n"
+    );
+}
+
+#[test]
+fn the_memory() {
+    assert_eq!(memory::text(&fake::memory()), include_str!("golden/memory.txt"));
+}
+
+#[test]
+fn an_inspected_image() {
+    assert_eq!(inspect::text(&fake::inspection()), include_str!("golden/inspect.txt"));
 }
 
 #[test]

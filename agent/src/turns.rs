@@ -7,13 +7,13 @@ use tokio::sync::OwnedMutexGuard;
 
 /// Turns by key. Holds an entry for each key that somebody has or waits for, which callers bound.
 #[derive(Debug)]
-pub(super) struct Turns<K> {
+pub(crate) struct Turns<K> {
     keys: Mutex<HashMap<K, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// A turn; over when dropped.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(crate) struct Turn {
     _guard: OwnedMutexGuard<()>,
 }
 
@@ -25,7 +25,7 @@ impl<K> Default for Turns<K> {
 
 impl<K: Eq + Hash> Turns<K> {
     /// Waits until nobody else has `key`. Who waits longest is next.
-    pub(super) async fn take(&self, key: K) -> Turn {
+    pub(crate) async fn take(&self, key: K) -> Turn {
         let lock = {
             let mut keys = self.keys.lock();
             // Ours is the only count of one that nobody has or waits for.
