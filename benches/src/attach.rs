@@ -8,7 +8,7 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context as _, ensure};
@@ -20,13 +20,12 @@ use penstock_image::{
     Image, Layer,
     write::{self, LayerWriter, Options},
 };
-use penstock_registry::{Artifact, Config, Registry};
+use penstock_registry::{Artifact, Registry};
 use serde::Serialize;
 
 use crate::{
-    machine::Machine,
-    pack::{Link, TAG},
-    report::{circumstances, time},
+    pack::{self, Link, TAG},
+    report::{Measured, time},
     sample::{Durations, Sample},
     usage,
 };
@@ -103,33 +102,16 @@ pub struct Row {
     pub completed: Sample,
     /// Body bytes that the registry sent until then, on average.
     pub completed_bytes: u64,
-    /// Most anonymous memory seen in an open and its reads beyond that before, in bytes; with the registry's share.
+    /// Most anonymous memory seen when it was open, beyond that before, in bytes; with the registry's share.
     pub memory_bytes: u64,
+    /// The same once its tables were whole, with what all the bytes that went by have left with the allocator.
+    pub completed_memory_bytes: u64,
 }
 
-/// A run.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// What it ran on.
-    pub machine: Machine,
-    /// When it began, in seconds since 1970 (UTC).
-    pub began_unix_seconds: u64,
-    /// The link to the registry.
-    pub link: Link,
-    /// The images.
-    pub rows: Vec<Row>,
-}
+impl Measured for Vec<Row> {
+    const NAME: &'static str = "attach";
 
-impl Report {
-    /// The name of its file.
-    #[must_use]
-    pub fn file_name(&self) -> String {
-        format!("{}-{}-attach.json", self.began_unix_seconds, self.machine.commit.trim_end_matches('+'))
-    }
-
-    /// The report as text.
-    #[must_use]
-    pub fn table(&self) -> String {
+    fn tables(&self) -> String {
         let titles = [
             "IMAGE",
             ">BLOB",
@@ -138,6 +120,7 @@ impl Report {
             ">P99",
             ">REQUESTS",
             ">FETCHED",
+            ">MEMORY",
             ">FIRST PAGE",
             ">MIDDLE PAGE",
             ">COMPLETE",
@@ -145,7 +128,7 @@ impl Report {
             ">MEMORY",
         ];
         let mut table = Table::new(&titles);
-        for row in &self.rows {
+        for row in self {
             table.row([
                 row.name.to_owned(),
                 size(row.blob_bytes),
@@ -154,14 +137,15 @@ impl Report {
                 time(row.opened.p99_seconds),
                 row.requests.to_string(),
                 size(row.fetched_bytes),
+                size(row.memory_bytes),
                 time(row.first_page.median_seconds),
                 time(row.middle_page.median_seconds),
                 time(row.completed.median_seconds),
                 size(row.completed_bytes),
-                size(row.memory_bytes),
+                size(row.completed_memory_bytes),
             ]);
         }
-        format!("{}\n{table}", circumstances(&self.machine, self.link))
+        table.to_string()
     }
 }
 
@@ -170,12 +154,7 @@ impl Report {
 /// # Errors
 /// When anything fails, and when a page read is not what was written.
 pub async fn run(dir: &Path, link: Link, n: u64) -> anyhow::Result<Vec<Row>> {
-    let config = Config {
-        latency: Duration::from_secs_f64(link.latency_seconds),
-        bandwidth_bytes_per_second: Some(link.bandwidth_bytes_per_second),
-        ..Config::default()
-    };
-    let registry = Registry::start(config).await.context("the registry cannot listen on loopback")?;
+    let registry = Registry::start(pack::over(link)).await.context("the registry cannot listen on loopback")?;
     let mut sides = Vec::new();
     for (nth, shape) in SHAPES.into_iter().enumerate() {
         sides.push(Side::make(&registry, dir.join(format!("layer{nth}")), shape, nth).await?);
@@ -205,6 +184,7 @@ struct Side {
     requests: u64,
     fetched_bytes: u64,
     memory_bytes: u64,
+    completed_memory_bytes: u64,
 }
 
 impl Side {
@@ -231,6 +211,7 @@ impl Side {
             requests: 0,
             fetched_bytes: 0,
             memory_bytes: 0,
+            completed_memory_bytes: 0,
         })
     }
 
@@ -256,6 +237,8 @@ impl Side {
         self.opened.add(began.elapsed());
         let counts = registry.counts();
         (self.requests, self.fetched_bytes) = (self.requests + counts.requests, self.fetched_bytes + counts.bytes);
+        let grown = || usage::anonymous_bytes().saturating_sub(before);
+        self.memory_bytes = self.memory_bytes.max(grown());
         self.read(&image, &source, 0).await?;
         self.first.add(began.elapsed());
         self.read(&image, &source, self.shape.middle()).await?;
@@ -263,7 +246,7 @@ impl Side {
         image.completed().await?;
         self.completed.add(began.elapsed());
         self.completed_bytes += registry.counts().bytes;
-        self.memory_bytes = self.memory_bytes.max(usage::anonymous_bytes().saturating_sub(before));
+        self.completed_memory_bytes = self.completed_memory_bytes.max(grown());
         drop(image);
         cache.close().await;
         fetcher.stop().await;
@@ -293,6 +276,7 @@ impl Side {
             completed: self.completed.sample(),
             completed_bytes: self.completed_bytes / n,
             memory_bytes: self.memory_bytes,
+            completed_memory_bytes: self.completed_memory_bytes,
         }
     }
 }
@@ -326,7 +310,7 @@ mod tests {
     #[tokio::test]
     async fn pages_of_every_part_are_read_and_compared() {
         let dir = tempfile::tempdir().unwrap();
-        let registry = Registry::start(Config::default()).await.unwrap();
+        let registry = Registry::start(penstock_registry::Config::default()).await.unwrap();
         for (nth, shape) in
             [(0, Shape { extents: 1, pages: 300, stride: 300, ..SHAPES[0] }), (1, Shape { extents: 40, ..SHAPES[1] })]
         {

@@ -22,8 +22,8 @@ use tokio::process::Command;
 
 use crate::{
     containerd::image::{self, LAZY},
-    pack::{Link, TAG},
-    report::time,
+    pack::{self, Link, TAG},
+    report::{Measured, time},
     sample::{Durations, Sample},
     start::hand_over,
 };
@@ -88,6 +88,43 @@ pub struct Row {
     pub floor_seconds: f64,
 }
 
+impl Measured for Vec<Row> {
+    const NAME: &'static str = "cold";
+
+    fn tables(&self) -> String {
+        let titles = [
+            "COLD START",
+            ">N",
+            ">MEDIAN",
+            ">P99",
+            ">FLOOR",
+            ">X FLOOR",
+            ">WARM RUN",
+            ">REQUESTS",
+            ">FETCHED",
+            ">TOUCHED",
+            ">FETCHED/TOUCHED",
+        ];
+        let mut table = Table::new(&titles);
+        for row in self {
+            table.row([
+                row.variant.to_owned(),
+                row.started.n.to_string(),
+                time(row.started.median_seconds),
+                time(row.started.p99_seconds),
+                time(row.floor_seconds),
+                format!("{:.2}", row.started.median_seconds / row.floor_seconds),
+                time(row.warm.median_seconds),
+                row.requests.to_string(),
+                size(row.fetched_bytes),
+                size(row.touched_bytes),
+                format!("{:.2}", row.fetched_bytes as f64 / row.touched_bytes as f64),
+            ]);
+        }
+        table.to_string()
+    }
+}
+
 /// A variant while it is measured.
 #[derive(Debug)]
 struct Side {
@@ -130,8 +167,9 @@ impl Side {
 ///
 /// # Errors
 /// When anything fails.
-pub async fn run(registry: &Registry, dir: &Path, (size_bytes, link): (u64, Link), n: u64) -> anyhow::Result<Vec<Row>> {
-    let facts = image::make(&dir.join("cold"), size_bytes, registry).await?;
+pub async fn run(dir: &Path, (size_bytes, link): (u64, Link), n: u64) -> anyhow::Result<Vec<Row>> {
+    let registry = Registry::start(pack::over(link)).await.context("the registry cannot listen on loopback")?;
+    let facts = image::make(&dir.join("cold"), size_bytes, &registry).await?;
     let mut sides = Variant::ALL.iter().map(|&variant| Side::new(variant)).collect::<anyhow::Result<Vec<_>>>()?;
     let other = dir.join("other");
     for _ in 0..n {
@@ -141,7 +179,7 @@ pub async fn run(registry: &Registry, dir: &Path, (size_bytes, link): (u64, Link
                 hand_over(&other, place.path())?;
             }
             let agent = Agent::start(side.variant.config(place.path())).await?;
-            let measured = start(registry, &agent, place.path(), side).await;
+            let measured = start(&registry, &agent, place.path(), side).await;
             // Whatever happened, nothing stays mounted.
             agent.stop_for_good().await?;
             measured?;
@@ -151,6 +189,7 @@ pub async fn run(registry: &Registry, dir: &Path, (size_bytes, link): (u64, Link
             place.close()?;
         }
     }
+    registry.stop().await;
     Ok(sides.iter().map(|side| side.row(link, (facts.lazy_bytes, facts.content_bytes))).collect())
 }
 
@@ -160,7 +199,7 @@ async fn start(registry: &Registry, agent: &Agent, dir: &Path, side: &mut Side) 
     fs::create_dir(&root)?;
     registry.reset_counts();
     let began = Instant::now();
-    let device = attach(registry, &client, &root).await?;
+    let device = attach(&registry.host(), &client, &root).await?;
     program(&root).await?;
     side.started.add(began.elapsed());
     let counts = registry.counts();
@@ -169,7 +208,7 @@ async fn start(registry: &Registry, agent: &Agent, dir: &Path, side: &mut Side) 
     side.warm.add(program(&root).await?);
     client.detach(&device, false).await?;
 
-    let device = attach(registry, &client, &root).await?;
+    let device = attach(&registry.host(), &client, &root).await?;
     let disk = block_device(&root)?;
     fs::write(disk.join("queue/read_ahead_kb"), "0").context("the kernel's read-ahead cannot be turned off")?;
     // A loop device counts from the start of the machine, whatever it showed before.
@@ -179,15 +218,19 @@ async fn start(registry: &Registry, agent: &Agent, dir: &Path, side: &mut Side) 
     Ok(client.detach(&device, false).await?)
 }
 
-/// Attaches and mounts the image; answers the device.
-async fn attach(registry: &Registry, client: &Client, root: &Path) -> anyhow::Result<String> {
-    let reference = format!("{}/{LAZY}:{TAG}", registry.host());
-    let request = serde_json::json!({ "reference": reference, "mount": root });
+/// The image's reference at the registry `host`.
+pub(crate) fn reference(host: &str) -> String {
+    format!("{host}/{LAZY}:{TAG}")
+}
+
+/// Attaches and mounts the image of the registry `host`; answers the device.
+pub(crate) async fn attach(host: &str, client: &Client, root: &Path) -> anyhow::Result<String> {
+    let request = serde_json::json!({ "reference": reference(host), "mount": root });
     Ok(client.attach(&serde_json::from_value(request)?).await?.id)
 }
 
 /// Runs the program to its end.
-async fn program(root: &Path) -> anyhow::Result<Duration> {
+pub(crate) async fn program(root: &Path) -> anyhow::Result<Duration> {
     let began = Instant::now();
     let mut command = Command::new("chroot");
     let output = command.arg(root).args(PROGRAM).kill_on_drop(true).output().await.context("chroot cannot be run")?;
@@ -208,39 +251,4 @@ fn block_device(root: &Path) -> anyhow::Result<PathBuf> {
 fn sectors_read(disk: &Path) -> anyhow::Result<u64> {
     let stat = fs::read_to_string(disk.join("stat"))?;
     Ok(stat.split_whitespace().nth(2).context("the device's statistics are short")?.parse()?)
-}
-
-/// The rows as a table.
-#[must_use]
-pub fn table(rows: &[Row]) -> Option<Table> {
-    let titles = [
-        "COLD START",
-        ">N",
-        ">MEDIAN",
-        ">P99",
-        ">FLOOR",
-        ">X FLOOR",
-        ">WARM RUN",
-        ">REQUESTS",
-        ">FETCHED",
-        ">TOUCHED",
-        ">FETCHED/TOUCHED",
-    ];
-    let mut table = Table::new(&titles);
-    for row in rows {
-        table.row([
-            row.variant.to_owned(),
-            row.started.n.to_string(),
-            time(row.started.median_seconds),
-            time(row.started.p99_seconds),
-            time(row.floor_seconds),
-            format!("{:.2}", row.started.median_seconds / row.floor_seconds),
-            time(row.warm.median_seconds),
-            row.requests.to_string(),
-            size(row.fetched_bytes),
-            size(row.touched_bytes),
-            format!("{:.2}", row.fetched_bytes as f64 / row.touched_bytes as f64),
-        ]);
-    }
-    (!rows.is_empty()).then_some(table)
 }

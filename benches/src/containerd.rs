@@ -30,9 +30,8 @@ use serde::Serialize;
 
 pub use self::image::Facts;
 use crate::{
-    machine::Machine,
-    pack::{Link, TAG},
-    report::{circumstances, time},
+    pack::{self, Link, TAG},
+    report::{self, time},
     sample::{Durations, Sample},
 };
 
@@ -50,30 +49,11 @@ pub struct Measured {
     pub rows: Vec<Row>,
 }
 
-/// A run.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// What it ran on.
-    pub machine: Machine,
-    /// When it began, in seconds since 1970 (UTC).
-    pub began_unix_seconds: u64,
-    /// The link to the registry.
-    pub link: Link,
-    /// What was measured.
-    pub measured: Measured,
-}
+impl report::Measured for Measured {
+    const NAME: &'static str = "containerd";
 
-impl Report {
-    /// The name of its file.
-    #[must_use]
-    pub fn file_name(&self) -> String {
-        format!("{}-{}-containerd.json", self.began_unix_seconds, self.machine.commit.trim_end_matches('+'))
-    }
-
-    /// The report as text.
-    #[must_use]
-    pub fn table(&self) -> String {
-        let image = &self.measured.image;
+    fn tables(&self) -> String {
+        let image = &self.image;
         let mut table = Table::new(&[
             "SIDE",
             ">N",
@@ -84,7 +64,7 @@ impl Report {
             ">REQUESTS",
             ">FETCHED",
         ]);
-        for row in &self.measured.rows {
+        for row in &self.rows {
             table.row([
                 row.side.to_owned(),
                 row.pulled.n.to_string(),
@@ -97,9 +77,8 @@ impl Report {
             ]);
         }
         format!(
-            "{}containerd {}; image: {} entries of {}; OverlayBD layer {}, tar.gz layers {}\n\n{table}",
-            circumstances(&self.machine, self.link),
-            self.measured.containerd,
+            "containerd {}; image: {} entries of {}; OverlayBD layer {}, tar.gz layers {}\n\n{table}",
+            self.containerd,
             image.entries,
             size(image.content_bytes),
             size(image.lazy_bytes),
@@ -150,8 +129,7 @@ impl Side {
 /// Why this cannot be measured here; `None` when it can.
 #[must_use]
 pub fn obstacle() -> Option<String> {
-    let reason = skip::root().or_else(skip::fuse).or_else(skip::loop_devices).or_else(|| Release::Installed.cannot());
-    reason.map(|reason| format!("containerd was not measured: {reason}"))
+    skip::root().or_else(skip::fuse).or_else(skip::loop_devices).or_else(|| Release::Installed.cannot())
 }
 
 /// Measures every side, with `n` starts each, in turns, of an image with about `size_bytes` of files.
@@ -159,12 +137,7 @@ pub fn obstacle() -> Option<String> {
 /// # Errors
 /// When anything fails, and when the program does not say what it should.
 pub async fn run(dir: &Path, (size_bytes, link): (u64, Link), n: u64) -> anyhow::Result<Measured> {
-    let config = penstock_registry::Config {
-        latency: Duration::from_secs_f64(link.latency_seconds),
-        bandwidth_bytes_per_second: Some(link.bandwidth_bytes_per_second),
-        ..penstock_registry::Config::default()
-    };
-    let registry = Registry::start(config).await.context("the registry cannot listen on loopback")?;
+    let registry = Registry::start(pack::over(link)).await.context("the registry cannot listen on loopback")?;
     let site = tempfile::tempdir_in(dir)?;
     let image = image::make(site.path(), size_bytes, &registry).await?;
     let mut sides = [Side::new("OVERLAYFS")?, Side::new("PENSTOCK COLD")?, Side::new("PENSTOCK WARM")?];

@@ -22,9 +22,8 @@ use penstock_registry::{Artifact, Layer, Registry};
 use serde::Serialize;
 
 use crate::{
-    machine::Machine,
-    pack::{Link, TAG},
-    report::{circumstances, time},
+    pack::{self, Link, TAG},
+    report::{Measured, time},
     sample::{Durations, Sample},
     tree::{SEED, Tree},
     usage,
@@ -63,29 +62,10 @@ pub struct Row {
     pub floor: Sample,
 }
 
-/// A run.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// What it ran on.
-    pub machine: Machine,
-    /// When it began, in seconds since 1970 (UTC).
-    pub began_unix_seconds: u64,
-    /// The link to the registry.
-    pub link: Link,
-    /// The layers.
-    pub rows: Vec<Row>,
-}
+impl Measured for Vec<Row> {
+    const NAME: &'static str = "layer";
 
-impl Report {
-    /// The name of its file.
-    #[must_use]
-    pub fn file_name(&self) -> String {
-        format!("{}-{}-layer.json", self.began_unix_seconds, self.machine.commit.trim_end_matches('+'))
-    }
-
-    /// The report as text.
-    #[must_use]
-    pub fn table(&self) -> String {
+    fn tables(&self) -> String {
         let titles = [
             "LAYER",
             ">SIZE",
@@ -103,7 +83,7 @@ impl Report {
             ">FLOOR MEDIAN",
         ];
         let mut table = Table::new(&titles);
-        for row in &self.rows {
+        for row in self {
             table.row([
                 row.name.to_owned(),
                 size(row.layer_bytes),
@@ -121,7 +101,7 @@ impl Report {
                 time(row.floor.median_seconds),
             ]);
         }
-        format!("{}\n{table}", circumstances(&self.machine, self.link))
+        table.to_string()
     }
 }
 
@@ -242,12 +222,7 @@ fn gzip_cpu(file: &Path) -> anyhow::Result<f64> {
 
 /// 4 KiB at a time over the link: of the archive, and of the compressed layer, in turns.
 async fn cold(file: &Path, (built, index): (&Built, Index), link: Link, n: u64) -> anyhow::Result<(Sample, Sample)> {
-    let config = penstock_registry::Config {
-        latency: Duration::from_secs_f64(link.latency_seconds),
-        bandwidth_bytes_per_second: Some(link.bandwidth_bytes_per_second),
-        ..penstock_registry::Config::default()
-    };
-    let registry = Registry::start(config).await.context("the registry cannot listen on loopback")?;
+    let registry = Registry::start(pack::over(link)).await.context("the registry cannot listen on loopback")?;
     let blob = registry.put_file(file).await?;
     let media_type = "application/vnd.oci.image.layer.v1.tar+gzip".to_owned();
     let layer = Layer { blob, media_type, annotations: Default::default() };

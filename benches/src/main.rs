@@ -1,19 +1,21 @@
 //! `penstock-bench`: measures, prints a table that compares the sides of the run, and writes it as JSON.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Display,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use penstock_agent::output;
 use penstock_benches::{
-    attach, cold, containerd, evict, layer,
-    machine::Machine,
-    many,
-    pack::{Link, Packed},
-    path,
-    report::{self, Report},
-    start,
+    all, attach, cold, compare, containerd, crowd, evict, formats, layer, many,
+    pack::{Link, Packed, With},
+    path, protocol,
+    report::{Measured, Report},
+    start, vm, warm, warm_start,
 };
+use tempfile::TempDir;
 
 /// Misses timed when nobody says how many.
 const MISSES: u64 = 200;
@@ -35,13 +37,13 @@ struct Args {
     #[arg(long, global = true, value_enum, default_value = "table")]
     output: Output,
     /// Size of the image's files, in MiB.
-    #[arg(long, global = true, default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=16_384))]
+    #[arg(long, global = true, default_value_t = 256, value_parser = clap::value_parser!(u64).range(4..=16_384))]
     size_mib: u64,
     /// How long the registry waits before each answer, in milliseconds.
     #[arg(long, global = true, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     latency_ms: u32,
-    /// What the registry sends at most, in megabytes (10^6 bytes) per second; 125 is a gigabit.
-    #[arg(long, global = true, default_value_t = 125, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    /// What the registry sends at most, in megabytes (10^6 bytes) per second; 125 is a gigabit. 100 is what the promises are about.
+    #[arg(long, global = true, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     bandwidth_mb: u64,
     /// Where the JSON goes; benches/results of this tree by default.
     #[arg(long, global = true)]
@@ -52,7 +54,7 @@ struct Args {
 }
 
 /// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Subcommand)]
 enum What {
     /// Reads through image, cache and fetcher: hits, misses, mixed.
     Path,
@@ -60,18 +62,43 @@ enum What {
     Start,
     /// Cold starts of a Python program against their floor. Needs root.
     Cold,
+    /// Warm starts of the same program against mounts of the same files on this machine. Needs root and mkfs.erofs.
+    WarmStart,
+    /// Fifty starts of one image at once, and one of each of twenty images on one base. Needs root.
+    Crowd,
     /// From the pull to the first output of a Python program: containerd with its own snapshotter against Penstock's. Needs root, containerd and runc.
     Containerd,
     /// Opening a small image, one of many extents, and one of many frames: time, requests, bytes, memory. Writes 2 GiB of images first.
     Attach,
     /// A thousand devices on one agent (`--n` of them). Needs root.
     Many,
+    /// HTTP/2 over one connection against HTTP/1.1 over several: cold starts and reading in order, through nginx over TLS. Needs root, nginx and openssl.
+    Protocol,
     /// Ordinary layers by their layer index: its size, its making, decoding, cold reads.
     Layer,
+    /// Cold starts of the same program from each format that its image can have. Needs root, containerd, mkfs.erofs and qemu-img; fetches the formats' tools.
+    Formats,
+    /// Reads of what is cached, through FUSE and mounts, against the same disk mounted by the kernel alone. Needs root.
+    Warm,
     /// Which of the extents on a full disk go: hit ratios on made-up traces, the same on every machine. Nothing is read.
     Evict,
-    /// Reads and starts (the default).
+    /// Warm reads and 200 devices through ublk, in a VM whose clock counts instructions. Needs QEMU, and apt for a kernel.
+    Vm,
+    /// Everything that is promised, with a line for each promise at the end (the default): path, start, crowd, attach, cold, warm-start, warm, many, vm.
+    /// What cannot run here is named with the reason.
     All,
+    /// Reports of two builds whose runs took turns. Fails when the median of a ratio is above the limit.
+    Compare {
+        /// Reports of the build to compare with.
+        #[arg(long, num_args = 1.., required = true)]
+        base: Vec<PathBuf>,
+        /// As many reports of the other build.
+        #[arg(long, num_args = 1.., required = true)]
+        this: Vec<PathBuf>,
+        /// How many times the base's time is too long.
+        #[arg(long, default_value_t = 1.1)]
+        limit: f64,
+    },
 }
 
 /// How results are printed.
@@ -90,130 +117,132 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(args: &Args) -> anyhow::Result<()> {
-    let what = args.what.unwrap_or(What::All);
-    if what == What::Evict {
-        return evictions(args);
-    }
     let link = Link {
         latency_seconds: f64::from(args.latency_ms) / 1e3,
         bandwidth_bytes_per_second: args.bandwidth_mb * 1_000_000,
     };
-    if what == What::Containerd {
-        return containers(args, link).await;
+    let (sized, n) = ((args.size_mib << 20, link), args.n.unwrap_or(STARTS));
+    let misses = args.n.unwrap_or(MISSES);
+    match args.what.as_ref().unwrap_or(&What::All) {
+        What::Compare { base, this, limit } => compared(base, this, *limit),
+        What::Evict => evictions(args),
+        What::Path => {
+            let measuring =
+                async |dir: &Path| on_image(dir, sized, async |packed| path::run(packed, dir, misses).await).await;
+            bench(args, link, None::<&str>, measuring).await
+        }
+        What::Start => {
+            let measuring =
+                async |dir: &Path| on_image(dir, sized, async |packed| start::run(packed, dir, n).await).await;
+            bench(args, link, start::obstacle(), measuring).await
+        }
+        What::Crowd => {
+            let measuring =
+                async |dir: &Path| on_image(dir, sized, async |packed| crowd::run(packed, dir, n).await).await;
+            bench(args, link, start::obstacle(), measuring).await
+        }
+        What::Cold => bench(args, link, start::obstacle(), async |dir| cold::run(dir, sized, n).await).await,
+        What::WarmStart => bench(args, link, start::obstacle(), async |dir| warm_start::run(dir, sized, n).await).await,
+        What::Warm => bench(args, link, start::obstacle(), async |dir| warm::run(dir, sized, n).await).await,
+        What::Many => {
+            let devices = args.n.unwrap_or(many::DEVICES);
+            bench(args, link, start::obstacle(), async |dir| many::run(dir, link, devices).await).await
+        }
+        What::Containerd => {
+            bench(args, link, containerd::obstacle(), async |dir| containerd::run(dir, sized, n).await).await
+        }
+        What::Attach => bench(args, link, None::<&str>, async |dir| attach::run(dir, link, n).await).await,
+        What::Protocol => bench(args, link, protocol::obstacle(), async |dir| protocol::run(dir, sized, n).await).await,
+        What::Layer => bench(args, link, None::<&str>, async |dir| layer::run(dir, sized, misses).await).await,
+        What::Formats => bench(args, link, formats::obstacle(), async |dir| formats::run(dir, sized, n).await).await,
+        What::Vm => bench(args, link, vm::obstacle(), async |dir| vm::run(dir, &kernel()?).await).await,
+        What::All => everything(args, link).await,
     }
-    if what == What::Attach {
-        return attaches(args, link).await;
+}
+
+/// Measures in a directory that is gone afterwards; keeps and prints the report.
+async fn bench<M: Measured>(
+    args: &Args,
+    link: Link,
+    obstacle: Option<impl Display>,
+    measuring: impl AsyncFnOnce(&Path) -> anyhow::Result<M>,
+) -> anyhow::Result<()> {
+    if let Some(obstacle) = obstacle {
+        anyhow::bail!("{} cannot be measured: {obstacle}", M::NAME);
     }
-    if what == What::Many {
-        return devices(args, link).await;
-    }
-    if what == What::Layer {
-        return layers(args, link).await;
-    }
+    let report = Report::begin(link);
+    output::note(format_args!("Measuring: {} ...", M::NAME));
+    let place = place(args)?;
+    // Boxed: benches are large futures.
+    let measured = Box::pin(measuring(place.path())).await?;
+    place.close()?;
+    tell(args, &report.with(measured))
+}
+
+/// Makes the images of this machine's files in `dir`, and measures with them.
+async fn on_image<M>(
+    dir: &Path,
+    (size_bytes, link): (u64, Link),
+    measuring: impl AsyncFnOnce(&Packed) -> anyhow::Result<M>,
+) -> anyhow::Result<With<M>> {
+    let packed = Packed::make(dir, size_bytes, link).await?;
+    let rows = measuring(&packed).await?;
+    packed.registry.stop().await;
+    Ok(With { image: packed.facts, rows })
+}
+
+/// Everything, and what failed as an error once the rest is kept.
+async fn everything(args: &Args, link: Link) -> anyhow::Result<()> {
+    let report = Report::begin(link);
+    let sizes = all::Sizes {
+        image_bytes: args.size_mib << 20,
+        link,
+        misses: args.n.unwrap_or(MISSES),
+        starts: args.n.unwrap_or(STARTS),
+        devices: many::DEVICES,
+    };
+    let place = place(args)?;
+    let measured = Box::pin(all::run(place.path(), sizes, &kernel()?)).await?;
+    place.close()?;
+    let failed = measured.failed.len();
+    tell(args, &report.with(measured))?;
+    anyhow::ensure!(failed == 0, "{failed} of the benches failed");
+    Ok(())
+}
+
+/// A directory for everything temporary.
+fn place(args: &Args) -> anyhow::Result<TempDir> {
     let place = match &args.dir {
         Some(dir) => tempfile::tempdir_in(dir),
         None => tempfile::tempdir(),
     };
-    let place = place.context("there is no room for temporary files: name a directory with --dir")?;
-    let (machine, began_unix_seconds) = (Machine::this(), report::now());
-    output::note("Making the images ...");
-    let packed = Packed::make(place.path(), args.size_mib << 20, link).await?;
-    let mut report = Report {
-        machine,
-        began_unix_seconds,
-        link,
-        image: packed.facts.clone(),
-        path: Vec::new(),
-        start: Vec::new(),
-        cold: Vec::new(),
-        not_measured: Vec::new(),
-    };
-    if matches!(what, What::Path | What::All) {
-        output::note("Measuring reads ...");
-        report.path = path::run(&packed, place.path(), args.n.unwrap_or(MISSES)).await?;
-    }
-    if what != What::Path {
-        starts(args, (what, link), (&packed, place.path()), &mut report).await?;
-    }
-    packed.registry.stop().await;
-    place.close()?;
-    print(args, &report)
+    place.context("there is no room for temporary files: name a directory with --dir")
 }
 
-/// What needs root: getting at files, and cold starts.
-async fn starts(
-    args: &Args,
-    (what, link): (What, Link),
-    (packed, place): (&Packed, &Path),
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    if let Some(reason) = start::obstacle() {
-        report.not_measured.push(reason.to_owned());
-        return Ok(());
-    }
-    let n = args.n.unwrap_or(STARTS);
-    if what != What::Cold {
-        output::note("Measuring starts ...");
-        report.start = start::run(packed, place, n).await?;
-    }
-    if what != What::Start {
-        output::note("Measuring cold starts ...");
-        report.cold = cold::run(&packed.registry, place, (args.size_mib << 20, link), n).await?;
-    }
+/// Where the VM's kernel is kept: beside what cargo builds.
+fn kernel() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    Ok(program.ancestors().nth(2).context("this program lies in no directory of cargo's")?.join("vm-kernel"))
+}
+
+/// Compares reports; fails when this build is too slow.
+fn compared(base: &[PathBuf], this: &[PathBuf], limit: f64) -> anyhow::Result<()> {
+    let read = |path: &PathBuf| anyhow::Ok(serde_json::from_slice(&std::fs::read(path)?)?);
+    let reports = |paths: &[PathBuf]| paths.iter().map(read).collect::<anyhow::Result<Vec<_>>>();
+    let rows = compare::rows(&reports(base)?, &reports(this)?)?;
+    output::print(&compare::table(&rows).to_string())?;
+    let worse: Vec<_> = rows.iter().filter(|row| row.median() > limit).map(|row| row.what.as_str()).collect();
+    anyhow::ensure!(worse.is_empty(), "more than {limit} x the time of the base: {}", worse.join("; "));
     Ok(())
 }
 
-async fn containers(args: &Args, link: Link) -> anyhow::Result<()> {
-    if let Some(obstacle) = containerd::obstacle() {
-        anyhow::bail!(obstacle);
-    }
-    let (machine, began_unix_seconds) = (Machine::this(), report::now());
-    output::note("Making the images and measuring starts of containers ...");
-    let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let measured = containerd::run(&dir, (args.size_mib << 20, link), args.n.unwrap_or(STARTS)).await?;
-    let report = containerd::Report { machine, began_unix_seconds, link, measured };
-    tell(args, (report.file_name(), report.table()), &report)
-}
-
-async fn attaches(args: &Args, link: Link) -> anyhow::Result<()> {
-    let (machine, began_unix_seconds) = (Machine::this(), report::now());
-    output::note("Writing the images and opening them ...");
-    let place = tempfile::tempdir_in(args.dir.clone().unwrap_or_else(std::env::temp_dir))?;
-    let rows = attach::run(place.path(), link, args.n.unwrap_or(STARTS)).await?;
-    place.close()?;
-    let report = attach::Report { machine, began_unix_seconds, link, rows };
-    tell(args, (report.file_name(), report.table()), &report)
-}
-
-async fn devices(args: &Args, link: Link) -> anyhow::Result<()> {
-    if let Some(obstacle) = start::obstacle() {
-        anyhow::bail!(obstacle);
-    }
-    let (machine, began_unix_seconds) = (Machine::this(), report::now());
-    output::note("Attaching devices ...");
-    let place = tempfile::tempdir_in(args.dir.clone().unwrap_or_else(std::env::temp_dir))?;
-    let row = Box::pin(many::run(place.path(), link, args.n.unwrap_or(many::DEVICES))).await?;
-    place.close()?;
-    let report = many::Report { machine, began_unix_seconds, link, row };
-    tell(args, (report.file_name(), report.table()), &report)
-}
-
-async fn layers(args: &Args, link: Link) -> anyhow::Result<()> {
-    let (machine, began_unix_seconds) = (Machine::this(), report::now());
-    output::note("Making the layers and reading them ...");
-    let place = tempfile::tempdir_in(args.dir.clone().unwrap_or_else(std::env::temp_dir))?;
-    let rows = layer::run(place.path(), (args.size_mib << 20, link), args.n.unwrap_or(MISSES)).await?;
-    place.close()?;
-    let report = layer::Report { machine, began_unix_seconds, link, rows };
-    tell(args, (report.file_name(), report.table()), &report)
-}
-
-/// Keeps a report under its name, and prints it.
-fn tell(args: &Args, (name, table): (String, String), report: &impl serde::Serialize) -> anyhow::Result<()> {
-    let file = report::save(&results(args), &name, report)?;
+/// Keeps a report, and prints it.
+fn tell<M: Measured>(args: &Args, report: &Report<M>) -> anyhow::Result<()> {
+    let dir = results(args);
+    let file = report.save(&dir).with_context(|| format!("{} cannot be written: use --results", dir.display()))?;
     match args.output {
         Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(report)?))?,
-        Output::Table => output::print(&table)?,
+        Output::Table => output::print(&report.text())?,
     }
     output::note(format_args!("written to {}", file.display()));
     Ok(())
@@ -230,16 +259,5 @@ fn evictions(args: &Args) -> anyhow::Result<()> {
         Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(&rows)?))?,
         Output::Table => output::print(&evict::table(&rows))?,
     }
-    Ok(())
-}
-
-fn print(args: &Args, report: &Report) -> anyhow::Result<()> {
-    let dir = results(args);
-    let file = report.save(&dir).with_context(|| format!("{} cannot be written: use --results", dir.display()))?;
-    match args.output {
-        Output::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(report)?))?,
-        Output::Table => output::print(&report.tables())?,
-    }
-    output::note(format_args!("written to {}", file.display()));
     Ok(())
 }

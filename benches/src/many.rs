@@ -20,12 +20,11 @@ use penstock_agent::{
 };
 use penstock_image::write::{self, LayerWriter, Options};
 use penstock_registry::{Artifact, Layer, Registry};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    machine::Machine,
-    pack::{Link, TAG},
-    report::{circumstances, time},
+    pack::{self, Link, TAG},
+    report::{Measured, time},
     sample::{Durations, Sample},
     usage,
 };
@@ -40,7 +39,7 @@ const PAGE: u64 = 4096;
 const BASE_PAGES: u64 = 16_384;
 
 /// What a number of devices costs.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Row {
     /// Devices attached.
     pub devices: u64,
@@ -62,29 +61,10 @@ pub struct Row {
     pub fetched_bytes: u64,
 }
 
-/// A run.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// What it ran on.
-    pub machine: Machine,
-    /// When it began, in seconds since 1970 (UTC).
-    pub began_unix_seconds: u64,
-    /// The link to the registry.
-    pub link: Link,
-    /// What was measured.
-    pub row: Row,
-}
+impl Measured for Row {
+    const NAME: &'static str = "many";
 
-impl Report {
-    /// The name of its file.
-    #[must_use]
-    pub fn file_name(&self) -> String {
-        format!("{}-{}-many.json", self.began_unix_seconds, self.machine.commit.trim_end_matches('+'))
-    }
-
-    /// The report as text.
-    #[must_use]
-    pub fn table(&self) -> String {
+    fn tables(&self) -> String {
         let titles = [
             ">DEVICES",
             ">ATTACH MEDIAN",
@@ -99,21 +79,20 @@ impl Report {
             ">FETCHED",
         ];
         let mut table = Table::new(&titles);
-        let row = &self.row;
         table.row([
-            row.devices.to_string(),
-            time(row.attach.median_seconds),
-            time(row.attach.p99_seconds),
-            time(row.attach.max_seconds),
-            time(row.first_page.p99_seconds),
-            time(row.detach.p99_seconds),
-            size(row.memory_bytes),
-            row.files.to_string(),
-            row.threads.to_string(),
-            row.requests.to_string(),
-            size(row.fetched_bytes),
+            self.devices.to_string(),
+            time(self.attach.median_seconds),
+            time(self.attach.p99_seconds),
+            time(self.attach.max_seconds),
+            time(self.first_page.p99_seconds),
+            time(self.detach.p99_seconds),
+            size(self.memory_bytes),
+            self.files.to_string(),
+            self.threads.to_string(),
+            self.requests.to_string(),
+            size(self.fetched_bytes),
         ]);
-        format!("{}\n{table}", circumstances(&self.machine, self.link))
+        table.to_string()
     }
 }
 
@@ -130,12 +109,7 @@ fn page(nth: u64, at: u64) -> [u8; 4096] {
 /// # Errors
 /// When anything fails, and when a page read is not what was written.
 pub async fn run(dir: &Path, link: Link, devices: u64) -> anyhow::Result<Row> {
-    let config = penstock_registry::Config {
-        latency: Duration::from_secs_f64(link.latency_seconds),
-        bandwidth_bytes_per_second: Some(link.bandwidth_bytes_per_second),
-        ..penstock_registry::Config::default()
-    };
-    let registry = Registry::start(config).await.context("the registry cannot listen on loopback")?;
+    let registry = Registry::start(pack::over(link)).await.context("the registry cannot listen on loopback")?;
     let references = push(&registry, devices)?;
     let agent = Agent::start(Config::in_dir(dir)).await?;
     let client = Client::new(agent.socket().to_owned());

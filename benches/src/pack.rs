@@ -1,6 +1,7 @@
 //! The same files as two images in one registry: an OverlayBD layer, and ordinary tar.gz layers.
 
 use std::{
+    fmt,
     fs::File,
     io::{BufWriter, Write as _},
     os::unix::ffi::OsStrExt as _,
@@ -9,13 +10,14 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use penstock_agent::output::size;
 use penstock_blob::Blob;
 use penstock_image::write;
 use penstock_registry::{Artifact, Config, Layer, Registry};
 use serde::Serialize;
 use tokio::process::Command;
 
-use crate::tree::Tree;
+use crate::{report::Measured, tree::Tree};
 
 /// Repository of the image that is read lazily.
 pub const LAZY: &str = "bench/overlaybd";
@@ -48,10 +50,29 @@ pub struct Packed {
     pub disk: PathBuf,
     /// The OverlayBD layer.
     pub layer: Blob,
+    /// The same as manifests name it.
+    pub lazy: Layer,
     /// The tar.gz layers, bottom first.
     pub ordinary: Vec<Blob>,
     /// Facts for the report.
     pub facts: Facts,
+}
+
+/// What was measured with these images.
+#[derive(Debug, Clone, Serialize)]
+pub struct With<M> {
+    /// The images.
+    pub image: Facts,
+    /// What was measured.
+    pub rows: M,
+}
+
+impl<M: Measured> Measured for With<M> {
+    const NAME: &'static str = M::NAME;
+
+    fn tables(&self) -> String {
+        format!("{}\n{}", self.image, self.rows.tables())
+    }
 }
 
 /// What the images are.
@@ -71,6 +92,14 @@ pub struct Facts {
     pub ordinary_bytes: u64,
 }
 
+impl fmt::Display for Facts {
+    /// A line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (content, lazy, ordinary) = (size(self.content_bytes), size(self.lazy_bytes), size(self.ordinary_bytes));
+        writeln!(f, "image: {} entries of {content}; OverlayBD layer {lazy}, tar.gz layers {ordinary}", self.entries)
+    }
+}
+
 impl Packed {
     /// Makes the images in `dir` of about `size_bytes` of this machine's files, and starts their registry.
     ///
@@ -82,16 +111,11 @@ impl Packed {
         let disk = dir.join("disk");
         make_disk(&tree, &disk).await?;
         let written = write_layer(&disk, &dir.join("layer")).await?;
-        let config = Config {
-            latency: Duration::from_secs_f64(link.latency_seconds),
-            bandwidth_bytes_per_second: Some(link.bandwidth_bytes_per_second),
-            ..Config::default()
-        };
-        let registry = Registry::start(config).await.context("the registry cannot listen on loopback")?;
+        let registry = Registry::start(over(link)).await.context("the registry cannot listen on loopback")?;
         let layer = registry.put_file(&dir.join("layer")).await?;
         ensure!(layer == written.blob, "the layer changed after it was written");
         let lazy = Layer { blob: layer, media_type: write::MEDIA_TYPE.into(), annotations: written.annotations };
-        put(&registry, LAZY, vec![lazy], Some(write::ARTIFACT_TYPE))?;
+        put(&registry, LAZY, vec![lazy.clone()], Some(write::ARTIFACT_TYPE))?;
         let ordinary = make_ordinary(&registry, &tree, dir).await?;
         let facts = Facts {
             entries: tree.files.len() + tree.links.len(),
@@ -101,7 +125,7 @@ impl Packed {
             lazy_bytes: layer.size_bytes,
             ordinary_bytes: ordinary.iter().map(|blob| blob.size_bytes).sum(),
         };
-        Ok(Self { registry, link, tree, disk, layer, ordinary, facts })
+        Ok(Self { registry, link, tree, disk, layer, lazy, ordinary, facts })
     }
 
     /// The reference of a repository's image.
@@ -111,7 +135,21 @@ impl Packed {
     }
 }
 
-fn put(registry: &Registry, repository: &str, layers: Vec<Layer>, artifact_type: Option<&str>) -> anyhow::Result<()> {
+/// A registry behind this link.
+pub(crate) fn over(link: Link) -> Config {
+    Config {
+        latency: Duration::from_secs_f64(link.latency_seconds),
+        bandwidth_bytes_per_second: Some(link.bandwidth_bytes_per_second),
+        ..Config::default()
+    }
+}
+
+pub(crate) fn put(
+    registry: &Registry,
+    repository: &str,
+    layers: Vec<Layer>,
+    artifact_type: Option<&str>,
+) -> anyhow::Result<()> {
     let config =
         serde_json::json!({ "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [] } });
     let config = config.to_string().into();
@@ -133,11 +171,19 @@ pub(crate) async fn make_disk(tree: &Tree, disk: &Path) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn write_layer(disk: &Path, layer: &Path) -> anyhow::Result<write::Written> {
+    write_layer_as(disk, layer, write::Options::default()).await
+}
+
+pub(crate) async fn write_layer_as(
+    disk: &Path,
+    layer: &Path,
+    options: write::Options,
+) -> anyhow::Result<write::Written> {
     let (disk, layer) = (disk.to_owned(), layer.to_owned());
     let written = tokio::task::spawn_blocking(move || {
         let disk = File::open(disk)?;
         let out = File::options().read(true).write(true).create(true).truncate(true).open(layer)?;
-        anyhow::Ok(write::disk(&disk, out, write::Options::default())?)
+        anyhow::Ok(write::disk(&disk, out, options)?)
     });
     written.await?
 }

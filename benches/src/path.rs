@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use penstock_agent::output::{Table, size};
 use penstock_blob::{BlobSource, ByteRange, ChunkSize};
 use penstock_cache::Cache;
 use penstock_fetcher::{Fetcher, Platform, Reference};
@@ -24,6 +25,7 @@ use tokio::task::JoinSet;
 use crate::{
     pack::{LAZY, Packed},
     pull,
+    report::{Measured, time},
     sample::{Durations, Sample},
     tree::SEED,
     usage,
@@ -37,6 +39,8 @@ const LARGE: u64 = 128 << 10;
 const STEP: u64 = 1 << 20;
 /// Hits timed for each miss timed: they are ten thousand times as quick.
 const HITS_PER_MISS: u64 = 100;
+/// Places of the rows that read the same ones over and over: with [`LARGE`] reads less than the cache leaves in the page cache.
+const FEW: usize = 16;
 /// Misses at once, where several are.
 const AT_ONCE: usize = 16;
 /// Readers of the mixed row.
@@ -71,6 +75,46 @@ pub struct Row {
     pub memory_bytes: u64,
 }
 
+impl Measured for Vec<Row> {
+    const NAME: &'static str = "path";
+
+    fn tables(&self) -> String {
+        let titles = [
+            "PATH",
+            ">READ",
+            ">AT ONCE",
+            ">N",
+            ">MEDIAN",
+            ">P99",
+            ">P99.9",
+            ">MB/S",
+            ">REQUESTS",
+            ">FETCHED/READ",
+            ">CPU S/GIB",
+            ">MEMORY",
+        ];
+        let mut table = Table::new(&titles);
+        for row in self {
+            let ratio = row.fetched_bytes as f64 / row.total_bytes as f64;
+            table.row([
+                row.name.to_owned(),
+                size(row.read_bytes),
+                row.readers.to_string(),
+                row.latency.n.to_string(),
+                time(row.latency.median_seconds),
+                time(row.latency.p99_seconds),
+                time(row.latency.p999_seconds),
+                format!("{:.1}", row.total_bytes as f64 / row.seconds / 1e6),
+                row.requests.to_string(),
+                format!("{ratio:.2}"),
+                format!("{:.2}", row.cpu_seconds / (row.total_bytes as f64 / f64::from(1 << 30))),
+                size(row.memory_bytes),
+            ]);
+        }
+        table.to_string()
+    }
+}
+
 /// Image, cache and fetcher, stacked as the agent stacks them.
 #[derive(Debug)]
 struct Stack {
@@ -81,12 +125,13 @@ struct Stack {
 }
 
 impl Stack {
-    async fn open(packed: &Packed, dir: &Path) -> anyhow::Result<Self> {
+    async fn open(packed: &Packed, dir: &Path, keep_pages: bool) -> anyhow::Result<Self> {
         let mut metrics = Registry::default();
         let fetcher = Fetcher::new(penstock_fetcher::Config::default(), &mut metrics)?;
         let reference: Reference = packed.reference(LAZY).parse()?;
         let manifest = fetcher.resolve(&reference, &Platform::host()).await?;
-        let config = penstock_cache::Config::new(dir.join("cache"), 64 << 30);
+        let mut config = penstock_cache::Config::new(dir.join("cache"), 64 << 30);
+        config.keep_pages = keep_pages;
         let cache = Cache::open(config, Arc::clone(&fetcher) as _, &mut metrics).await?;
         let layers = manifest.layers.into_iter().map(|layer| {
             let blob = layer.blob();
@@ -171,18 +216,32 @@ pub async fn run(packed: &Packed, dir: &Path, n: u64) -> anyhow::Result<Vec<Row>
     let mut rows = vec![disk_row(packed, &disk, &pages, n * HITS_PER_MISS)?];
 
     let memory_bytes = usage::anonymous_bytes();
-    let warm = Stack::open(packed, &dir.join("warm")).await?;
+    let warm = Stack::open(packed, &dir.join("warm"), false).await?;
     rows.push(in_order_row(&Meter::start(packed, &disk, memory_bytes), &warm).await?);
     warm.cache.settle().await;
-    for (name, size) in [("hit", PAGE), ("hit", LARGE)] {
-        rows.push(hit_row(&Meter::start(packed, &disk, memory_bytes), &warm, &pages, (name, size, n * HITS_PER_MISS))?);
+    let few: Vec<u64> = pages.iter().copied().step_by(pages.len() / FEW).collect();
+    for (name, places, size) in [
+        ("hit", &pages, PAGE),
+        ("hit", &pages, LARGE),
+        ("hit, few places", &few, PAGE),
+        ("hit, few places", &few, LARGE),
+    ] {
+        rows.push(hit_row(&Meter::start(packed, &disk, memory_bytes), &warm, places, (name, size, n * HITS_PER_MISS))?);
     }
     warm.close().await;
+    let kept = Stack::open(packed, &dir.join("warm"), true).await?;
+    // Has what was found at the start checked, and its pages read.
+    in_order_row(&Meter::start(packed, &disk, memory_bytes), &kept).await?;
+    for size in [PAGE, LARGE] {
+        let meter = Meter::start(packed, &disk, memory_bytes);
+        rows.push(hit_row(&meter, &kept, &pages, ("hit, pages kept", size, n * HITS_PER_MISS))?);
+    }
+    kept.close().await;
 
     rows.push(get_row(packed, &disk, n).await?);
     for name in ["miss", "together", "mixed"] {
         let memory_bytes = usage::anonymous_bytes();
-        let cold = Stack::open(packed, &dir.join(name)).await?;
+        let cold = Stack::open(packed, &dir.join(name), false).await?;
         let meter = Meter::start(packed, &disk, memory_bytes);
         rows.push(match name {
             "miss" => miss_row(&meter, &cold, &pages, n).await?,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Three digits: a duration is known to 0.1 %.
 const DIGITS: u8 = 3;
@@ -15,7 +15,7 @@ const LONGEST: u64 = 600_000_000_000;
 pub struct Durations(Histogram<u64>);
 
 /// What is told about many durations, in seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Sample {
     /// How many.
     pub n: u64,

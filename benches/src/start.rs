@@ -15,7 +15,11 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use penstock_agent::{Agent, Config, client::Client};
+use penstock_agent::{
+    Agent, Config,
+    client::Client,
+    output::{Table, size},
+};
 use penstock_blob::{Blob, BlobSource as _, ByteRange, Purpose};
 use penstock_cache::Cache;
 use serde::Serialize;
@@ -23,6 +27,7 @@ use serde::Serialize;
 use crate::{
     pack::{LAZY, Packed},
     pull,
+    report::{Measured, time},
     sample::{Durations, Sample},
 };
 
@@ -52,6 +57,41 @@ pub struct Row {
     pub requests: u64,
     /// Body bytes that it sent, on average of the starts.
     pub fetched_bytes: u64,
+}
+
+impl Measured for Vec<Row> {
+    const NAME: &'static str = "start";
+
+    fn tables(&self) -> String {
+        let titles = [
+            "START",
+            ">FILES",
+            ">READ",
+            ">N",
+            ">READY MEDIAN",
+            ">READY P99",
+            ">ALL READ MEDIAN",
+            ">ALL READ P99",
+            ">REQUESTS",
+            ">FETCHED",
+        ];
+        let mut table = Table::new(&titles);
+        for row in self {
+            table.row([
+                format!("{} ({:.1}% of bytes read)", row.side, row.share * 100.0),
+                row.files.to_string(),
+                size(row.read_bytes),
+                row.ready.n.to_string(),
+                time(row.ready.median_seconds),
+                time(row.ready.p99_seconds),
+                time(row.all_read.median_seconds),
+                time(row.all_read.p99_seconds),
+                row.requests.to_string(),
+                size(row.fetched_bytes),
+            ]);
+        }
+        table.to_string()
+    }
 }
 
 /// A side while it is measured.
@@ -102,20 +142,30 @@ impl Side {
 
 /// Files to be read.
 #[derive(Debug, Clone)]
-struct Set {
+pub(crate) struct Set {
     share: f64,
     files: Vec<PathBuf>,
     bytes: u64,
 }
 
-/// Why starts cannot be measured here; `None` when they can.
+impl Set {
+    /// Files drawn at random, the same in each run, of that share of the image's bytes.
+    pub(crate) fn of(packed: &Packed, share: f64) -> anyhow::Result<Self> {
+        let files = packed.tree.working_set(share);
+        let len = |file: &PathBuf| Ok(packed.tree.root.join(file).metadata()?.len());
+        let bytes = files.iter().map(len).sum::<anyhow::Result<_>>()?;
+        Ok(Self { share, files, bytes })
+    }
+}
+
+/// Why nothing that is mounted can be measured here; `None` when it can.
 #[must_use]
 pub fn obstacle() -> Option<&'static str> {
     if !rustix::process::geteuid().is_root() {
-        return Some("start was not measured: mounting an image needs root; run `sudo make bench`");
+        return Some("mounting an image needs root; run `sudo make bench`");
     }
     if !Path::new("/dev/fuse").exists() && !Path::new("/dev/ublk-control").exists() {
-        return Some("start was not measured: there is neither /dev/fuse nor /dev/ublk-control; run `modprobe fuse`");
+        return Some("there is neither /dev/fuse nor /dev/ublk-control; run `modprobe fuse`");
     }
     None
 }
@@ -128,10 +178,7 @@ pub async fn run(packed: &Packed, dir: &Path, n: u64) -> anyhow::Result<Vec<Row>
     let client = pull::client()?;
     let mut rows = Vec::new();
     for share in SHARES {
-        let files = packed.tree.working_set(share);
-        let bytes =
-            files.iter().map(|file| Ok(packed.tree.root.join(file).metadata()?.len())).sum::<anyhow::Result<_>>();
-        let set = Set { share, files, bytes: bytes? };
+        let set = Set::of(packed, share)?;
         let mut sides = [
             Side::new("FULL PULL")?,
             Side::new("WHOLE FIRST")?,
@@ -254,7 +301,7 @@ async fn attach_and_read(
 }
 
 /// Reads all files of the set, in order, one after the other.
-async fn read(root: &Path, set: &Set) -> anyhow::Result<()> {
+pub(crate) async fn read(root: &Path, set: &Set) -> anyhow::Result<()> {
     let (root, set) = (root.to_owned(), set.clone());
     // The device is served by this process: never on a thread that serves it.
     let read = tokio::task::spawn_blocking(move || {

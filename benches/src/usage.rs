@@ -1,7 +1,8 @@
 //! What this process uses.
 
-use std::{fs, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
+use anyhow::{Context as _, ensure};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Processor time of all threads so far, user and system.
@@ -22,6 +23,17 @@ pub fn anonymous_bytes() -> u64 {
 #[must_use]
 pub fn resident_bytes() -> u64 {
     status_kib("VmRSS:") << 10
+}
+
+/// Bytes of a file that are in the page cache, as `fincore` (util-linux) counts them.
+///
+/// # Errors
+/// When it is not installed, or cannot look at the file.
+pub fn cached_bytes(file: &Path) -> anyhow::Result<u64> {
+    let output = Command::new("fincore").args(["--bytes", "--noheadings", "--output", "RES"]).arg(file).output();
+    let output = output.context("fincore cannot be run: install util-linux")?;
+    ensure!(output.status.success(), "fincore failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
 }
 
 fn status_kib(key: &str) -> u64 {

@@ -42,7 +42,7 @@ pub struct Facts {
     pub ordinary_bytes: u64,
 }
 
-/// Puts both images, with about `size_bytes` of files, into `registry`.
+/// Puts both images, with about `size_bytes` of files, into `registry`. The raw disk of the first stays: `disk` in `dir`.
 ///
 /// # Errors
 /// When this machine has no Python, or a tool fails.
@@ -57,7 +57,6 @@ pub(crate) async fn make(dir: &Path, size_bytes: u64, registry: &Registry) -> an
     let disk = dir.join("disk");
     pack::make_disk(&tree, &disk).await?;
     let written = pack::write_layer(&disk, &dir.join("layer")).await?;
-    std::fs::remove_file(&disk)?;
     let blob = registry.put_file(&dir.join("layer")).await?;
     let layer = Layer { blob, media_type: write::MEDIA_TYPE.into(), annotations: written.annotations };
     // Not compressed as far as OCI is concerned: blob and content have one digest.
