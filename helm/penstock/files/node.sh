@@ -20,7 +20,8 @@ fail() {
 	say "$*" >&2
 	exit 1
 }
-on_host() { chroot "$HOST" "$@"; }
+# By the node's own env: busybox' chroot would run a program of busybox by that name, such as its modprobe, which cannot read every node's modules.
+on_host() { chroot "$HOST" /usr/bin/env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
 penstock() { on_host "$BIN_DIR/penstock" "$@"; }
 
 # put SOURCE TARGET MODE: replaces TARGET whole, by a rename, if it differs; answers whether it did.
@@ -112,13 +113,16 @@ install() {
 }
 
 follow() {
-	trap 'kill $events 2>/dev/null; exit 0' TERM INT
+	events=
+	trap '[ -z "$events" ] || kill "$events" 2>/dev/null; exit 0' TERM INT
 	while :; do
-		/usr/local/bin/penstock events --follow --socket /run/penstock/penstock.sock --output json &
+		# Ends with the agent, or when there is none; the next one is looked for a while later.
+		"${PROGRAM:-/usr/local/bin/penstock}" events --follow --socket "${SOCKET:-/run/penstock/penstock.sock}" --output json &
 		events=$!
-		while kill -0 $events 2>/dev/null; do
+		while kill -0 "$events" 2>/dev/null; do
 			put_secrets
-			sleep 10 &
+			sleep "${EVERY:-10}" &
+			# Takes notice of every child that has ended, so that the one above is not seen for ever.
 			wait $! || true
 		done
 	done

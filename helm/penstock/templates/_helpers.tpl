@@ -107,6 +107,9 @@ snapshots: {{ printf "%s/io.containerd.snapshotter.v1.penstock" (.Values.contain
 {{- end -}}
 {{- $_ := set $ours "api" $api -}}
 {{- end -}}
+{{- if .Values.traces.tokenSecret -}}
+{{- $_ := set $ours "traces" (dict "token_file" "/etc/penstock/secrets/traces/token") -}}
+{{- end -}}
 # Written by the Helm chart: change its value `config` instead.
 {{ mergeOverwrite (deepCopy .Values.config) $ours | toToml | trim }}
 {{- end -}}
@@ -171,6 +174,13 @@ readOnlyRootFilesystem: true
     items:
       - key: token
         path: api/token
+{{- end }}
+{{- with .Values.traces.tokenSecret }}
+- secret:
+    name: {{ . }}
+    items:
+      - key: token
+        path: traces/token
 {{- end }}
 {{- with .Values.api.tlsSecret }}
 - secret:
