@@ -1,6 +1,6 @@
 #!/bin/bash
-# Builds every fuzz target of the product and runs each for some seconds, twice as many at once as there are CPUs: what is asked for is a
-# minute of searching each, and the machine has other work to do.
+# Builds every fuzz target of the product and runs each for some seconds, twice as many at once as there are CPUs, and only on what time
+# other work of the machine leaves.
 #
 #   fuzz.sh SECONDS LOGDIR
 #
@@ -15,33 +15,32 @@ seconds=${1:?seconds}
 logs=${2:?directory for logs}
 cargo=${CARGO:-cargo}
 mkdir -p "$logs"
+# Targets write files and sync them: in memory that is many times as many inputs.
+scratch=${TMPDIR:-/tmp}
+[ ! -w /dev/shm ] || scratch=/dev/shm
 host=$("$cargo" -vV | sed -n 's/^host: //p')
 target_dir=${CARGO_TARGET_DIR:-$PWD/target}/fuzz
 
 # What cargo-fuzz passes, without the sanitizer. With --target they do not reach build scripts and macros.
 flags="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
 flags+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table"
-flags+=" -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=16 -Cdebug-assertions=on -Coverflow-checks=on"
+flags+=" -Cllvm-args=-sanitizer-coverage-trace-compares"
 
-targets=()
+renice -n 10 $$ >/dev/null
+if ! CARGO_TARGET_DIR=$target_dir RUSTFLAGS=$flags "$cargo" build -q --release --locked --manifest-path fuzz/Cargo.toml --workspace --bins \
+	--target "$host" >"$logs/fuzz-build.log" 2>&1; then
+	tail -40 "$logs/fuzz-build.log"
+	echo "FAILED: the fuzz targets do not build"
+	exit 1
+fi
+# CRATE/TARGET; the crate is the folder above `fuzz`.
+mapfile -t targets < <("$cargo" metadata -q --format-version 1 --no-deps --offline --manifest-path fuzz/Cargo.toml |
+	jq -r '.packages[] | (.manifest_path | split("/")[-3]) as $crate | .targets[] | select(.kind[] == "bin") | "\($crate)/\(.name)"')
+[ ${#targets[@]} -gt 0 ] || { echo "FAILED: there are no fuzz targets"; exit 1; }
+# They lie in one directory: of two with one name, only one would ever run.
+twice=$(printf '%s\n' "${targets[@]##*/}" | sort | uniq -d)
+[ -z "$twice" ] || { echo "FAILED: several fuzz targets are called ${twice//$'\n'/ }"; exit 1; }
 failed=0
-for manifest in */fuzz/Cargo.toml; do
-	[ -e "$manifest" ] || { echo "FAILED: no crate has fuzz targets"; exit 1; }
-	crate=${manifest%%/*}
-	locked=()
-	[ ! -e "$crate/fuzz/Cargo.lock" ] || locked=(--locked)
-	if ! CARGO_TARGET_DIR=$target_dir RUSTFLAGS=$flags CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=2 \
-		"$cargo" build -q --release "${locked[@]}" --manifest-path "$manifest" --bins --target "$host" >"$logs/fuzz-$crate-build.log" 2>&1; then
-		tail -40 "$logs/fuzz-$crate-build.log"
-		echo "FAILED $crate: its fuzz targets do not build"
-		failed=1
-		continue
-	fi
-	for name in $("$cargo" metadata -q --format-version 1 --no-deps --offline --manifest-path "$manifest" |
-		jq -r '.packages[].targets[] | select(.kind[] == "bin") | .name'); do
-		targets+=("$crate/$name")
-	done
-done
 
 # One target: new inputs go to a corpus that git ignores; what the crate ships as seeds is read, never written.
 run() {
@@ -51,7 +50,7 @@ run() {
 	mkdir -p "$corpus" "$crate/fuzz/artifacts/$name"
 	local dirs=("$corpus")
 	[ ! -d "$crate/fuzz/seeds/$name" ] || dirs+=("$crate/fuzz/seeds/$name")
-	if "$target_dir/$host/release/$name" "-max_total_time=$seconds" -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 \
+	if TMPDIR=$scratch "$target_dir/$host/release/$name" "-max_total_time=$seconds" -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 \
 		"-artifact_prefix=$crate/fuzz/artifacts/$name/" "${dirs[@]}" >"$log" 2>&1 </dev/null; then
 		echo "ok $1: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") inputs in $seconds s"
 	else
@@ -62,7 +61,7 @@ run() {
 }
 running=0
 most=$((2 * $(nproc)))
-for target in ${targets[@]+"${targets[@]}"}; do
+for target in "${targets[@]}"; do
 	if [ "$running" -ge "$most" ]; then
 		wait -n || failed=1
 		running=$((running - 1))

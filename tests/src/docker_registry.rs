@@ -143,15 +143,6 @@ impl DockerRegistry {
         self.logged_when(|logged| logged.iter().any(|request| request.path == path))
     }
 
-    /// The requests logged once `enough` says so of them.
-    ///
-    /// # Panics
-    /// When that does not come.
-    #[must_use]
-    pub fn logged_until(&self, enough: impl Fn(&[Logged]) -> bool) -> Vec<Logged> {
-        self.logged_when(|logged| enough(&without_markers(logged.to_vec())))
-    }
-
     fn logged_when(&self, ready: impl Fn(&[Logged]) -> bool) -> Vec<Logged> {
         let seen = self.process.wait_for(START, START, |lines| {
             let logged: Vec<Logged> = lines.iter().filter_map(|line| logged(line)).collect();

@@ -15,8 +15,9 @@ use std::{
     time::Duration,
 };
 
-use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Hasher, Located, Purpose, ReadFuture};
-use penstock_image::{Built, Image, LayerBuilder, OciLayer};
+use bytes::Bytes;
+use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Hasher, Located, Purpose, ReadFuture, faults::Memory};
+use penstock_image::{BuildError, Built, Image, LayerBuilder, Merged, MergedBuilder, OciLayer, OpenError};
 use penstock_layers::{Config, Index, TarReader, Unpacked};
 
 /// Bytes of an archive or device handled at once.
@@ -94,7 +95,8 @@ pub fn build(archive: &Path, maps: &Path) -> (OciLayer, Built) {
 /// When anything fails.
 pub fn materialise(archive: &Path, maps: &Path, device: &Path) -> Built {
     let (layer, built) = build(archive, maps);
-    write_out(layer, maps, &(Arc::new(OnDisk(File::open(archive).expect("a file"))) as _), device);
+    let source = Arc::new(OnDisk(File::open(archive).expect("a file"))) as _;
+    write_out(Image::open_layer(layer, maps, "not at all".into()), &source, device);
     built
 }
 
@@ -125,17 +127,42 @@ pub fn materialise_packed(packed: &Path, diff_id: Digest, maps: &Path, device: &
     let config = Config { deadline: Duration::from_secs(60), decodes: 2, recent_bytes: 8 << 20 };
     let unpacked = Unpacked::new(below, config, &mut prometheus_client::registry::Registry::default());
     let registered = unpacked.register(index);
-    write_out(layer, maps, &(unpacked as _), device);
+    write_out(Image::open_layer(layer, maps, "not at all".into()), &(unpacked as _), device);
     drop(registered);
     built
 }
 
+/// As [`materialise`], of the merge of the layers with these archives, the lowest first.
+///
+/// # Panics
+/// When anything fails.
+pub fn materialise_merged(archives: &[Vec<u8>], maps: &Path, device: &Path) {
+    let memory = Memory::new(archives.iter().map(|archive| Bytes::copy_from_slice(archive)).collect());
+    let blobs = (0..archives.len()).map(|nth| memory.blob(nth));
+    let layers: Vec<OciLayer> = blobs.map(|blob| OciLayer { blob, contents: blob.digest }).collect();
+    let merged = Merged::new(&layers);
+    let mut builder = MergedBuilder::new(&merged, maps);
+    for archive in archives {
+        let entries = || {
+            let mut found = Vec::new();
+            TarReader::new().push(archive, |entry| found.push(Ok(entry))).expect("a sound archive");
+            Ok::<_, BuildError>(found.into_iter())
+        };
+        builder.layer(entries).expect("a layer that can be laid out");
+    }
+    builder.finish().expect("room for the table");
+    write_out(Image::open_merged(&merged, maps, "not at all".into()), &(memory as _), device);
+}
+
 /// Writes a device to a file, reading it from its first byte to its last.
-fn write_out(layer: OciLayer, maps: &Path, source: &Arc<dyn BlobSource>, device: &Path) {
+fn write_out(
+    opening: impl Future<Output = Result<Option<Image>, OpenError>>,
+    source: &Arc<dyn BlobSource>,
+    device: &Path,
+) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
-    let image = runtime.block_on(Image::open_layer(layer, maps, "not at all".into())).expect("a readable table");
-    let image = image.expect("the table that was just made");
+    let image = runtime.block_on(opening).expect("a readable table").expect("the table that was just made");
     let out = File::create(device).expect("a file");
     out.set_len(image.size_bytes()).expect("a sparse file");
     let mut at = 0;
@@ -233,7 +260,8 @@ pub fn facts(root: &Path) -> Tree {
     let mut firsts = HashMap::new();
     for (path, facts) in &mut tree {
         let inode = fs::symlink_metadata(root.join(Path::new(std::ffi::OsStr::from_bytes(path)))).expect("it is there");
-        let first = firsts.entry(inode.ino()).or_insert_with(|| path.clone());
+        // Layers of an overlay may be several file systems.
+        let first = firsts.entry((inode.dev(), inode.ino())).or_insert_with(|| path.clone());
         facts.same_as.clone_from(first);
     }
     tree
@@ -279,6 +307,15 @@ fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     };
     let names = names[..len].split(|&byte| byte == 0).filter(|name| !name.is_empty());
     names.map(|name| (name.to_vec(), value(name))).collect()
+}
+
+/// The tree without what file systems count in their own way (names of directories), and without the time of the root: layers need not say anything of
+/// that, and then it is when it was unpacked.
+#[must_use]
+pub fn comparable(mut tree: Tree) -> Tree {
+    tree.values_mut().filter(|facts| facts.kind == 'd').for_each(|facts| facts.links = 0);
+    tree.entry(Vec::new()).and_modify(|root| root.mtime = (0, 0));
+    tree
 }
 
 /// Compares two trees and shows the first differences in words.

@@ -7,15 +7,22 @@
 //! What cannot run on a machine is skipped in words ([`skip!`]); `make test` counts it.
 
 pub mod agent;
+pub mod axe;
 pub mod browser;
 pub mod chart;
+pub mod collector;
 pub mod containerd;
 pub mod cri;
+pub mod debian;
 pub mod disk;
 pub mod docker_registry;
+pub mod everything;
 pub mod fixture;
+pub mod formats;
 pub mod http;
 pub mod layer_device;
+pub mod layer_stack;
+pub mod listening;
 pub mod loopback;
 pub mod matrix;
 pub mod nginx;
@@ -30,6 +37,7 @@ pub mod runnable;
 pub mod skip;
 pub mod soak;
 pub mod supervisor;
+pub mod systemd;
 pub mod tls;
 pub mod token_server;
 pub mod tree;

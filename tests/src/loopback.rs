@@ -56,7 +56,8 @@ impl Loopback {
     }
 
     fn artifact(&self, repository: &str, tag: &str, layers: Vec<penstock_registry::Layer>) -> String {
-        let config = push::config([]).into();
+        // As if no layer were compressed: what is unpacked is what is pushed.
+        let config = push::config(layers.iter().map(|layer| layer.blob.digest.to_string())).into();
         let image = Artifact { config, layers, ..Artifact::default() };
         self.registry.put_image(repository, tag, image).expect("a good name");
         format!("{}/{repository}:{tag}", self.registry.host())

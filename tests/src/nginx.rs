@@ -2,8 +2,8 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
-    os::fd::AsRawFd as _,
+    net::SocketAddr,
+    os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -11,6 +11,10 @@ use std::{
 
 use rustix::{
     io::{FdFlags, fcntl_setfd},
+    net::{
+        AddressFamily, SocketFlags, SocketType, bind, getsockname, listen, socket_with,
+        sockopt::{set_socket_reuseaddr, set_socket_reuseport},
+    },
     process::Signal,
 };
 
@@ -18,12 +22,16 @@ use crate::{process::Process, tls::Certificate};
 
 /// It is up at once; a machine under load takes more.
 const START: Duration = Duration::from_secs(60);
+/// Connections that wait to be accepted, as nginx itself has it.
+const BACKLOG: i32 = 511;
 
 /// What nginx shows and asks for.
 #[derive(Debug, Clone, Default)]
 pub struct Front {
     /// Its certificate; plain HTTP without one.
     pub tls: Option<Certificate>,
+    /// Whether it speaks HTTP/2 besides, over TLS.
+    pub http2: bool,
     /// Who may use it, with basic authentication; anybody without one.
     pub user: Option<(String, String)>,
     /// Where `/token` goes, if anywhere: `address:port`.
@@ -35,6 +43,8 @@ pub struct Front {
 pub struct Nginx {
     dir: PathBuf,
     address: SocketAddr,
+    /// Bound to the address and never listening: while nginx is stopped its port is refused, and nobody else is given it.
+    _reserved: OwnedFd,
     front: Front,
     process: Option<Process>,
 }
@@ -47,11 +57,11 @@ impl Nginx {
     #[must_use]
     pub fn start(dir: PathBuf, upstream: &str, front: &Front) -> Self {
         fs::create_dir_all(&dir).expect("a directory");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("a bound address");
-        let mut this = Self { dir, address, front: front.clone(), process: None };
+        let reserved = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let address = getsockname(&reserved).expect("an address").try_into().expect("an address of the internet");
+        let mut this = Self { dir, address, _reserved: reserved, front: front.clone(), process: None };
         this.configure(upstream);
-        this.run(listener);
+        this.run();
         this
     }
 
@@ -70,7 +80,9 @@ impl Nginx {
     }
 
     /// Hands the listening socket over, as nginx does to its own successor (variable `NGINX`): the port is never free for others.
-    fn run(&mut self, listener: TcpListener) {
+    fn run(&mut self) {
+        let listener = bound(self.address);
+        listen(&listener, BACKLOG).expect("a port that is ours");
         fcntl_setfd(&listener, FdFlags::empty()).expect("a descriptor's flags");
         let mut command = Command::new("nginx");
         command.arg("-c").arg(self.dir.join("nginx.conf")).arg("-p").arg(&self.dir);
@@ -101,10 +113,10 @@ impl Nginx {
     /// Starts it again where it was.
     ///
     /// # Panics
-    /// When its port is taken or it does not come up.
+    /// When it does not come up.
     pub fn restart(&mut self) {
         self.stop();
-        self.run(TcpListener::bind(self.address).expect("the same port"));
+        self.run();
     }
 
     /// The requests it answered, one line each.
@@ -125,6 +137,15 @@ impl Drop for Nginx {
     }
 }
 
+/// A socket with this address, which others of this user may have, too, who also say so.
+fn bound(address: SocketAddr) -> OwnedFd {
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("a socket");
+    set_socket_reuseaddr(&socket, true).expect("an option of a socket");
+    set_socket_reuseport(&socket, true).expect("an option of a socket");
+    bind(&socket, &address).expect("a port");
+    socket
+}
+
 fn config(dir: &Path, address: SocketAddr, upstream: &str, front: &Front) -> String {
     let dir = dir.display();
     let tls = front.tls.as_ref().map_or_else(String::new, |tls| {
@@ -138,7 +159,8 @@ fn config(dir: &Path, address: SocketAddr, upstream: &str, front: &Front) -> Str
     let tokens = front.tokens.as_ref().map_or_else(String::new, |to| {
         format!("location /token {{ proxy_pass http://{to}; proxy_set_header Authorization $http_authorization; }}")
     });
-    let listen = format!("{address}{}", if front.tls.is_some() { " ssl" } else { "" });
+    let tls_flag = if front.tls.is_some() { " ssl" } else { "" };
+    let listen = format!("{address}{tls_flag}{}", if front.http2 { " http2" } else { "" });
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {dir}/{kind}; "))
         .concat();

@@ -1,7 +1,11 @@
 //! A node with everything on it: a registry, the agent with its snapshotter (under `penstock supervise`, through FUSE), a containerd that
 //! uses it, and a client that makes kubelet's calls.
 
-use std::{collections::BTreeMap, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::Value;
 
@@ -77,7 +81,11 @@ impl Node {
     /// A node with a containerd of `release`, whose agent has these flags too.
     #[must_use]
     pub fn start(release: Release, flags: &[&str]) -> Self {
-        Self::with(release, flags, |paths| Snapshotter::Penstock {
+        Self::over(DockerRegistry::start(), release, flags)
+    }
+
+    fn over(registry: DockerRegistry, release: Release, flags: &[&str]) -> Self {
+        Self::with(registry, (release, flags), |paths| Snapshotter::Penstock {
             socket: paths.run.join("snapshotter.sock"),
             root: paths.root.clone(),
         })
@@ -86,11 +94,15 @@ impl Node {
     /// A node whose containerd has never heard of our snapshotter: [`Node::configure`] tells it.
     #[must_use]
     pub fn untold(release: Release) -> Self {
-        Self::with(release, &[], |_| Snapshotter::Overlayfs)
+        Self::with(DockerRegistry::start(), (release, &[]), |_| Snapshotter::Overlayfs)
     }
 
-    fn with(release: Release, flags: &[&str], snapshotter: impl FnOnce(&Paths) -> Snapshotter) -> Self {
-        let (work, registry) = (Workdir::new(), DockerRegistry::start());
+    fn with(
+        registry: DockerRegistry,
+        (release, flags): (Release, &[&str]),
+        snapshotter: impl FnOnce(&Paths) -> Snapshotter,
+    ) -> Self {
+        let work = Workdir::new();
         let sandbox = runnable::sandbox(&registry.repository("pause"));
         let dir = work.dir("containerd").canonicalize().expect("a directory");
         let paths = Paths { root: dir.join("root/io.containerd.snapshotter.v1.penstock"), run: work.dir("run") };
@@ -283,11 +295,26 @@ impl Node {
         log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).map(|line| format!("{line}\n")).collect()
     }
 
+    /// As [`containerd::Place::shown`].
+    pub fn shown<T>(&self, by: (&str, &str), reference: &str, see: impl FnOnce(&Path) -> T) -> T {
+        self.place.shown(by, (reference, &self.work.dir("shown")), see)
+    }
+
     /// Ends the node in order, and sees that nothing is left mounted or attached.
     ///
     /// # Panics
     /// When something is.
-    pub fn stop(mut self) {
+    pub fn stop(self) {
+        drop(self.end());
+    }
+
+    /// As [`Node::stop`]; then another node starts with the same registry, and nothing else.
+    #[must_use]
+    pub fn replaced_by(self, release: Release, flags: &[&str]) -> Self {
+        Self::over(self.end(), release, flags)
+    }
+
+    fn end(mut self) -> DockerRegistry {
         let Parts { cri, mut containerd, supervisor } = self.parts.take().expect("the node is on");
         drop(cri);
         containerd.stop();
@@ -295,5 +322,6 @@ impl Node {
         assert!(supervisor.stop().success());
         assert_eq!(self.work.mounts(), [self.paths.run.clone()], "nothing else stays mounted");
         assert!(self.work.loops().is_empty(), "{:?}", self.work.loops());
+        self.registry
     }
 }

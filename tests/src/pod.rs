@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use serde_json::Value;
@@ -14,9 +14,9 @@ use crate::{
         Capability, ContainerConfig, ContainerMetadata, ImageSpec, Int64Value, KeyValue, LinuxContainerConfig,
         LinuxContainerSecurityContext, Mount, MountPropagation,
     },
-    runnable::{self, Made},
+    docker_registry::DockerRegistry,
     workdir::Workdir,
-    workspace::text,
+    workspace::{self, text},
 };
 
 /// A pod's spec, with the directories of its volumes that are not the node's own.
@@ -108,36 +108,29 @@ fn context(context: &Value) -> LinuxContainerSecurityContext {
     }
 }
 
-/// The agent's image as a layer: the program of the tests with the libraries that it wants, and busybox' shell.
+/// Builds the agent's image as `make image` does, with the program under test, and pushes it to a registry; answers its reference.
 ///
 /// # Panics
-/// When a file cannot be copied.
+/// When that fails.
 #[must_use]
-pub fn image() -> Made {
+pub fn image(registry: &DockerRegistry) -> String {
     let work = Workdir::new();
-    let root = work.dir("image");
-    for dir in ["bin", "usr/local/bin", "dev", "proc", "sys", "tmp", "run", "etc", "lib", "lib64", "var"] {
-        fs::create_dir_all(root.join(dir)).expect("a directory");
-    }
-    fs::copy(agent::binary(), root.join("usr/local/bin/penstock")).expect("the program");
-    copy_libraries(agent::binary(), &root);
-    let busybox = Command::new("sh").args(["-c", "command -v busybox"]).output().expect("a shell").stdout;
-    let busybox = String::from_utf8(busybox).expect("a path");
-    fs::copy(busybox.trim(), root.join("bin/busybox")).expect("busybox is installed");
-    std::os::unix::fs::symlink("busybox", root.join("bin/sh")).expect("a link");
-    runnable::archived(&root)
+    let dir = work.path().display();
+    let buildah = format!("buildah --root {dir}/root --runroot {dir}/run --storage-driver vfs");
+    let mut build = Command::new(workspace::root().join("packaging/image.sh"));
+    build.arg(IMAGE).arg(agent::binary()).env("BUILDAH", &buildah).env("CARGO", env!("CARGO"));
+    done(&mut build);
+    let reference = format!("{}/penstock:1", registry.host());
+    let mut words = buildah.split(' ');
+    let mut push = Command::new(words.next().expect("a program"));
+    done(push.args(words).args(["push", "--tls-verify=false", IMAGE]).arg(format!("docker://{reference}")));
+    reference
 }
 
-/// Copies the libraries of `program` to where it looks for them below `root`.
-///
-/// # Panics
-/// When one cannot be copied.
-pub fn copy_libraries(program: &Path, root: &Path) {
-    let said = Command::new("ldd").arg(program).output().expect("ldd starts").stdout;
-    let said = String::from_utf8(said).expect("UTF-8");
-    for library in said.split_whitespace().filter(|word| word.starts_with('/')) {
-        let copy = root.join(library.trim_start_matches('/'));
-        fs::create_dir_all(copy.parent().expect("a directory")).expect("a directory");
-        fs::copy(library, copy).expect("a library");
-    }
+/// What the image is called where it is built.
+const IMAGE: &str = "localhost/penstock:1";
+
+fn done(command: &mut Command) {
+    let out = command.stdin(Stdio::null()).output().expect("it starts");
+    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
 }

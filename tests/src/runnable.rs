@@ -38,6 +38,8 @@ const PIECE_BYTES: usize = 1 << 20;
 pub enum Kind {
     /// tar+gzip, as images usually are.
     Ordinary,
+    /// tar: what other tools compress.
+    Archives,
     /// Block differences of one ext4.
     OverlayBd,
     /// One EROFS for each layer.
@@ -124,7 +126,8 @@ impl Runnable {
     #[must_use]
     pub fn layers(&self, kind: Kind) -> Vec<Made> {
         match kind {
-            Kind::Ordinary => self.steps.iter().enumerate().map(|(i, step)| step.archive(i, &self.work)).collect(),
+            Kind::Ordinary => self.steps.iter().enumerate().map(|(i, step)| step.packed(i, &self.work)).collect(),
+            Kind::Archives => self.steps.iter().enumerate().map(|(i, step)| step.archive(i, &self.work)).collect(),
             Kind::OverlayBd => layers::overlaybd(&self.steps, &self.work),
             Kind::Erofs => self.steps.iter().enumerate().map(|(i, step)| step.erofs(i, &self.work)).collect(),
         }
@@ -254,14 +257,8 @@ pub fn sandbox(repository: &Repository) -> String {
     let work = Workdir::new();
     let dir = work.dir("sandbox");
     base(&dir, 0);
-    let made = Step { added: dir, removed: None }.archive(0, &work);
+    let made = Step { added: dir, removed: None }.packed(0, &work);
     push(repository, "1", &[made], &["sleep", "1000000000"])
-}
-
-/// The files below `dir` as one ordinary layer.
-#[must_use]
-pub fn archived(dir: &Path) -> Made {
-    Step { added: dir.to_path_buf(), removed: None }.archive(0, &Workdir::new())
 }
 
 impl Made {

@@ -4,15 +4,12 @@
 //! header carries the certificate chain (`x5c`), with `iss`, `aud`, `exp`, `nbf`, `iat`, `jti` and `access`.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
-    net::{TcpListener, TcpStream},
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    thread::JoinHandle,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use base64::{
@@ -21,7 +18,10 @@ use base64::{
 };
 use serde_json::{Value, json};
 
-use crate::tls::Certificate;
+use crate::{
+    listening::{Answered, Asked, Listening},
+    tls::Certificate,
+};
 
 /// Who issues the tokens: `auth.token.issuer` of the registry's config.
 pub const ISSUER: &str = "penstock-tests";
@@ -33,9 +33,6 @@ const LIVES_SECONDS: u64 = 2;
 /// What docker-registry adds to a token's end, for clocks that differ (distribution, registry/auth/token: `Leeway`).
 const LEEWAY_SECONDS: u64 = 60;
 
-/// A client that sends nothing is let go.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 #[derive(Debug)]
 struct Shared {
     key: Certificate,
@@ -44,15 +41,13 @@ struct Shared {
     authorization: String,
     issued: AtomicU64,
     refused: AtomicU64,
-    ending: AtomicBool,
 }
 
 /// The server; ends with its owner.
 #[derive(Debug)]
 pub struct TokenServer {
     shared: Arc<Shared>,
-    host: String,
-    thread: Option<JoinHandle<()>>,
+    listening: Listening,
 }
 
 impl TokenServer {
@@ -62,27 +57,21 @@ impl TokenServer {
     /// When there is no port.
     #[must_use]
     pub fn start(key: Certificate, scratch: PathBuf, user: &str, password: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let host = listener.local_addr().expect("a bound address").to_string();
         let shared = Arc::new(Shared {
             key,
             scratch,
             authorization: format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))),
             issued: AtomicU64::new(0),
             refused: AtomicU64::new(0),
-            ending: AtomicBool::new(false),
         });
-        let thread = std::thread::spawn({
-            let shared = shared.clone();
-            move || shared.serve(&listener)
-        });
-        Self { shared, host, thread: Some(thread) }
+        let serving = Arc::clone(&shared);
+        Self { shared, listening: Listening::start(move |asked| serving.answer(&asked)) }
     }
 
     /// `127.0.0.1:PORT`.
     #[must_use]
     pub fn host(&self) -> &str {
-        &self.host
+        self.listening.host()
     }
 
     /// Tokens issued so far.
@@ -98,52 +87,15 @@ impl TokenServer {
     }
 }
 
-impl Drop for TokenServer {
-    fn drop(&mut self) {
-        self.shared.ending.store(true, Ordering::SeqCst);
-        // Wakes the thread from its accept.
-        let _ = TcpStream::connect(&self.host);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
 impl Shared {
-    fn serve(&self, listener: &TcpListener) {
-        for stream in listener.incoming() {
-            if self.ending.load(Ordering::SeqCst) {
-                return;
-            }
-            // A client that went away gets no token.
-            let _ = stream.and_then(|stream| self.answer(&stream));
-        }
-    }
-
-    fn answer(&self, mut stream: &TcpStream) -> std::io::Result<()> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut lines = BufReader::new(stream).lines();
-        let request = lines.next().transpose()?.unwrap_or_default();
-        let mut authorized = false;
-        for line in lines {
-            let line = line?;
-            if line.is_empty() {
-                break;
-            }
-            let (name, value) = line.split_once(':').unwrap_or_default();
-            authorized |= name.eq_ignore_ascii_case("authorization") && value.trim() == self.authorization;
-        }
-        let (status, body) = if authorized {
-            ("200 OK", self.issue(&request).to_string())
+    fn answer(&self, asked: &Asked) -> Answered {
+        let (status, body) = if asked.header("authorization") == Some(&self.authorization) {
+            ("200 OK", self.issue(&asked.line))
         } else {
             self.refused.fetch_add(1, Ordering::SeqCst);
-            ("401 Unauthorized", json!({"errors": [{"code": "UNAUTHORIZED"}]}).to_string())
+            ("401 Unauthorized", json!({"errors": [{"code": "UNAUTHORIZED"}]}))
         };
-        let head = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-            body.len()
-        );
-        stream.write_all(format!("{head}{body}").as_bytes())
+        Answered { status: status.to_owned(), kind: "application/json", body: body.to_string() }
     }
 
     /// A token for the scopes of a `GET /token?service=...&scope=...`.

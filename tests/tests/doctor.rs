@@ -9,6 +9,7 @@ use std::{
 use penstock_tests::{
     agent::{self, Place},
     containerd::{self, Release, Snapshotter},
+    process::Process,
     require,
     skip::fuse,
     workdir::Workdir,
@@ -107,6 +108,23 @@ fn a_node_whose_agent_answers_is_good() {
     assert_eq!(said.code, Some(0), "{:?}", said.checks);
     assert_eq!((said.state("agent"), said.state("readiness")), ("ok", "ok"));
     drop(running);
+}
+
+#[test]
+fn an_agent_that_does_not_answer_yet_is_told_from_none() {
+    let node = Node::new("");
+    let state = node.work.dir("state");
+    // Something of the agent's name that holds its state and serves nothing, as while it starts.
+    let program = node.work.join("penstock");
+    fs::copy("/bin/sleep", &program).expect("a program");
+    let starting = Process::start("penstock", Command::new(&program).arg("1000"));
+    let pid = starting.pid().as_raw_nonzero();
+    fs::write(state.join("lock"), format!("{pid}\n")).expect("a lock");
+    let said = node.doctor(&node.none());
+    assert_eq!(said.state("agent"), "warning");
+    assert!(said.seen("agent").contains(&format!("process {pid} is starting")), "{}", said.seen("agent"));
+    drop(starting);
+    assert_eq!(node.doctor(&node.none()).state("agent"), "failed", "what it left is no agent");
 }
 
 /// The node is set up as docs/containerd.md says, and looked at after each step.

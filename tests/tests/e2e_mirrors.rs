@@ -51,7 +51,8 @@ impl Issuer {
     fn new(work: &Workdir, authority: &Authority) -> Self {
         let signer = authority.issue("signer");
         let server = TokenServer::start(signer.clone(), work.join("text"), USER.0, USER.1);
-        let front = Front { tls: Some(authority.issue("realm")), user: None, tokens: Some(server.host().to_owned()) };
+        let front =
+            Front { tls: Some(authority.issue("realm")), tokens: Some(server.host().to_owned()), ..Front::default() };
         let front = Nginx::start(work.join("realm"), server.host(), &front);
         Self { signer, front, _server: server }
     }
@@ -78,7 +79,7 @@ impl Site {
             None => (filled, None),
         };
         let user = issuer.is_none().then(|| (USER.0.to_owned(), USER.1.to_owned()));
-        let front = Front { tls: Some(authority.issue(name)), user, tokens: None };
+        let front = Front { tls: Some(authority.issue(name)), user, ..Front::default() };
         let front = Nginx::start(work.join(name), registry.host(), &front);
         Self { registry, front, _filled: filled }
     }
@@ -178,7 +179,8 @@ enum Server {
     Either,
 }
 
-/// What changes before a state, and who can serve in it. The mirror is asked first where it works.
+/// What changes before a state, and who can serve in it. The mirror is asked first where it works; the origin too, when it is slow, which on a loaded machine
+/// it is at any time.
 type State = (fn(&mut Site, &mut Site), Server);
 
 /// The states of origin and mirror, one after the other.
@@ -260,7 +262,6 @@ fn read_in_full(mut pair: Pair) {
             Server::Either => grown.0 || grown.1,
         };
         assert!(is_served, "state {nth} is served by {server:?}, not (mirror, origin) {grown:?}");
-        assert!(nth > 0 || !grown.1, "the origin is not asked while the mirror works");
     }
     drop(file);
     assert!(fs::read(&path).expect("the device") == pair.truth, "what is cached is right");

@@ -70,7 +70,7 @@ fn a_registry_with_a_private_authority_and_a_password_is_read() {
     let (work, registry) = (Workdir::new(), filled());
     let authority = Authority::new(work.join("tls"));
     let user = (USER.0.to_owned(), USER.1.to_owned());
-    let front = Front { tls: Some(authority.issue("registry")), user: Some(user), tokens: None };
+    let front = Front { tls: Some(authority.issue("registry")), user: Some(user), ..Front::default() };
     let front = Nginx::start(work.join("nginx"), registry.host(), &front);
     log_in(&work, &front.host(), USER.1);
     let tls = format!("--fetch-tls={}", front.host());
@@ -103,7 +103,8 @@ fn tokens_of_the_distribution_protocol_are_asked_for_and_renewed() {
     let signer = authority.issue("signer");
     let tokens = TokenServer::start(signer.clone(), work.join("text"), USER.0, USER.1);
     // The realm is known only once nginx has its port, and nginx wants to know the registry: the token server has an nginx of its own.
-    let realm = Front { tls: Some(authority.issue("realm")), user: None, tokens: Some(tokens.host().to_owned()) };
+    let realm =
+        Front { tls: Some(authority.issue("realm")), tokens: Some(tokens.host().to_owned()), ..Front::default() };
     let realm = Nginx::start(work.join("realm"), open.host(), &realm);
     let closed = open.with_tokens(&format!("https://{}/token", realm.host()), &signer.certificate);
     let front = Front { tls: Some(authority.issue("registry")), ..Front::default() };

@@ -6,6 +6,7 @@ use penstock_registry::{Auth, Config, Credentials, Fault, Kind, Redirect, Rule, 
 use penstock_tests::{
     agent::{Agent, Place},
     disk, fixture,
+    http::Request,
     loopback::Loopback,
     push::Layer,
     require,
@@ -140,6 +141,13 @@ fn attach(agent: &Agent, reference: &str) -> std::path::PathBuf {
     text(&agent.attach(reference, &FUSE)["device_path"]).into()
 }
 
+/// What a readiness probe is told, which is content in either case.
+fn readiness(agent: &Agent) -> String {
+    let answer = agent.http(&Request::get("/readyz")).expect("the agent answers");
+    assert_eq!(answer.status, 200);
+    answer.text()
+}
+
 #[test]
 fn without_the_registry_cached_bytes_are_served_others_fail_in_time_and_it_heals() {
     require!(cannot(), program("mkfs.erofs"));
@@ -155,6 +163,8 @@ fn without_the_registry_cached_bytes_are_served_others_fail_in_time_and_it_heals
     assert!(read_at(&device, cached, 4096).expect("cached bytes need no registry") == disk.bytes[..4096]);
     let error = read_at(&device, other, 4096).expect_err("the bytes cannot be had");
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{error}");
+    let said = readiness(&agent);
+    assert!(said.starts_with("degraded: nobody answered for ") && said.contains(&disk.registry.host()), "{said}");
 
     // What was attached is attached again by the next agent, with no registry to ask.
     assert!(agent.stop().success());
@@ -167,6 +177,7 @@ fn without_the_registry_cached_bytes_are_served_others_fail_in_time_and_it_heals
     disk.registry.set_down(false);
     let at = usize::try_from(other).expect("small");
     assert!(read_at(&device, other, 4096).expect("it healed by itself") == disk.bytes[at..at + 4096]);
+    assert_eq!(readiness(&agent), "ok\n");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The chart: that it renders to what Kubernetes takes, refuses what cannot work, and says of the agent what is so.
 //!
-//! What it does on a node is in `helm_pod.rs`.
+//! What it does on a node is in `helm_pod.rs` and `helm_node.rs`.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
@@ -37,6 +37,32 @@ fn what_the_checker_is_for_is_found_by_it() {
     let path = work.join("wrong.yaml");
     fs::write(&path, chart::render("pod", false).replace("mountPropagation:", "mountPropogation:")).expect("room");
     assert!(chart::invalid(&[path], RELEASES[1]).is_some_and(|said| said.contains("mountPropogation")));
+}
+
+/// The `helm install` commands of a page, each as words: lines that end with a backslash go on.
+fn installs(page: &str) -> Vec<Vec<String>> {
+    let text = fs::read_to_string(workspace::root().join(page)).expect("the page").replace("\\\n", " ");
+    let commands = text.lines().filter_map(|line| line.strip_prefix("$ helm install "));
+    commands.map(|command| command.split_whitespace().map(str::to_owned).collect()).collect()
+}
+
+#[test]
+fn what_the_guides_type_for_a_cluster_renders_to_what_kubernetes_takes() {
+    require!(chart::cannot());
+    let work = Workdir::new();
+    let (mut paths, mut of_k3s) = (Vec::new(), 0);
+    for page in ["docs/getting-started.md", "helm/penstock/README.md"] {
+        for words in installs(page) {
+            assert!(["./helm/penstock", "."].contains(&words[1].as_str()), "{page}: {words:?}");
+            let text = chart::template(&words[0], &words[2..]);
+            of_k3s += usize::from(text.contains("/var/lib/rancher/k3s/"));
+            let path = work.join(&format!("{}.yaml", paths.len()));
+            fs::write(&path, text).expect("room");
+            paths.push(path);
+        }
+    }
+    assert!(paths.len() >= 5 && of_k3s >= 2, "{paths:?}");
+    assert_eq!(chart::invalid(&paths, RELEASES[1]), None);
 }
 
 /// Compares with what is committed; the new text is left where it can be copied from.
@@ -145,7 +171,7 @@ fn keys() -> BTreeSet<String> {
 }
 
 /// What the chart decides by itself.
-const OURS: [&str; 16] = [
+const OURS: [&str; 17] = [
     "state_dir",
     "socket",
     "listen",
@@ -162,6 +188,7 @@ const OURS: [&str; 16] = [
     "images.socket",
     "images.containerd",
     "log.format",
+    "traces.token_file",
 ];
 
 #[test]
@@ -354,4 +381,62 @@ fn kinds_of_the_operator_are_made_only_where_the_cluster_has_them() {
     assert_eq!(has(&chart::render("full", true)), [true, true]);
     assert_eq!(has(&chart::render("full", false)), [false, false]);
     assert_eq!(has(&chart::render("pod", true)), [false, false]);
+}
+
+#[test]
+fn with_a_network_policy_only_whom_it_names_reaches_the_agent_and_only_on_its_port() {
+    require!(chart::cannot());
+    let policy = object("full", "NetworkPolicy");
+    let spec = &policy["spec"];
+    assert_eq!(spec["policyTypes"], serde_json::json!(["Ingress"]), "what the agent asks for is not limited");
+    let labels = &object("full", "DaemonSet")["spec"]["template"]["metadata"]["labels"];
+    for (name, value) in spec["podSelector"]["matchLabels"].as_object().expect("labels") {
+        assert_eq!(&labels[name], value, "it is about the agent's pods");
+    }
+    let rules = spec["ingress"].as_array().expect("rules");
+    assert_eq!(rules.len(), 1, "{rules:?}");
+    assert_eq!(rules[0]["ports"], serde_json::json!([{ "port": 9180, "protocol": "TCP" }]));
+    let from = &rules[0]["from"][0]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"];
+    assert_eq!(from, "monitoring");
+    for other in ["service", "pod", "metrics"] {
+        assert!(chart::objects(other, "NetworkPolicy").is_empty(), "{other}: not unless it is asked for");
+    }
+    let none = ["--set", "networkPolicy.from=null"];
+    let out = chart::helm(&["template", "penstock", "--show-only", "templates/networkpolicy.yaml"], "full", &none);
+    assert!(String::from_utf8_lossy(&out.stdout).contains("ingress: []"), "nobody, when nobody is named");
+}
+
+/// What Artifact Hub reads of a chart: <https://artifacthub.io/docs/topics/annotations/helm/>.
+#[test]
+fn artifact_hub_is_told_what_it_asks_for() {
+    require!(chart::cannot());
+    let chart = chart::parsed(&[chart::dir().join("Chart.yaml")]).remove(0).remove(0);
+    let annotation = |name: &str| {
+        let text = chart["annotations"][format!("artifacthub.io/{name}")].as_str();
+        text.unwrap_or_else(|| panic!("artifacthub.io/{name} is not said")).to_owned()
+    };
+    assert_eq!(annotation("license"), "Apache-2.0");
+    assert_eq!(annotation("category"), "storage");
+    for flag in ["operator", "prerelease", "containsSecurityUpdates"] {
+        assert!(["true", "false"].contains(&annotation(flag).as_str()), "{flag}");
+    }
+    let work = Workdir::new();
+    let lists = ["changes", "links"].map(|name| {
+        let path = work.join(name);
+        fs::write(&path, annotation(name)).expect("room");
+        path
+    });
+    let [changes, links] = chart::parsed(&lists).try_into().expect("two lists");
+    let entries = |list: &[Value]| list[0].as_array().expect("a list").clone();
+    for change in entries(&changes) {
+        let kinds = ["added", "changed", "deprecated", "removed", "fixed", "security"].map(Value::from);
+        assert!(kinds.contains(&change["kind"]) && change["description"].is_string(), "{change}");
+    }
+    for link in entries(&links) {
+        assert!(
+            link["name"].is_string() && link["url"].as_str().is_some_and(|url| url.starts_with("https://")),
+            "{link}"
+        );
+    }
+    assert!(chart["kubeVersion"].is_string() && chart["keywords"].as_array().is_some_and(|all| all.len() >= 3));
 }

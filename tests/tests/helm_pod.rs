@@ -2,8 +2,8 @@
 //! are read through them.
 //!
 //! What is rendered is used as it is, but for two directories, /var/lib/penstock and /run/penstock, which belong to the machine: all that is
-//! written lies in the test's own directory. Volumes of ConfigMaps are written as the kubelet writes them. The image is an ordinary one of
-//! the program under test, its libraries and busybox (`pod::image`).
+//! written lies in the test's own directory. Volumes of ConfigMaps are written as the kubelet writes them. The image is built with buildah, as
+//! `make image` builds it (`pod::image`).
 
 use std::{path::Path, process::Command, thread};
 
@@ -15,6 +15,7 @@ use penstock_tests::{
     http::Request,
     node, pod, require,
     runnable::{self, Kind, Runnable, SUM_ALL},
+    skip::program,
     workdir::Workdir,
 };
 use serde_json::Value;
@@ -93,13 +94,13 @@ impl Kubelet<'_> {
 
 #[test]
 fn a_container_reads_on_while_the_agents_pod_is_killed_and_replaced() {
-    require!(chart::cannot(), node::cannot(Release::Installed));
+    require!(chart::cannot(), node::cannot(Release::Installed), program("buildah"));
     let (work, registry) = (Workdir::new(), DockerRegistry::start());
     for dir in ["state", "snapshots", "run"] {
         share(&work.dir(dir));
     }
     let sandbox = runnable::sandbox(&registry.repository("pause"));
-    let agent = runnable::push(&registry.repository("penstock"), "1", &[pod::image()], &["/bin/sh"]);
+    let agent = pod::image(&registry);
     let usual = Place::new(Release::Installed, &work.dir("usual"), (registry.host(), &sandbox), Snapshotter::Overlayfs);
     let ours = Snapshotter::Penstock { socket: work.join("run/snapshotter.sock"), root: work.join("snapshots") };
     let lazy = Place::new(Release::Installed, &work.dir("lazy"), (registry.host(), &sandbox), ours);
@@ -110,6 +111,9 @@ fn a_container_reads_on_while_the_agents_pod_is_killed_and_replaced() {
     let listens = work.join("run/keeper.sock");
     usual.until(|| listens.exists().then_some(()));
     let (first, running) = kubelet.start_agent(1);
+
+    let parts = ["grep", "-c", "\"bomFormat\": \"CycloneDX\"", "/usr/share/doc/penstock/penstock.cdx.json"];
+    assert_eq!(kubelet.cri.exec(&running, &parts).ok(), "1\n", "the image says what is in it");
 
     // Beside it, containers whose images are read through the agent.
     let lazy = lazy.start();
@@ -146,6 +150,8 @@ fn a_container_reads_on_while_the_agents_pod_is_killed_and_replaced() {
         cri.remove(&container);
         cri.remove_pod(&user);
         cri.remove_image(&reference);
+        // containerd collects what is left of it after its answer.
+        lazy.until(|| kubelet.ask("/v1/devices").as_array().is_some_and(Vec::is_empty).then_some(()));
         kubelet.cri.remove(&running);
         kubelet.cri.remove_pod(&second);
     });

@@ -1,17 +1,18 @@
 //! The kernel's and `fsck.erofs`' judgement of devices made of ordinary layers, against GNU tar's.
 
 use std::{
-    fs::{self, File},
-    os::unix::{
-        ffi::OsStrExt as _,
-        fs::{FileExt as _, PermissionsExt as _, symlink},
-    },
+    fs,
+    os::unix::{ffi::OsStrExt as _, fs::symlink},
     path::{Path, PathBuf},
     process::Command,
 };
 
 use penstock_tests::{
-    layer_device::{Tree, assert_same, blob_of, facts, materialise, materialise_packed, mount, overlay, run},
+    everything,
+    layer_device::{
+        Tree, assert_same, blob_of, facts, materialise, materialise_merged, materialise_packed, mount, overlay, run,
+    },
+    layer_stack::Layer,
     require, skip,
     workdir::Workdir,
 };
@@ -48,78 +49,12 @@ fn mounted(work: &Workdir, archive: &Path, name: &str) -> PathBuf {
     dir
 }
 
-fn own(path: &Path, uid: u32, gid: u32) {
-    std::os::unix::fs::lchown(path, Some(uid), Some(gid)).expect("root may");
-}
-
-/// One of everything that a layer can hold.
-fn everything(root: &Path) {
-    fs::create_dir_all(root.join("dir/empty")).expect("room");
-    fs::create_dir_all(root.join("big")).expect("room");
-    for nth in 0..3000 {
-        fs::write(root.join(format!("big/{nth:04}-{}", "n".repeat(nth % 200))), nth.to_string()).expect("room");
-    }
-    for size in [0, 1, 511, 512, 513, 4095, 4096, 4097, 70_001, 1 << 20] {
-        fs::write(root.join(format!("size-{size}")), vec![b'x'; size]).expect("room");
-    }
-    for name in ["-", "+before-dot", ".hidden", "..two", "ünïcödé", "with space", "new\nline"] {
-        fs::write(root.join("dir").join(name), name).expect("room");
-    }
-    fs::write(root.join("dir").join("l".repeat(255)), "long").expect("room");
-    symlink("t".repeat(4000), root.join("long-link")).expect("room");
-    symlink("s".repeat(4090), root.join("longer-link")).expect("room");
-    symlink("dir/empty", root.join("link")).expect("room");
-    for nth in 0..5 {
-        fs::hard_link(root.join("size-513"), root.join(format!("dir/again-{nth}"))).expect("room");
-    }
-    let sparse = File::create(root.join("sparse")).expect("room");
-    for island in 0..40_u8 {
-        sparse.write_all_at(&[island + 1; 4096], u64::from(island) * 65_536).expect("room");
-    }
-    sparse.set_len((4 << 20) + 7).expect("room");
-    File::create(root.join("hole")).expect("room").set_len(2 << 20).expect("room");
-    for (name, kind, numbers) in
-        [("char", "c", "5 1"), ("block", "b", "259 70000"), ("fifo", "p", ""), ("char2", "c", "4095 1048575")]
-    {
-        run(Command::new("mknod").arg(root.join(name)).arg(kind).args(numbers.split_whitespace()));
-    }
-    own(&root.join("size-1"), 70_000, 4_000_000_000);
-    own(&root.join("link"), 12, 34);
-    own(&root.join("dir"), 1000, 1000);
-    fs::set_permissions(root.join("size-512"), fs::Permissions::from_mode(0o6711)).expect("root may");
-    fs::set_permissions(root.join("dir/empty"), fs::Permissions::from_mode(0o1777)).expect("root may");
-    attributes(root);
-    for (path, time) in
-        [("size-0", "1969-07-20 20:17:40.5"), ("size-4096", "2100-01-01"), ("dir", "2001-02-03 04:05:06")]
-    {
-        run(Command::new("touch").args(["-d", time]).arg(root.join(path)));
-    }
-}
-
-fn attributes(root: &Path) {
-    let set = |path: &str, name: &str, value: &[u8]| {
-        let set = rustix::fs::lsetxattr(root.join(path), name, value, rustix::fs::XattrFlags::empty());
-        set.unwrap_or_else(|error| panic!("{path}, {name}: {error}"));
-    };
-    set("size-1", "user.own", b"only here");
-    set("size-1", "user.binary", b"\x00\xff\n=\x00");
-    set("size-4097", "user.large", &[b'v'; 3000]);
-    set("dir", "trusted.one", b"1");
-    set("link", "security.label", b"on a link");
-    for nth in 0..20 {
-        set(&format!("big/{nth:04}-{}", "n".repeat(nth)), "security.selinux", b"system_u:object_r:bin_t:s0");
-    }
-    // cap_net_raw, permitted and effective: revision 2 of `struct vfs_cap_data`.
-    let capability = [0x0200_0001_u32, 1 << 13, 0, 0, 0].map(u32::to_le_bytes).concat();
-    set("size-70001", "security.capability", &capability);
-}
-
 #[test]
 fn the_kernel_sees_in_the_device_of_a_layer_what_tar_unpacks() {
     require!(cannot());
     let work = Workdir::new();
     let root = work.dir("root");
-    everything(&root);
+    everything::write(&root);
     for (name, format) in [
         ("gnu", &["--format=gnu"][..]),
         ("gnu-sparse", &["--format=gnu", "--sparse"]),
@@ -132,6 +67,11 @@ fn the_kernel_sees_in_the_device_of_a_layer_what_tar_unpacks() {
         let device = mounted(&work, &tar, name);
         assert_same(&facts(&device), &facts(&plain));
         work.unmount();
+        // The same layer as registries hold it, by way of its index: the same device to the byte.
+        let (packed, lazily) = (work.join("packed"), work.join("lazily.erofs"));
+        fs::write(&packed, run(Command::new("gzip").args(["-1", "-n", "-c"]).arg(&tar))).expect("room");
+        materialise_packed(&packed, blob_of(&tar).digest, &work.dir("lazily.maps"), &lazily);
+        assert_eq!(blob_of(&lazily), blob_of(&work.join(&format!("{name}.erofs"))), "through gzip and index");
     }
 }
 
@@ -231,35 +171,48 @@ fn layers_over_each_other_show_what_unpacking_them_in_order_gives() {
     assert_same(&uncounted(tree), &uncounted(facts(&plain)));
 }
 
-/// Directories of the system that this runs on: real files, by the thousands.
-const SYSTEM: [&str; 5] = ["etc", "usr/lib/systemd", "usr/share/zoneinfo", "var/lib/dpkg", "usr/lib/python3"];
+/// Random stacks that are tried: a second or two.
+const STACKS: u64 = 24;
+const MOST_LAYERS: usize = 4;
 
 #[test]
-fn a_system_seen_through_its_device_is_the_system() {
+fn random_stacks_show_what_unpacking_them_gives_layer_by_layer_and_merged() {
     require!(cannot());
-    let work = Workdir::new();
-    let tar = work.join("system.tar");
-    let there = SYSTEM.into_iter().filter(|dir| Path::new("/").join(dir).is_dir());
-    let mut command = Command::new("tar");
-    command.args(["--sort=name", "--numeric-owner", "--format=pax", "--sparse", "--xattrs", "--xattrs-include=*"]);
-    run(command.arg("-cf").arg(&tar).args(["-C", "/"]).args(there));
-    let plain = work.join("plain");
-    unpack(&tar, &plain, &[]);
-    let device = mounted(&work, &tar, "system");
-    // The same layer as registries hold it, by way of its index: the same device to the byte.
-    let (packed, lazily) = (work.join("system.tar.gz"), work.join("lazily.erofs"));
-    let gzip = run(Command::new("gzip").args(["-1", "-n", "-c"]).arg(&tar));
-    fs::write(&packed, gzip).expect("room");
-    materialise_packed(&packed, blob_of(&tar).digest, &work.dir("lazily.maps"), &lazily);
-    assert_eq!(blob_of(&lazily), blob_of(&work.join("system.erofs")), "through gzip and index");
-    let (found, mut expected) = (facts(&device), facts(&plain));
-    // Directories that the archive leaves out are the unpacker's affair.
-    for path in ["", "usr", "usr/lib", "usr/share", "var", "var/lib"] {
-        match found.get(path.as_bytes()) {
-            Some(facts) => expected.insert(path.as_bytes().to_vec(), facts.clone()),
-            None => expected.remove(path.as_bytes()),
+    for seed in 0..STACKS {
+        let (work, mut random) = (Workdir::new(), fastrand::Rng::with_seed(seed));
+        let (plain, mut archives, mut layers) = (work.dir("plain"), Vec::new(), Vec::new());
+        for nth in 0..random.usize(1..=MOST_LAYERS) {
+            let layer = Layer::random(&mut random).without_idle_whiteouts(&plain);
+            layer.unpack(&plain);
+            let (tar, device) = (work.join(&format!("{nth}.tar")), work.join(&format!("{nth}.erofs")));
+            fs::write(&tar, layer.archive()).expect("room");
+            archives.push(layer.archive());
+            materialise(&tar, &work.dir(&format!("{nth}.maps")), &device);
+            layers.push(work.join(&format!("{nth}.mnt")));
+            mount(&device, &layers[nth]);
+        }
+        // Directories count their names in the way of their file system.
+        let uncounted = |mut tree: Tree| {
+            tree.values_mut().filter(|facts| facts.kind == 'd').for_each(|facts| facts.links = 0);
+            tree
         };
+        // Nor does overlayfs say of files of lower layers how many names are left, nor give them numbers of their own.
+        let one_by_one = |mut tree: Tree| {
+            tree.values_mut().for_each(|facts| (facts.links, facts.same_as) = (0, Vec::new()));
+            tree
+        };
+        let expected = facts(&plain);
+        println!("seed {seed}");
+        let device = work.join("merged.erofs");
+        materialise_merged(&archives, &work.dir("merged.maps"), &device);
+        let (merged, stacked) = (work.join("merged"), work.join("stacked"));
+        mount(&device, &merged);
+        assert_same(&uncounted(facts(&merged)), &uncounted(expected.clone()));
+        // One directory is no overlay.
+        if layers.len() > 1 {
+            overlay(&layers, &stacked);
+            assert_same(&one_by_one(facts(&stacked)), &one_by_one(expected));
+        }
+        work.unmount();
     }
-    assert!(found.len() > 500, "{} paths", found.len());
-    assert_same(&found, &expected);
 }

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::TcpListener,
 };
 
 use penstock_tests::{
@@ -18,9 +17,10 @@ use penstock_tests::{
 use serde_json::Value;
 
 /// Where series are registered, and what stands before their names there.
-const REGISTERED: [(&str, &str); 11] = [
+const REGISTERED: [(&str, &str); 13] = [
     ("agent/src/metrics.rs", ""),
     ("agent/src/events.rs", ""),
+    ("agent/src/traces.rs", "traces_"),
     ("agent/src/recordings/metrics.rs", "recordings_"),
     ("agent/src/serve/count.rs", "api_"),
     ("device/src/stats.rs", "device_"),
@@ -28,6 +28,7 @@ const REGISTERED: [(&str, &str); 11] = [
     ("fetcher/src/metrics/endpoint.rs", "fetcher_"),
     ("cache/src/metrics.rs", "cache_"),
     ("index/src/metrics.rs", "index_"),
+    ("layers/src/unpacked/metrics.rs", "layers_"),
     ("snapshotter/src/metrics.rs", "snapshotter_"),
     ("snapshotter/src/images/metrics.rs", "images_"),
 ];
@@ -212,10 +213,8 @@ fn promtool_takes_the_alerts_and_every_query_of_the_dashboard() {
 fn prometheus_reads_a_running_agent() {
     require!(prometheus::cannot());
     let work = Workdir::new();
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
-    let address = format!("127.0.0.1:{port}");
-    let _agent = Place::new(work.path()).with(&["--device-transport", "fuse", "--listen", &address]).start();
-    let server = Prometheus::start(&address, &chart::dir().join("files/alerts.yaml"));
+    let agent = Place::new(work.path()).with(&["--device-transport", "fuse", "--listen", "127.0.0.1:0"]).start();
+    let server = Prometheus::start(&agent.address(), &chart::dir().join("files/alerts.yaml"));
     assert_eq!(server.value("penstock_build_info"), "1");
     assert_eq!(server.value("up"), "1");
     assert_eq!(server.value("penstock_cache_index_in_use"), "1");

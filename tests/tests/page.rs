@@ -5,6 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use penstock_registry::Config;
 use penstock_tests::{
     agent::{Agent, Place},
+    axe,
     browser::{Browser, PROGRAM},
     fixture,
     loopback::Loopback,
@@ -18,11 +19,9 @@ fn cannot() -> Option<String> {
     root().or_else(fuse).or_else(loop_devices).or_else(|| filesystem("ext4")).or_else(|| program(PROGRAM))
 }
 
-/// The page's address, as the agent said it.
+/// The page's address.
 fn address(agent: &Agent) -> String {
-    let events = agent.get("/v1/events");
-    let ready = events["events"].as_array().expect("events").iter().find(|event| event["kind"] == "agent.ready");
-    format!("http://{}/", ready.expect("agent.ready")["fields"]["address"].as_str().expect("an address"))
+    format!("http://{}/", agent.address())
 }
 
 fn complains_of_nothing(browser: &mut Browser) {
@@ -66,6 +65,10 @@ fn the_page_shows_what_happens_while_it_happens() {
     tree::assert_same(&tree::read(&mount).expect("every file"), &fixture::tree());
     browser.until("[...document.querySelectorAll('#map p')].every((p) => !/, 0 read/.test(p.textContent))");
     browser.until("/\\d+ hits, [1-9]\\d* misses, 0 errors/.test(document.querySelector('#facts').innerText)");
+
+    for (chart, line) in [("c-rate", "registries"), ("c-read", "origin")] {
+        browser.until(&format!("document.querySelector('#{chart}').parentElement.innerText.includes('{line}')"));
+    }
 
     browser.value("document.querySelector('#look').click()");
     browser.until("document.querySelectorAll('#images .layer').length === 3");
@@ -199,14 +202,11 @@ const STUMBLES: &str = r#"(() => {
 /// Roles that mean nothing without a name.
 const NAMED: [&str; 7] = ["button", "textbox", "searchbox", "image", "region", "columnheader", "link"];
 
-#[test]
-fn who_cannot_see_it_or_has_no_mouse_can_use_it_in_light_and_dark() {
-    require!(cannot());
-    let work = Workdir::new();
-    let agent = Place::new(work.path()).reading_ahead().with(&["--listen", "127.0.0.1:0"]).start();
-    let mut browser = Browser::start(&work);
+/// A page that shows two devices, and of one of them its blocks.
+fn with_two_devices(work: &Workdir, agent: &Agent) -> Browser {
+    let mut browser = Browser::start(work);
     browser.ask("Page.addScriptToEvaluateOnNewDocument", serde_json::json!({ "source": STREAM }));
-    browser.open(&address(&agent));
+    browser.open(&address(agent));
     browser.until("document.querySelector('#link').textContent === 'live'");
     browser.value("push('devices', { rows: [row(1, 5), { ...row(2, 5), state: 'failed', state_reason: 'no registry' }], gone: [] })");
     browser.until("document.querySelectorAll('#devices tr').length === 2");
@@ -215,9 +215,39 @@ fn who_cannot_see_it_or_has_no_mouse_can_use_it_in_light_and_dark() {
     browser.value("push('devices', { rows: [row(1, 5), { ...row(2, 5), state: 'failed', state_reason: 'no registry' }], gone: [] })");
     browser.value("push('map', { id: 'd2', blobs: [{ digest: `sha256:${'a'.repeat(64)}`, size_bytes: 1000, cell_bytes: 100, cells: '0X2XA00' }] })");
     browser.until("document.querySelectorAll('#map canvas').length === 1");
+    browser
+}
+
+fn prefer(browser: &mut Browser, scheme: &str) {
+    let features = serde_json::json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+    browser.ask("Emulation.setEmulatedMedia", features);
+}
+
+#[test]
+fn axe_finds_nothing_that_keeps_people_out_in_light_and_dark() {
+    require!(cannot(), axe::cannot());
+    let work = Workdir::new();
+    let agent = Place::new(work.path()).reading_ahead().with(&["--listen", "127.0.0.1:0"]).start();
+    let mut browser = with_two_devices(&work, &agent);
     for scheme in ["light", "dark"] {
-        let features = serde_json::json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
-        browser.ask("Emulation.setEmulatedMedia", features);
+        prefer(&mut browser, scheme);
+        let found = axe::violations(&mut browser);
+        assert!(found.is_empty(), "{scheme}: {found:#?}");
+    }
+    browser.value("document.body.prepend(Object.assign(document.createElement('img'), { src: 'data:,' }))");
+    let found = axe::violations(&mut browser);
+    assert!(found.iter().any(|one| one.starts_with("image-alt ")), "it does look: {found:#?}");
+    assert!(agent.stop().success());
+}
+
+#[test]
+fn who_cannot_see_it_or_has_no_mouse_can_use_it_in_light_and_dark() {
+    require!(cannot());
+    let work = Workdir::new();
+    let agent = Place::new(work.path()).reading_ahead().with(&["--listen", "127.0.0.1:0"]).start();
+    let mut browser = with_two_devices(&work, &agent);
+    for scheme in ["light", "dark"] {
+        prefer(&mut browser, scheme);
         let stumbles = browser.value(STUMBLES);
         assert_eq!(stumbles.as_array().map(Vec::len), Some(0), "{scheme}: {stumbles:#}");
     }

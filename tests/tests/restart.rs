@@ -12,7 +12,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -188,11 +191,16 @@ fn settings_that_an_agent_refuses_end_the_supervisor_too() {
 /// What the stand-in for systemd keeps, by name.
 type Kept = Arc<Mutex<BTreeMap<String, OwnedFd>>>;
 
+/// A message of ours: once it is taken, so is all that was sent before it.
+const MARK: &[u8] = b"MARK";
+
 /// A service manager's notification socket, and its descriptor store.
 struct Manager {
     kept: Kept,
     said: Arc<Mutex<Vec<String>>>,
     path: PathBuf,
+    /// Hears each [`MARK`] that was taken.
+    marks: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -201,13 +209,20 @@ impl Manager {
         let path = dir.join("notify.sock");
         let socket = UnixDatagram::bind(&path).expect("a socket");
         let (kept, said) = (Kept::default(), Arc::<Mutex<Vec<String>>>::default());
-        let to = (kept.clone(), said.clone());
-        let thread = thread::spawn(move || while take(&socket, &to.0, &to.1).expect("a message") {});
-        Self { kept, said, path, thread: Some(thread) }
+        let (to, (marked, marks)) = ((kept.clone(), said.clone()), sync_channel(1));
+        let thread = thread::spawn(move || while take(&socket, (&to.0, &to.1), &marked).expect("a message") {});
+        Self { kept, said, path, marks, thread: Some(thread) }
+    }
+
+    /// Waits until all is taken that was sent.
+    fn catch_up(&self) {
+        UnixDatagram::unbound().and_then(|socket| socket.send_to(MARK, &self.path)).expect("it listens");
+        self.marks.recv().expect("it takes what was sent");
     }
 
     /// A command that runs the agent of `place` as systemd would, with what is kept; at most one descriptor.
     fn command(&self, place: &Place) -> Command {
+        self.catch_up();
         let kept = self.kept.lock();
         let mut command = Command::new("bash");
         let mut script = "exec \"$0\" agent \"$@\"".to_owned();
@@ -222,6 +237,7 @@ impl Manager {
     }
 
     fn names(&self) -> Vec<String> {
+        self.catch_up();
         self.kept.lock().keys().cloned().collect()
     }
 }
@@ -238,7 +254,11 @@ impl Drop for Manager {
 }
 
 /// Takes one message as systemd does; false at the end.
-fn take(socket: &UnixDatagram, kept: &Kept, said: &Mutex<Vec<String>>) -> io::Result<bool> {
+fn take(
+    socket: &UnixDatagram,
+    (kept, said): (&Kept, &Mutex<Vec<String>>),
+    marked: &SyncSender<()>,
+) -> io::Result<bool> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let (mut bytes, mut control) = ([0; 4096], RecvAncillaryBuffer::new(&mut space));
     let got = recvmsg(socket.as_fd(), &mut [io::IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
@@ -252,6 +272,7 @@ fn take(socket: &UnixDatagram, kept: &Kept, said: &Mutex<Vec<String>>) -> io::Re
     let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).map(str::to_owned);
     match (text.lines().next(), name) {
         (Some("END"), _) => return Ok(false),
+        (Some(line), _) if line.as_bytes() == MARK => drop(marked.send(())),
         (Some("FDSTORE=1"), Some(name)) => kept.lock().extend(fds.pop().map(|fd| (name, fd))),
         (Some("FDSTOREREMOVE=1"), Some(name)) => drop(kept.lock().remove(&name)),
         // The barrier's descriptor closes with `fds`.
@@ -287,7 +308,7 @@ fn systemds_descriptor_store_carries_mounts_over_a_kill_and_over_a_restart() {
     assert_eq!(bench.work.mounts(), NONE);
     assert!(manager.names().is_empty(), "what is detached is not kept");
     let said = manager.said.lock();
-    for word in ["READY=1", "STOPPING=1", "WATCHDOG=1", "BARRIER=1"] {
+    for word in ["READY=1\nSTATUS=ready", "STOPPING=1\nSTATUS=draining", "WATCHDOG=1", "BARRIER=1"] {
         assert!(said.iter().any(|text| text.starts_with(word)), "{word} was not said: {said:?}");
     }
 }

@@ -23,6 +23,9 @@ static ONE: Mutex<()> = Mutex::new(());
 /// Longest time of one scenario, in seconds. Emulated on a loaded machine, the longest takes a few minutes.
 const LIMIT_SECONDS: usize = 600;
 
+/// The certificate authorities of a Debian system.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 /// The directory with the kernel, or why there is none.
 fn kernel() -> Result<&'static Path, String> {
     static KERNEL: OnceLock<Result<PathBuf, String>> = OnceLock::new();
@@ -155,15 +158,24 @@ fn a_reader_through_ublk_sees_what_the_failure_matrix_says() {
 }
 
 #[test]
-fn a_container_starts_from_a_ublk_device_before_its_image_was_fetched_and_sees_no_kill_of_the_agent() {
+fn containers_start_from_ublk_devices_before_their_image_was_fetched_and_see_no_kill_of_the_agent() {
     require!(cannot(), runnable::cannot(), Release::Installed.cannot());
     let (work, image) = (Workdir::new(), Runnable::new(1, 2));
     let dir = work.dir("image");
     runnable::layout(&dir, "1", &image.layers(Kind::OverlayBd), &["sh"]);
     std::fs::write(dir.join("sums"), image.sums()).expect("a file");
-    let dir = format!("{}:/image", dir.display());
+    let ordinary = work.dir("ordinary");
+    runnable::layout(&ordinary, "1", &image.layers(Kind::Ordinary), &["sh"]);
+    let [dir, ordinary] = [(dir, "image"), (ordinary, "ordinary")].map(|(dir, at)| format!("{}:/{at}", dir.display()));
+    // What pushes an index wants to know certificate authorities, whatever it pushes to.
+    let authorities = format!("{AUTHORITIES}:{AUTHORITIES}");
     let programs = ["-b", "containerd", "-b", "containerd-shim-runc-v2", "-b", "runc", "-b", "ctr"];
-    ends_well("containers", &work, None, &[&programs[..], &["-f", &dir]].concat());
+    ends_well(
+        "containers",
+        &work,
+        None,
+        &[&programs[..], &["-m", "erofs", "-f", &dir, "-f", &ordinary, "-f", &authorities]].concat(),
+    );
 }
 
 #[test]

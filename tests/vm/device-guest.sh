@@ -87,6 +87,14 @@ one=$!
 [ "$(sha256sum <$bdev | cut -d' ' -f1)" = "$(cat /ext4.img.sha256)" ] || die "sha256 of $bdev"
 wait $one
 [ "$(ls -d /sys/block/${bdev#/dev/}/mq/* | wc -l)" = 2 ] || die "not two queues"
+for task in /proc/$b/task/*; do
+	queue=$(sed -n 's/^q\([01]\)-b$/\1/p' $task/comm)
+	[ -n "$queue" ] || continue
+	[ "$(sed -n 's/^Cpus_allowed_list:.//p' $task/status)" = "$(tr -d ' ' </sys/block/${bdev#/dev/}/mq/$queue/cpu_list)" ] ||
+		die "the thread of queue $queue is not on the processors of its readers"
+	seated="${seated:-}$queue"
+done
+[ "${#seated}" = 2 ] || die "not a thread for each queue"
 for i in 0 1 2 3 4 5 6 7 8 9 10 11; do
 	dd if=$bdev bs=4096 skip=$((i * 300)) count=200 iflag=direct 2>/dev/null | sha256sum >/tmp/part$i &
 	parts="${parts:-} $!"

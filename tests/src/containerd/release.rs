@@ -67,19 +67,33 @@ impl Release {
 
     /// Where its programs are; `None` for those that are installed.
     fn dir(self) -> Option<&'static Fetched> {
-        static TRIXIE: OnceLock<Fetched> = OnceLock::new();
         static SID: OnceLock<Fetched> = OnceLock::new();
         match self {
             Self::Installed => None,
-            Self::Trixie => Some(TRIXIE.get_or_init(|| fetch("trixie"))),
-            Self::Sid => Some(SID.get_or_init(|| fetch("sid"))),
+            Self::Trixie => Some(trixie()),
+            Self::Sid => Some(SID.get_or_init(|| fetch("sid", &["containerd"]))),
         }
     }
 }
 
-/// Fetches containerd of a Debian suite into the target directory, where it stays, and answers the directory of its programs.
-fn fetch(suite: &str) -> Fetched {
-    unpacked(&workspace::target().join("debian").join(format!("containerd-{suite}")), suite, "containerd")
+/// Fetches packages of a Debian suite into the target directory, where they stay, and answers the directory of their programs.
+fn fetch(suite: &str, packages: &[&str]) -> Fetched {
+    unpacked(&workspace::target().join("debian").join(format!("{}-{suite}", packages.join("-"))), suite, packages)
+}
+
+/// The programs of Debian 13, fetched.
+fn trixie() -> &'static Fetched {
+    static TRIXIE: OnceLock<Fetched> = OnceLock::new();
+    TRIXIE.get_or_init(|| fetch("trixie", &["containerd", "soci-snapshotter"]))
+}
+
+/// `soci` of Debian 13's soci-snapshotter, fetched: it makes SOCI indexes, of version 1.
+///
+/// # Errors
+/// Why it cannot be had.
+pub fn soci() -> Result<PathBuf, String> {
+    let bin = trixie().as_ref().map(|bin| bin.join("soci"));
+    bin.map_err(|reason| format!("no soci can be had through apt: {reason}"))
 }
 
 /// `ctr-remote` of Debian 12's stargz-snapshotter, fetched: a client that pulls lazily from releases whose own `ctr` cannot.
@@ -88,15 +102,14 @@ fn fetch(suite: &str) -> Fetched {
 /// Why it cannot be had.
 pub fn ctr_remote() -> Result<PathBuf, String> {
     static FETCHED: OnceLock<Fetched> = OnceLock::new();
-    let dir = || workspace::target().join("debian/stargz-snapshotter-bookworm");
-    let bin = FETCHED.get_or_init(|| unpacked(&dir(), "bookworm", "stargz-snapshotter")).clone();
+    let bin = FETCHED.get_or_init(|| fetch("bookworm", &["stargz-snapshotter"])).clone();
     bin.map(|bin| bin.join("ctr-remote")).map_err(|reason| format!("no ctr-remote can be had through apt: {reason}"))
 }
 
-/// Unpacks a package of a suite into `dir`, unless that was done before, and answers its `usr/bin`.
-fn unpacked(dir: &Path, suite: &str, package: &str) -> Fetched {
+/// Unpacks packages of a suite into `dir`, unless that was done before, and answers its `usr/bin`.
+fn unpacked(dir: &Path, suite: &str, packages: &[&str]) -> Fetched {
     let script = workspace::root().join("tests/scripts/containerd.sh");
-    let out = Command::new(script).arg(dir).args([suite, package]).output();
+    let out = Command::new(script).arg(dir).arg(suite).args(packages).output();
     let out = out.map_err(|error| format!("tests/scripts/containerd.sh: {error}"))?;
     let last = String::from_utf8_lossy(&out.stderr).lines().last().unwrap_or_default().to_owned();
     if out.status.success() { Ok(dir.join("usr/bin")) } else { Err(last) }

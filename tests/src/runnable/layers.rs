@@ -17,6 +17,8 @@ use crate::{disk, push::Layer, workdir::Workdir};
 
 /// The media type of an ordinary layer.
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// The media type of one that is not compressed.
+const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 /// The media type given to a layer that is an EROFS: containerd takes for a layer what begins so.
 const EROFS: &str = "application/vnd.oci.image.layer.v1.erofs";
 /// Unit in which disks are compared: the block size of the file system.
@@ -35,6 +37,14 @@ pub(super) fn run(command: &mut Command) -> Vec<u8> {
 
 impl Step {
     /// The step as tar+gzip, deletions as whiteout files.
+    pub(super) fn packed(&self, i: usize, work: &Workdir) -> Made {
+        let archive = self.archive(i, work);
+        let tar = work.join("layer.tar");
+        let zipped = run(Command::new("gzip").args(["-1", "-n", "-c"]).arg(&tar));
+        Made { layer: Layer::new(zipped, GZIP), ..archive }
+    }
+
+    /// The step as tar, deletions as whiteout files.
     pub(super) fn archive(&self, i: usize, work: &Workdir) -> Made {
         let whiteouts = work.dir(&format!("whiteouts-{i}"));
         if let Some(path) = self.removed.map(Path::new) {
@@ -52,9 +62,9 @@ impl Step {
             .arg("-C")
             .arg(&whiteouts)
             .arg("."));
-        let zipped = run(Command::new("gzip").args(["-1", "-n", "-c"]).arg(&tar));
-        let diff_id = Digest::of(&fs::read(&tar).expect("the archive"));
-        Made::new(Layer::new(zipped, GZIP), &diff_id)
+        let layer = Layer::new(fs::read(&tar).expect("the archive"), TAR);
+        let diff_id = Digest::of(&layer.bytes);
+        Made::new(layer, &diff_id)
     }
 
     /// The step as an EROFS, deletions as overlayfs has them: character devices 0/0.
@@ -76,19 +86,13 @@ impl Step {
 pub(super) fn overlaybd(steps: &[Step], work: &Workdir) -> Vec<Made> {
     let needed: u64 = steps.iter().map(|step| bytes_below(&step.added)).sum();
     let size = (needed + SPARE_BYTES).next_multiple_of(1 << 20);
-    let empty = work.dir("empty");
+    let tree = work.dir("tree");
     let mut below: Option<PathBuf> = None;
     let mut made = Vec::new();
     for (i, step) in steps.iter().enumerate() {
+        step.apply(&tree);
         let disk = work.join(&format!("disk-{i}"));
-        match &below {
-            None => drop(disk::ext4(&empty, disk.clone(), size)),
-            Some(below) => drop(run(Command::new("cp").arg("--sparse=always").arg(below).arg(&disk))),
-        }
-        let mount = work.dir("mount");
-        run(Command::new("mount").args(["-o", "loop"]).arg(&disk).arg(&mount));
-        step.apply(&mount);
-        run(Command::new("umount").arg(&mount));
+        drop(disk::ext4(&tree, disk.clone(), size));
         made.push(layer(below.as_deref(), &disk));
         below = Some(disk);
     }
