@@ -17,7 +17,7 @@ test=(
 	jq procps strace
 	chromium-headless-shell
 	mmdebstrap man-db
-	umoci skopeo
+	umoci skopeo pigz
 )
 # What packages and images are made with.
 package=(dpkg-dev binutils jq buildah busybox-static)
@@ -43,11 +43,14 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
 	exit 0
 fi
 
-missing=()
-for package in "${wanted[@]}"; do
-	status=$(dpkg-query -W -f='${db:Status-Abbrev}' "$package" 2>/dev/null || true)
-	[[ $status == ?i* ]] || missing+=("$package")
-done
+look() {
+	local package status
+	missing=()
+	for package in "${wanted[@]}"; do
+		status=$(dpkg-query -W -f='${db:Status-Abbrev}' "$package" 2>/dev/null || true)
+		[[ $status == ?i* ]] || missing+=("$package")
+	done
+}
 
 as_root=()
 if [ "$(id -u)" != 0 ]; then
@@ -76,7 +79,13 @@ install() {
 	fi
 	rm -f "$log"
 }
-[ ${#missing[@]} = 0 ] || install "${missing[@]}"
+look
+if [ ${#missing[@]} != 0 ]; then
+	install "${missing[@]}"
+	# apt removes what does not go with a new package, such as a qemu-utils from somewhere else.
+	look
+	[ ${#missing[@]} = 0 ] || install "${missing[@]}"
+fi
 
 if ! command -v cargo >/dev/null; then
 	# Debian 13 and Ubuntu 24.04 have rustup, Debian 12 has not.

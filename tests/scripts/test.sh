@@ -22,6 +22,9 @@ export CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never
 
 passed=0 failed=0
 failures=() times=() skips=()
+# What failing tests said, for the end of the output, where it is looked for.
+report=$logs/failures.txt
+: >"$report"
 
 # stage NAME COMMAND...: runs it, notes its time; a stage that is one check counts as one.
 stage_begin() { stage_name=$1 stage_start=$EPOCHREALTIME; echo "== $1"; }
@@ -39,9 +42,25 @@ check() {
 	else
 		failed=$((failed + 1))
 		failures+=("$name")
-		tail -60 "$log"
+		tail -60 "$log" | cut -c1-400 | tee -a "$report"
 	fi
 	stage_end
+}
+
+# panics LOG: what its failing tests said, shortened: their own lines, and the last ones of each process that they ran.
+panics() {
+	awk '
+		/^failures:$/ { part++; next }
+		part != 1 { next }
+		/^---- / { lines = 0 }
+		/^--- output of / { within = 1; seen = 0 }
+		/^--- end of output of / {
+			for (i = seen > 8 ? seen - 8 : 0; i < seen; i++) print last[i % 8]
+			within = 0
+		}
+		within && !/^--- output of / { last[seen++ % 8] = $0; next }
+		lines++ < 40
+	' "$1" | cut -c1-400
 }
 
 # tally NAME LOG STATUS: adds up what one test executable printed.
@@ -66,10 +85,10 @@ tally() {
 		# It ended without counting a failure: a crash, or the time limit.
 		bad=1
 		failures+=("$name (ended with status $status; 124 is the time limit)")
-		tail -60 "$log"
+		tail -60 "$log" | cut -c1-400 | tee -a "$report"
 	elif [ "$bad" != 0 ]; then
 		while read -r test; do failures+=("$name: $test"); done < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$log")
-		sed -n '/^failures:$/,$p' "$log" | head -200
+		panics "$log" | tee -a "$report"
 	fi
 	failed=$((failed + bad))
 	printf '   %-44s %4d passed %3d failed %3d skipped\n' "$name" $((ok - said)) "$bad" "$said"
@@ -179,6 +198,8 @@ if [ ${#skips[@]} != 0 ]; then
 	printf '  %s\n' "${skips[@]}"
 fi
 if [ ${#failures[@]} != 0 ]; then
+	echo
+	cat "$report"
 	echo
 	echo "failed (logs in $logs):"
 	printf '  %s\n' "${failures[@]}"

@@ -304,12 +304,12 @@ fn a_layer_is_built_over_an_ordinary_and_over_a_lazy_image() {
         assert!(listed.iter().all(|path| !path.starts_with("data")), "only what was changed: {listed:?}");
         let snapshots =
             |arguments: &[&str]| ctr(&[&["snapshots", "--snapshotter", "penstock"][..], arguments].concat());
-        // In this order: a snapshot that neither a container nor a label holds is collected at once.
+        // `ctr` labels what it commits and prepares as roots. A view has no label, and is collected at any time.
         let built = format!("built-{name}");
         let _ = snapshots(&["commit", &built, name]);
         let _ = ctr(&["container", "rm", "--keep-snapshot", name]);
-        let _ = snapshots(&["view", &format!("view-{name}"), &built]);
-        let _ = snapshots(&["rm", &format!("view-{name}")]);
+        let _ = snapshots(&["prepare", &format!("over-{name}"), &built]);
+        let _ = snapshots(&["rm", &format!("over-{name}")]);
         let _ = snapshots(&["rm", &built]);
         node.cri().remove_image(&reference);
         assert!(node.snapshots().iter().all(|one| !text(&one["name"]).contains(name)), "{:?}", node.snapshots());
