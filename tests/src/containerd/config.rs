@@ -76,6 +76,7 @@ fn common(place: &Place, version: u32) -> String {
     format!(
         "version = {version}\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\n\
          [grpc]\naddress = \"{socket}\"\n[ttrpc]\naddress = \"{socket}.ttrpc\"\n[debug]\nlevel = \"debug\"\n\
+         [plugins.\"io.containerd.gc.v1.scheduler\"]\nmutation_threshold = 1\n\
          [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{dir}/opt\"\n\
          [plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n{plugin}"
     )
