@@ -28,6 +28,7 @@ use crate::{
     events::{Events, Kind},
     images::{Images, ImagesError},
     keeper::{Keeper, pass::Notice},
+    memory,
     mounter::LayerMounter,
     node::AgentNode,
     pull::Pulls,
@@ -142,6 +143,7 @@ impl Agent {
         let (fetcher, cache) = (Arc::clone(&sources.0), Arc::clone(&sources.2));
         let device_metrics = penstock_device::Metrics::new(registry.sub_registry_with_prefix("device"));
         let mut tasks = sources::watch(&sources, &events).await;
+        tasks.spawn(memory::give_back());
 
         let left = (Arc::clone(&keeper), Arc::new(remaining));
         let recordings = parts::recordings(&config, (&fetcher, &cache), (&state, &events), &mut registry);

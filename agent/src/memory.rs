@@ -4,7 +4,7 @@
 //! what cannot be written soon is served and not kept, decoded frames make room for later ones. Shares are fixed, so that nobody waits for
 //! memory that somebody holds who waits for him. What follows the cache is counted against the rest.
 
-use std::{fs, sync::Arc};
+use std::{fs, sync::Arc, time::Duration};
 
 use penstock_api::{self as api, MemoryPart, MemoryUser};
 use penstock_cache::Cache;
@@ -74,10 +74,35 @@ impl Memory {
         api::Memory {
             budget_bytes: self.budget_bytes,
             used_bytes: parts.iter().map(|part| part.used_bytes).sum(),
-            resident_bytes: fs::read_to_string("/proc/self/status").ok().and_then(|status| anonymous(&status)),
+            resident_bytes: resident_bytes(),
             parts,
         }
     }
+}
+
+/// How often it is looked whether memory can be given back.
+const LOOK: Duration = Duration::from_secs(10);
+/// By how much the process has grown since the last time when it is worth it.
+const GROWN_BYTES: u64 = 1 << 20;
+
+/// Gives back to the kernel what was freed, some seconds after the process has grown: buffers of a burst of fetches are not kept for the next one.
+pub(crate) async fn give_back() {
+    let (mut looks, mut least) = (tokio::time::interval(LOOK), 0);
+    loop {
+        looks.tick().await;
+        let Some(used) = resident_bytes() else { return };
+        least = least.min(used);
+        if used - least > GROWN_BYTES {
+            // Only ends early when the runtime does.
+            let _ = tokio::task::spawn_blocking(penstock_device::trim_heaps).await;
+            least = resident_bytes().unwrap_or(used);
+        }
+    }
+}
+
+/// Bytes that this process has in memory beside pages of files; `None` where the kernel does not tell.
+fn resident_bytes() -> Option<u64> {
+    anonymous(&fs::read_to_string("/proc/self/status").ok()?)
 }
 
 /// Bytes that the process has in memory beside pages of files, as proc(5) shows them.

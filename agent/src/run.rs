@@ -58,6 +58,7 @@ pub fn agent(args: &AgentArgs) -> Result<(), RunError> {
     log::start(loaded.config.log_format, loaded.config.log_level, spans);
     close_off();
     raise_open_files();
+    penstock_device::share_heaps();
     for notice in loaded.notices.iter().chain(keeper.notices()) {
         tracing::warn!("{notice}");
     }

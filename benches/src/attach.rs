@@ -246,6 +246,8 @@ impl Side {
         image.completed().await?;
         self.completed.add(began.elapsed());
         self.completed_bytes += registry.counts().bytes;
+        // As the agent does some seconds later.
+        penstock_device::trim_heaps();
         self.completed_memory_bytes = self.completed_memory_bytes.max(grown());
         drop(image);
         cache.close().await;

@@ -112,6 +112,8 @@ enum Output {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    // As `penstock agent` does.
+    penstock_device::share_heaps();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(Box::pin(run(&args)))
 }

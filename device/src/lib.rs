@@ -59,7 +59,7 @@ pub use latency::{Latencies, Latency, Tier};
 pub use loops::Loop;
 pub use patience::{Notice, Patience, Then};
 pub use stats::{Metrics, Stats};
-pub use sys::inherited;
+pub use sys::{inherited, share_heaps, trim_heaps};
 pub use ublk::{Leftovers, remove_leftovers, retire};
 pub use users::{MAX_USERS, User};
 pub use waits::{Burst, MAX_RANGES, QUIET, RangeWait, Waits};

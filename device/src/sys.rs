@@ -1,7 +1,7 @@
-//! The only unsafe code of the crate: what the kernel offers and no crate wraps.
+//! The only unsafe code of the crate: what the kernel and the C library offer and no crate wraps.
 #![expect(
     unsafe_code,
-    reason = "loop ioctls, a borrowed and an inherited descriptor have no safe wrapper; every block says why it is sound"
+    reason = "loop ioctls, a borrowed and an inherited descriptor and the heap have no safe wrapper; every block says why it is sound"
 )]
 
 use std::{
@@ -152,4 +152,53 @@ pub fn inherited(count: usize) -> io::Result<Vec<OwnedFd>> {
     // SAFETY: they are open (just checked), they were open before `main` (the caller's word), so that nothing in this process owns
     // them, and they are taken once (`TAKEN`).
     Ok(numbers.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
+}
+
+/// Heaps that all threads share. glibc makes eight for each CPU, and what was freed in one is of no use to the others: buffers of a
+/// burst of fetches would stay in several.
+#[cfg(target_env = "gnu")]
+const HEAPS: i32 = 2;
+
+/// Lets all threads share a few heaps, where the C library is glibc (mallopt(3), `M_ARENA_MAX`). Call it before there are other threads:
+/// a heap that there is stays.
+pub fn share_heaps() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number that malloc reads under its own lock; nothing of ours is read or written.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, HEAPS);
+    }
+}
+
+/// Gives the kernel back all whole pages that were freed, where the C library is glibc (malloc_trim(3)). It takes milliseconds: not for
+/// a thread that somebody waits for.
+pub fn trim_heaps() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes malloc's own locks, and only touches pages of which no allocation has a byte.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+#[cfg(all(test, target_env = "gnu"))]
+mod tests {
+    use super::*;
+
+    /// Resident memory that is not pages of files.
+    fn anonymous_kib() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn what_was_freed_below_a_block_in_use_goes_back_to_the_kernel() {
+        let mut blocks: Vec<Box<[u8]>> = (0..16 << 10).map(|_| vec![1; 4 << 10].into_boxed_slice()).collect();
+        let last = blocks.pop();
+        drop(blocks);
+        let before = anonymous_kib();
+        trim_heaps();
+        let after = anonymous_kib();
+        assert!(after + (48 << 10) < before, "{after} KiB of {before} KiB are left");
+        assert_eq!(last.map(|block| block.len()), Some(4 << 10));
+    }
 }
