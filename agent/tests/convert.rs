@@ -121,8 +121,8 @@ impl Bench {
         manifest
     }
 
-    /// The bytes of the device that an image is.
-    async fn device(&self, name: &str) -> (Kind, Vec<u8>) {
+    /// An image, and what its layers are read from.
+    async fn opened(&self, name: &str, maps: &Path) -> (Image, Arc<dyn BlobSource>) {
         let layer = |layer: &penstock_fetcher::Descriptor| Layer {
             blob: layer.blob(),
             media_type: layer.media_type.clone(),
@@ -130,23 +130,21 @@ impl Bench {
         };
         let layers = self.resolve(name).await.layers.iter().map(layer).collect();
         let source: Arc<dyn BlobSource> = self.fetcher.clone();
+        (Image::open(layers, Arc::clone(&source), maps).await.unwrap(), source)
+    }
+
+    /// The bytes of the device that an image is.
+    async fn device(&self, name: &str) -> (Kind, Vec<u8>) {
         let maps = tempfile::tempdir().unwrap();
-        let image = Image::open(layers, Arc::clone(&source), maps.path()).await.unwrap();
+        let (image, source) = self.opened(name, maps.path()).await;
         let all = ByteRange::new(0, image.size_bytes()).unwrap();
         (image.kind(), penstock_image::read(&image, &source, all).await.unwrap().to_vec())
     }
 
     /// Writes the device that an image is to a file with holes, where it has nothing.
     async fn device_to(&self, name: &str, file: &Path) -> Kind {
-        let layer = |layer: &penstock_fetcher::Descriptor| Layer {
-            blob: layer.blob(),
-            media_type: layer.media_type.clone(),
-            annotations: layer.annotations.clone(),
-        };
-        let layers = self.resolve(name).await.layers.iter().map(layer).collect();
-        let source: Arc<dyn BlobSource> = self.fetcher.clone();
         let maps = tempfile::tempdir().unwrap();
-        let image = Image::open(layers, Arc::clone(&source), maps.path()).await.unwrap();
+        let (image, source) = self.opened(name, maps.path()).await;
         image.completed().await.unwrap();
         let out = fs::File::create(file).unwrap();
         out.set_len(image.size_bytes()).unwrap();
