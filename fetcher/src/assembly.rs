@@ -41,10 +41,18 @@ impl<A> Assembly<A> {
         self.wants.push(Want { range, filled: BytesMut::new(), answers: vec![(range, answer)], is_urgent });
     }
 
-    /// Whether a read ahead of `range` would only wait here: it lies before all that is wanted on demand, which is asked for first.
+    /// Whether `range` should have a request of its own, at the same time: what is wanted on demand is asked for first, and what is read ahead of bytes
+    /// before it would only wait, whichever of the two came first.
     pub(crate) fn keeps_waiting(&self, range: ByteRange, purpose: Purpose) -> bool {
         let urgent = self.wants.iter().filter(|want| want.is_urgent).map(|want| want.range.start()).min();
-        purpose == Purpose::Ahead && urgent.is_some_and(|urgent| range.end() <= urgent)
+        match (purpose, urgent) {
+            (Purpose::Ahead, Some(urgent)) => range.end() <= urgent,
+            // What is wanted of it already is not asked for twice.
+            (Purpose::Demand, None) if self.wants.iter().all(|want| want.range.intersection(range).is_none()) => {
+                self.wants.iter().any(|want| want.range.end() <= range.start())
+            }
+            _ => false,
+        }
     }
 
     /// Somebody wants `range` of what is under way: of the body that is being received, or of what somebody else waits for. Refused when it
@@ -262,6 +270,24 @@ mod tests {
         let answered = assembly.feed(10, &bytes(run));
         assert_eq!(answered, [('b', bytes(run).into()), ('c', bytes(range(12, 15)).into())]);
         assert_eq!((assembly.run(), assembly.purpose()), (Some(range(0, 10)), Purpose::Ahead));
+    }
+
+    #[test]
+    fn what_is_read_ahead_does_not_wait_for_demand_behind_it_whichever_came_first() {
+        let alone = |first: (ByteRange, Purpose), second: (ByteRange, Purpose)| {
+            let mut assembly = Assembly::new();
+            assembly.add(first.0, first.1, ());
+            assembly.keeps_waiting(second.0, second.1)
+        };
+        let (before, behind) = (range(0, 10), range(10, 20));
+        assert!(alone((behind, Purpose::Demand), (before, Purpose::Ahead)));
+        assert!(alone((before, Purpose::Ahead), (behind, Purpose::Demand)));
+        // Here nothing would wait: one request brings both, what is wanted first.
+        assert!(!alone((before, Purpose::Demand), (behind, Purpose::Ahead)));
+        assert!(!alone((behind, Purpose::Ahead), (before, Purpose::Demand)));
+        assert!(!alone((before, Purpose::Demand), (behind, Purpose::Demand)));
+        assert!(!alone((before, Purpose::Ahead), (behind, Purpose::Ahead)));
+        assert!(!alone((range(5, 15), Purpose::Ahead), (behind, Purpose::Demand)), "a part of it is on its way");
     }
 
     #[test]
