@@ -25,8 +25,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use futures_util::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use penstock_api as api;
-use penstock_blob::{BlobSource, SPANS};
-use penstock_cache::Cache;
+use penstock_blob::{Blob, BlobSource, SPANS};
+use penstock_cache::{Cache, Followed};
 use penstock_device::{DeviceId, Wanted};
 use penstock_fetcher::{Fetcher, Platform, Reference};
 use penstock_image::{Image, Layer, Maps};
@@ -113,7 +113,13 @@ impl Parts {
         }
     }
 
+    /// While it lives, misses of these blobs bring nothing along: who opens an image knows what he reads next.
+    fn known(&self, blobs: impl IntoIterator<Item = Blob>) -> Vec<Followed> {
+        blobs.into_iter().filter_map(|blob| self.cache.follow(&blob)).collect()
+    }
+
     async fn open(&self, reference: &Reference, layers: &[LayerRecord]) -> Result<Arc<Image>, AttachError> {
+        let _known = self.known(layers.iter().map(LayerRecord::blob));
         let layers = to_open(layers);
         let opening = Box::pin(Image::open_in(layers, Arc::clone(&self.source), &self.maps));
         let failed = |error| AttachError::Open { reference: reference.to_string(), error };

@@ -233,7 +233,10 @@ impl Side {
         let before = usage::anonymous_bytes();
         registry.reset_counts();
         let began = Instant::now();
+        // As the agent does.
+        let known = cache.follow(&self.blob);
         let image = Image::open(layers, Arc::clone(&source), &dir.join("maps")).await?;
+        drop(known);
         self.opened.add(began.elapsed());
         let counts = registry.counts();
         (self.requests, self.fetched_bytes) = (self.requests + counts.requests, self.fetched_bytes + counts.bytes);

@@ -6,14 +6,13 @@
 //! ([`Streams::is_worth`]), so that who reads at random soon fetches nothing but what he asks for. While much of a blob is waited for at once
 //! ([`BUSY`]) a miss brings nothing along: many latencies pass at the same time then, and what is waited for is the bandwidth.
 //!
-//! A *stream* is a spot where somebody may read forward. Who misses the chunk right behind what was read there, or behind its place, is followed: one
-//! chunk of each batch is marked, and when it is used the next batch is asked for, twice as large if most of this one was used, up to
-//! [`Limits::window`]. A reader in order so finds several batches in flight, as with the kernel's read-ahead (`PG_readahead`).
+//! A *stream* is a spot where somebody may read forward. Who misses the chunk right behind what was read there, or behind its place, is followed, at
+//! first to the end of the place that he has come to. One chunk of each batch is marked, and when it is used the next batch is asked for, twice as
+//! large if most of this one was used, up to [`Limits::window`]. A reader in order so finds several batches in flight, as with the kernel's read-ahead
+//! (`PG_readahead`).
 
 /// Streams kept of one blob; the one that was used longest ago makes room for another. Programs read from a few files at once.
 const MOST_STREAMS: usize = 8;
-/// Misses that bring nothing along, of each blob: whoever opens an image looks at its head, its end and its tables.
-const OPENING: u32 = 3;
 /// Places whose chunks need not be used: what is fetched while nothing is known.
 const TRIAL: u32 = 6;
 /// One in so many chunks beyond that has to be used. A chunk costs a tenth of what a miss does, with 20 ms and 100 MB/s: below that reading ahead
@@ -107,6 +106,7 @@ impl Streams {
             (self.spent, self.used) = (self.spent / 2, self.used / 2);
         }
         let next = last.saturating_add(1);
+        let is_alone = waited_for >= BUSY || !self.is_worth(limits);
         let follows = |stream: &Stream| (stream.next..=stream.end()).contains(&first);
         let (behind, before) = match self.streams.iter().position(follows) {
             Some(at) => {
@@ -114,9 +114,11 @@ impl Streams {
                 // Nothing is known of a stream that is one chunk long.
                 let (had, end) =
                     batch.map_or((1, 0), |batch| (batch.last - batch.first + 1, batch.last.saturating_add(1)));
-                (self.follow((next, end), had, limits), None)
+                // Programs come back to the place that he has come to, whether they read on or not.
+                let rest = if is_alone { 0 } else { place_end(next, limits).saturating_sub(next.max(end)) };
+                (self.follow((next, end), had.max(rest), limits), None)
             }
-            None if self.calls <= OPENING || waited_for >= BUSY || !self.is_worth(limits) => (self.stay(next), None),
+            None if is_alone => (self.stay(next), None),
             None => self.place((first, next), limits),
         };
         behind.into_iter().chain(before)
@@ -143,9 +145,7 @@ impl Streams {
 
     /// The rest of the place, or places, of what is missed, `first..next`: what is behind it, what is before it.
     fn place(&mut self, (first, next): Run, limits: Limits) -> (Option<Run>, Option<Run>) {
-        let start = first / limits.place * limits.place;
-        let end = u64::from(next).next_multiple_of(u64::from(limits.place)).min(u64::from(limits.chunks));
-        let end = u32::try_from(end).unwrap_or(limits.chunks);
+        let (start, end) = (first / limits.place * limits.place, place_end(next, limits));
         let run = |start: u32, end: u32| (start < end).then(|| (start, end - 1));
         let behind = run(next, end);
         self.push(next, behind.map(|(first, last)| Batch { first, last, mark: None }));
@@ -182,6 +182,12 @@ impl Streams {
     }
 }
 
+/// Where the place ends that lies before chunk `next`.
+fn place_end(next: u32, limits: Limits) -> u32 {
+    let end = u64::from(next).next_multiple_of(u64::from(limits.place)).min(u64::from(limits.chunks));
+    u32::try_from(end).unwrap_or(limits.chunks)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -203,14 +209,6 @@ mod tests {
     }
 
     impl Model {
-        /// One that was opened: its first misses are over.
-        fn opened() -> Self {
-            let mut model = Self::default();
-            (0..OPENING).for_each(|nth| model.read(LIMITS.chunks - 1 - 2 * nth));
-            (model.misses, model.fetched) = (0, 0);
-            model
-        }
-
         fn read(&mut self, chunk: u32) {
             let runs = if self.here.insert(chunk) {
                 self.misses += 1;
@@ -246,7 +244,7 @@ mod tests {
     #[test]
     fn a_miss_brings_its_place_what_is_behind_it_first() {
         let asks = |run: Run, limits: Limits| -> Vec<Run> {
-            let mut streams = Streams { calls: OPENING, ..Streams::default() };
+            let mut streams = Streams::default();
             streams.missed(run, 1, limits).collect()
         };
         let table: [(Run, &[Run]); 6] = [
@@ -266,10 +264,13 @@ mod tests {
     }
 
     #[test]
-    fn whoever_opens_an_image_fetches_what_he_asks_for() {
-        let mut model = Model::default();
-        [999, 4, 500].into_iter().for_each(|chunk| model.read(chunk));
-        assert_eq!(model.fetched, OPENING);
+    fn who_goes_on_in_the_next_place_brings_that_along() {
+        let mut streams = Streams::default();
+        let mut asks = |chunk| streams.missed((chunk, chunk), 1, LIMITS).collect::<Vec<_>>();
+        assert_eq!(asks(46), [(47, 47), (40, 45)]);
+        assert_eq!(asks(48), [(49, 55)]);
+        assert_eq!(asks(56), [(57, 63)]);
+        assert_eq!(asks(71), [(64, 70)], "its place was left out");
     }
 
     #[test]
@@ -291,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_reader_backwards_waits_once_for_each_place() {
-        let mut model = Model::opened();
+        let mut model = Model::default();
         (200..900).rev().for_each(|chunk| model.read(chunk));
         assert!(model.misses <= 700 / LIMITS.place + 1, "{}", model.misses);
         assert!(model.fetched <= 700 + 2 * LIMITS.place, "{}", model.fetched);
@@ -299,7 +300,7 @@ mod tests {
 
     #[test]
     fn who_comes_back_to_a_few_places_waits_once_for_each() {
-        let mut model = Model::opened();
+        let mut model = Model::default();
         let mut random = fastrand::Rng::with_seed(1);
         let mut needs: Vec<u32> = (0..10).flat_map(|place| place * 80..place * 80 + LIMITS.place).collect();
         random.shuffle(&mut needs);
@@ -309,7 +310,7 @@ mod tests {
 
     #[test]
     fn who_reads_at_random_soon_fetches_what_he_asks_for_only() {
-        let mut model = Model::opened();
+        let mut model = Model::default();
         let mut random = fastrand::Rng::with_seed(1);
         let mut places: Vec<u32> = (0..1000).step_by(10).collect();
         random.shuffle(&mut places);
@@ -321,7 +322,7 @@ mod tests {
     #[test]
     fn who_waits_for_much_at_once_brings_nothing_along_but_is_followed() {
         let asks = |waited_for: usize| -> Vec<Run> {
-            let mut streams = Streams { calls: OPENING, ..Streams::default() };
+            let mut streams = Streams::default();
             streams.missed((44, 44), waited_for, LIMITS).chain(streams.missed((45, 45), waited_for, LIMITS)).collect()
         };
         assert_eq!(asks(BUSY), [(46, 46)]);

@@ -1,8 +1,9 @@
 //! The parts of a blob that opening its layer needs, read once and held until its tables are made.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::{Either, select};
 use parking_lot::Mutex;
 use penstock_blob::{Blob, BlobSource, ByteRange, ChunkSize, Purpose, ReadError};
 
@@ -17,11 +18,21 @@ pub(crate) const HEAD_BYTES: u64 = 16 << 10;
 /// What a cache below fetches at the least, from a multiple of it on, unless it was told otherwise.
 const CHUNK_BYTES: u64 = ChunkSize::DEFAULT.bytes() as u64;
 
+/// Chunks before the tail that are read with it: the jump table of 256 MiB in frames of 4 KiB.
+const TABLE_CHUNKS: u64 = 2;
+
 /// The end of `range` that lies in one chunk, if it has `least` bytes; otherwise all of it. Some tens of kilobytes that are only probably of use are not worth
 /// a whole chunk more.
 pub(crate) fn in_last_chunk(range: ByteRange, least: u64) -> ByteRange {
     let border = (range.end() - 1) / CHUNK_BYTES * CHUNK_BYTES;
     ByteRange::new(border.max(range.start()), range.end()).ok().filter(|end| end.len() >= least).unwrap_or(range)
+}
+
+/// The [`TABLE_CHUNKS`] before the one that the tail begins in, as far as they lie behind that of the head.
+fn before_tail(head: ByteRange, tail: ByteRange) -> Option<ByteRange> {
+    let end = tail.start() / CHUNK_BYTES * CHUNK_BYTES;
+    let start = end.saturating_sub(TABLE_CHUNKS * CHUNK_BYTES).max(head.end().next_multiple_of(CHUNK_BYTES));
+    ByteRange::new(start, end).ok()
 }
 
 /// A blob, and its head, its tail and what lies around its jump table once read.
@@ -44,7 +55,8 @@ impl Window {
         &self.blob
     }
 
-    /// Reads the head and the tail of `file`, in one read if they meet; nothing when they are held.
+    /// Reads the head and the tail of `file`, in one read if they meet; nothing when they are held. What lies before the tail is asked for with it, as what
+    /// nobody waits for yet: of a layer that is not large that is all of its jump table, which is read next.
     pub(crate) async fn load(&self, file: ByteRange, tail_bytes: u64) -> Result<(), LayerError> {
         if file.len() <= HEAD_BYTES + tail_bytes {
             return self.load_more(file).await;
@@ -52,8 +64,14 @@ impl Window {
         let head = ByteRange::at(file.start(), HEAD_BYTES).map_err(|_| LayerError::Empty)?;
         let tail = ByteRange::new(file.end() - tail_bytes, file.end()).map_err(|_| LayerError::Empty)?;
         let tail = in_last_chunk(tail, LEAST_TAIL_BYTES);
-        futures_util::future::try_join(self.load_more(head), self.load_more(tail)).await?;
-        Ok(())
+        let both = pin!(futures_util::future::try_join(self.load_more(head), self.load_more(tail)));
+        let before = before_tail(head, tail).filter(|range| self.held(*range).is_none());
+        let Some(before) = before else { return both.await.map(drop) };
+        // A source that keeps what it reads goes on with it when nobody listens any more.
+        match select(both, self.source.read(self.blob, before, Purpose::Ahead)).await {
+            Either::Left((loaded, _)) => loaded.map(drop),
+            Either::Right((_, both)) => both.await.map(drop),
+        }
     }
 
     /// Reads what is not held of a range and holds it, unless it lies in the middle of it.
@@ -149,6 +167,20 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lies_before_the_tail_is_whole_chunks_behind_the_head() {
+        const KIB: u64 = 1 << 10;
+        let before = |tail: u64| {
+            let (head, tail) = (ByteRange::at(0, 16 * KIB).unwrap(), ByteRange::at(tail * KIB, 64 * KIB).unwrap());
+            before_tail(head, tail).map(|range| (range.start() / KIB, range.end() / KIB))
+        };
+        assert_eq!(before(1000), Some((640, 896)));
+        assert_eq!(before(896), Some((640, 896)));
+        assert_eq!(before(300), Some((128, 256)), "the head's chunk is on its way");
+        assert_eq!(before(200), None);
+        assert_eq!(before(64), None);
+    }
 
     #[test]
     fn what_is_probably_of_use_is_not_read_of_a_further_chunk() {

@@ -108,6 +108,7 @@ impl Opened {
             served.serve(parts, registered.index().layer().packed);
             served.decode(registered);
         }
+        let _known = parts.known(served.blobs.iter().copied());
         let opening = Box::pin(Image::open_stack(found.members, Arc::clone(&parts.source), &parts.maps));
         let failed = |error| AttachError::Open { reference: reference.to_string(), error };
         let image = parts.unless_stopping(async { opening.await.map(Arc::new).map_err(failed) }).await?;
