@@ -2,7 +2,11 @@
 
 use std::{
     fs,
-    os::unix::{ffi::OsStrExt as _, fs::symlink},
+    io::{BufWriter, Write as _},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{PermissionsExt as _, symlink},
+    },
     path::{Path, PathBuf},
     process::Command,
 };
@@ -215,4 +219,70 @@ fn random_stacks_show_what_unpacking_them_gives_layer_by_layer_and_merged() {
         }
         work.unmount();
     }
+}
+
+/// Files of a layer that is as large as they come.
+const MANY: u64 = 1_000_000;
+/// Files in one of its directories.
+const IN_ONE: u64 = 1000;
+/// One in so many of them has a content: its own number.
+const WRITTEN: u64 = 997;
+/// Bytes of a tar block.
+const BLOCK: usize = 512;
+
+fn path_of(nth: u64) -> String {
+    format!("directory-{}/file-{nth}", nth / IN_ONE)
+}
+
+/// An archive of files in the ustar format (POSIX.1-2017, pax, "ustar Interchange Format"), whose directories are left out.
+fn write_many(out: &Path) -> std::io::Result<()> {
+    let mut template = [0; BLOCK];
+    template[100..108].copy_from_slice(b"0000640\0");
+    for number in [108, 116] {
+        template[number..number + 8].copy_from_slice(b"0000000\0");
+    }
+    template[136..148].copy_from_slice(b"15000000000\0");
+    template[156] = b'0';
+    template[257..265].copy_from_slice(b"ustar\x0000");
+    let mut out = BufWriter::new(fs::File::create(out)?);
+    for nth in 0..MANY {
+        let (path, content) = (path_of(nth), nth.is_multiple_of(WRITTEN).then(|| nth.to_string()).unwrap_or_default());
+        let mut header = template;
+        header[..path.len()].copy_from_slice(path.as_bytes());
+        header[124..136].copy_from_slice(format!("{:011o}\0", content.len()).as_bytes());
+        // Of a checksum that is still blank.
+        let sum: u32 = header.iter().copied().map(u32::from).sum::<u32>() + 8 * u32::from(b' ');
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        out.write_all(&header)?;
+        if !content.is_empty() {
+            out.write_all(content.as_bytes())?;
+            out.write_all(&[0; BLOCK][content.len()..])?;
+        }
+    }
+    out.write_all(&[0; 2 * BLOCK])?;
+    out.flush()
+}
+
+#[test]
+fn a_layer_of_a_million_files_is_accepted_by_fsck_and_shown_by_the_kernel() {
+    require!(cannot());
+    let work = Workdir::new();
+    let (tar, device, dir) = (work.join("many.tar"), work.join("many.erofs"), work.join("many"));
+    write_many(&tar).expect("room for the archive");
+    let built = materialise(&tar, &work.dir("many.maps"), &device);
+    assert_eq!(built.inodes, MANY + MANY / IN_ONE + 1, "files, directories, the root");
+    run(Command::new("fsck.erofs").arg("-d1").arg(&device));
+    mount(&device, &dir);
+    let mut files = 0;
+    for directory in fs::read_dir(&dir).expect("the root") {
+        files += fs::read_dir(directory.expect("a directory").path()).expect("its files").count() as u64;
+    }
+    assert_eq!(files, MANY);
+    for nth in (0..MANY).step_by(77 * 997).chain([1, MANY - 1]) {
+        let path = dir.join(path_of(nth));
+        let expected = if nth.is_multiple_of(WRITTEN) { nth.to_string() } else { String::new() };
+        assert_eq!(fs::read_to_string(&path).expect("a file"), expected, "{}", path.display());
+        assert_eq!(fs::metadata(&path).expect("a file").permissions().mode(), 0o100_640);
+    }
+    work.unmount();
 }
