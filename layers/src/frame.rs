@@ -147,7 +147,7 @@ pub(crate) fn decode(coding: Coding, frame: &Frame, packed: &[u8], window: &[u8]
     Ok(bytes)
 }
 
-fn compare(expected: Digest, bytes: &[u8]) -> Result<(), FrameError> {
+pub(crate) fn compare(expected: Digest, bytes: &[u8]) -> Result<(), FrameError> {
     let actual = Digest::of(bytes);
     if actual == expected { Ok(()) } else { Err(FrameError::Digest { expected, actual }) }
 }

@@ -9,11 +9,12 @@ use std::{
 use penstock_blob::{Blob, Digest};
 
 use crate::{
-    frame,
+    frame::{self, Proof},
     index::{
         build::{BuildError, Builder, Built},
         read::Index,
     },
+    zstandard::pieces::Pieces,
 };
 
 /// Bytes that do not repeat.
@@ -88,6 +89,15 @@ pub(crate) fn piped(program: &str, args: &[&str], bytes: &[u8]) -> Option<Vec<u8
     Some(output.stdout)
 }
 
+/// One Zstandard frame, as most tools write it: of a size that is not said, with a checksum.
+pub(crate) fn one_frame(bytes: &[u8], level: i32, window_log: Option<u32>) -> Vec<u8> {
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), level).unwrap();
+    encoder.include_checksum(true).unwrap();
+    window_log.map_or(Ok(()), |log| encoder.window_log(log)).unwrap();
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
 /// One member of gzip around a deflate stream.
 pub(crate) fn gzip_member(bytes: &[u8], level: u8) -> Vec<u8> {
     wrap(&miniz_oxide::deflate::compress_to_vec(bytes, level), bytes)
@@ -146,15 +156,27 @@ pub(crate) fn open(dir: &Path) -> Index {
     Index::open(std::fs::File::open(dir.join("index")).unwrap()).unwrap()
 }
 
-/// The archive, as its frames decode, each from its own compressed bytes alone.
+/// The archive, as its frames decode: each from its own compressed bytes alone, or after those before it in its run.
 pub(crate) fn unpack(index: &Index, packed: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let frames = usize::try_from(index.layer().frames).unwrap();
-    for placed in index.frames(0..frames).unwrap() {
+    let mut pieces = Pieces::new().unwrap();
+    for (nth, placed) in index.frames(0..frames).unwrap().into_iter().enumerate() {
         let range = placed.frame.packed;
         let packed = &packed[usize::try_from(range.start()).unwrap()..usize::try_from(range.end()).unwrap()];
         let window = index.window(&placed).unwrap();
         assert_eq!(placed.frame.bytes.start(), bytes.len() as u64);
+        if let Some(run) = index.run(nth) {
+            assert_eq!(index.packed_of(nth), Some(range));
+            if run.start == nth {
+                pieces = Pieces::new().unwrap();
+            }
+            pieces.begin(usize::try_from(placed.frame.bytes.len()).unwrap());
+            pieces.feed(packed).unwrap();
+            let Proof::Decoded(digest) = placed.frame.proof else { panic!("a piece without a digest") };
+            bytes.extend(pieces.finish(digest).unwrap());
+            continue;
+        }
         bytes.extend(frame::decode(index.layer().coding, &placed.frame, packed, &window).unwrap());
     }
     bytes

@@ -1,4 +1,5 @@
-//! The source that decodes: archives of layers as blobs of their own, over a source of the layers in the registry.
+//! The source that decodes: archives of layers as blobs of their own, over a source of the layers in the registry. What decodes alone is decoded when it is
+//! asked for; what decodes only from its beginning, by a [`pass`].
 
 use std::{
     collections::{HashMap, hash_map},
@@ -15,7 +16,8 @@ use parking_lot::{Mutex, RwLock};
 use penstock_blob::{Blob, BlobSource, ByteRange, Digest, Giver, Located, Purpose, ReadError, ReadFuture};
 use prometheus_client::registry::Registry;
 use tokio::{
-    sync::{Semaphore, broadcast},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast},
+    task::JoinSet,
     time::Instant,
 };
 
@@ -25,10 +27,15 @@ use crate::{
 };
 
 mod metrics;
+mod pass;
+mod reads;
 mod recent;
+mod waiting;
 
 use metrics::Metrics;
+use pass::{PASSES, Pass};
 use recent::Recent;
+use waiting::Waiting;
 
 /// Times that a frame is read anew when it is wrong: more than a node has mirrors of one registry. The deadline may end it sooner.
 const TRIES: u32 = 8;
@@ -76,10 +83,20 @@ pub enum Event {
 /// A source of archives: reads of a registered one are answered by decoding, all else passes through.
 #[derive(Debug)]
 pub struct Unpacked {
-    below: Arc<dyn BlobSource>,
-    config: Config,
+    tools: Tools,
     /// By diff ID. Layers that are compressed differently may have the same archive: the first one is read.
     layers: RwLock<HashMap<Digest, Vec<Arc<Layer>>>>,
+    /// Passes that may go on now.
+    passes: Arc<Semaphore>,
+    /// Passes: they outlive the readers that began them, and end with this.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// What decoding needs, whoever does it.
+#[derive(Debug, Clone)]
+struct Tools {
+    below: Arc<dyn BlobSource>,
+    config: Config,
     decodes: Arc<Semaphore>,
     ahead: Arc<Semaphore>,
     recent: Arc<Mutex<Recent>>,
@@ -93,6 +110,10 @@ struct Layer {
     index: Index,
     /// Wrong bytes came, and no right ones since.
     doubted: AtomicBool,
+    /// Who waits for pieces of its runs.
+    waiting: Mutex<Waiting>,
+    /// Told to its pass when somebody has begun to wait, or the layer goes.
+    woken: Notify,
 }
 
 impl Unpacked {
@@ -100,35 +121,36 @@ impl Unpacked {
     pub fn new(below: Arc<dyn BlobSource>, config: Config, metrics: &mut Registry) -> Arc<Self> {
         let (events, _) = broadcast::channel(EVENTS);
         let decodes = config.decodes.clamp(1, Semaphore::MAX_PERMITS);
-        Arc::new(Self {
+        let tools = Tools {
             below,
             config,
-            layers: RwLock::default(),
             decodes: Arc::new(Semaphore::new(decodes)),
             ahead: Arc::new(Semaphore::new((decodes / 2).max(1))),
             recent: Arc::new(Mutex::new(Recent::new(config.recent_bytes))),
             metrics: Metrics::new(metrics),
             events,
-        })
+        };
+        let passes = Arc::new(Semaphore::new(PASSES));
+        Arc::new(Self { tools, layers: RwLock::default(), passes, tasks: Mutex::default() })
     }
 
     /// What happens from now on.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
-        self.events.subscribe()
+        self.tools.events.subscribe()
     }
 
     /// Decoded bytes that are kept: at most [`Config::recent_bytes`].
     #[must_use]
     pub fn recent_bytes(&self) -> u64 {
-        self.recent.lock().bytes() as u64
+        self.tools.recent.lock().bytes() as u64
     }
 
     /// From now on the archive of this layer, [`crate::Layer::unpacked`], can be read.
     pub fn register(self: &Arc<Self>, index: Index) -> Registered {
-        let layer = Arc::new(Layer { index, doubted: false.into() });
+        let layer = Arc::new(Layer { index, doubted: false.into(), waiting: Mutex::default(), woken: Notify::new() });
         self.layers.write().entry(layer.blob().digest).or_default().push(layer.clone());
-        self.metrics.layers.inc();
+        self.tools.metrics.layers.inc();
         Registered { unpacked: self.clone(), layer }
     }
 
@@ -144,7 +166,11 @@ impl Unpacked {
         while next < span.end {
             let batch = layer.batch(next..span.end);
             next = batch.end;
-            for (nth, bytes) in batch.clone().zip(self.frames(layer, batch, purpose).await?) {
+            let decoded = match layer.index.run(batch.start) {
+                Some(_) => self.pieces(layer, batch.clone(), purpose).await?,
+                None => self.frames(layer, batch.clone(), purpose).await?,
+            };
+            for (nth, bytes) in batch.zip(decoded) {
                 let whole = layer.index.bytes_of(nth);
                 let part = whole.and_then(|whole| Some(slice(&bytes, whole, whole.intersection(range)?)));
                 parts.extend(part);
@@ -158,32 +184,58 @@ impl Unpacked {
         Ok(all.freeze())
     }
 
+    /// The pieces of a run with these numbers, in order, as the pass over the layer comes to them.
+    async fn pieces(&self, layer: &Arc<Layer>, span: Range<usize>, purpose: Purpose) -> Result<Vec<Bytes>, ReadError> {
+        let digest = layer.blob().digest;
+        let waits: Vec<_> = {
+            let mut waiting = layer.waiting.lock();
+            let find = |nth| match self.tools.recent.lock().find(&digest, nth) {
+                Some(bytes) => Ok(bytes),
+                None => Err(waiting.add(nth, purpose)),
+            };
+            let waits: Vec<_> = span.map(find).collect();
+            if waits.iter().any(Result::is_err) && !std::mem::replace(&mut waiting.is_running, true) {
+                let mut tasks = self.tasks.lock();
+                // Ended passes are reaped as new ones come. A panic was logged by its hook, and told to those who waited.
+                while tasks.try_join_next().is_some() {}
+                tasks.spawn(Pass::new(self.tools.clone(), layer.clone()).run(self.passes.clone()));
+            }
+            waits
+        };
+        self.tools.metrics.recent_frames.inc_by(waits.iter().flatten().count() as u64);
+        layer.woken.notify_one();
+        let mut pieces = Vec::with_capacity(waits.len());
+        for wait in waits {
+            pieces.push(match wait {
+                Ok(bytes) => bytes,
+                Err(answer) => answer.await.unwrap_or(Err(ReadError::Stopping))?,
+            });
+        }
+        Ok(pieces)
+    }
+
     /// The decoded frames with these numbers, in order. What is wrong is rejected and read again.
     async fn frames(&self, layer: &Arc<Layer>, span: Range<usize>, purpose: Purpose) -> Result<Vec<Bytes>, ReadError> {
         let digest = layer.blob().digest;
-        let mut found: Vec<Option<Bytes>> = span.clone().map(|nth| self.recent.lock().find(&digest, nth)).collect();
-        self.metrics.recent_frames.inc_by(found.iter().flatten().count() as u64);
+        let mut found: Vec<Option<Bytes>> =
+            span.clone().map(|nth| self.tools.recent.lock().find(&digest, nth)).collect();
+        self.tools.metrics.recent_frames.inc_by(found.iter().flatten().count() as u64);
         let started = Instant::now();
         let mut last = None;
         for _ in 0..TRIES {
             let Some(missing) = hull(&found) else { return Ok(found.into_iter().flatten().collect()) };
-            if last.is_some() && started.elapsed() >= self.config.deadline {
+            if last.is_some() && started.elapsed() >= self.tools.config.deadline {
                 break;
             }
             let numbers = span.start + missing.start..span.start + missing.end;
             last = self.attempt(layer, numbers, (&mut found[missing], purpose)).await?;
             match &last {
-                Some((range, error)) => self.doubt(layer, *range, error),
-                None => layer.doubted.store(false, Ordering::Relaxed),
+                Some((range, error)) => self.tools.doubt(layer, *range, error),
+                None => layer.is_right(),
             }
         }
         match last {
-            Some((range, error)) => Err(ReadError::WrongBytes {
-                blob: layer.packed().digest,
-                range,
-                endpoint: "every endpoint asked".to_owned(),
-                reason: format!("a frame of the layer is wrong: {error}"),
-            }),
+            Some((range, error)) => Err(wrong_bytes(layer, range, &error)),
             None => Ok(found.into_iter().flatten().collect()),
         }
     }
@@ -199,7 +251,7 @@ impl Unpacked {
         let placed = blocking(move || of.index.frames(numbers)).await?;
         let placed = placed.map_err(|error| storage(layer, &error))?;
         let runs = runs(placed.iter().map(|placed| placed.frame.packed));
-        let reads = runs.iter().map(|run| self.below.read(layer.packed(), run.range, purpose));
+        let reads = runs.iter().map(|run| self.tools.below.read(layer.packed(), run.range, purpose));
         let read = futures_util::future::try_join_all(reads).await?;
         let of_run = runs.iter().zip(&read).flat_map(|(run, bytes)| std::iter::repeat_n((run.range, bytes), run.count));
         let work = placed.iter().zip(of_run).enumerate();
@@ -214,8 +266,8 @@ impl Unpacked {
             match decoded? {
                 Ok(bytes) => found[nth] = Some(bytes),
                 Err(error) => {
-                    self.metrics.wrong_frames.inc();
-                    self.below.reject(&layer.packed(), range);
+                    self.tools.metrics.wrong_frames.inc();
+                    self.tools.below.reject(&layer.packed(), range);
                     wrong = Some((range, error));
                 }
             }
@@ -231,15 +283,10 @@ impl Unpacked {
         packed: Bytes,
         purpose: Purpose,
     ) -> Result<Result<Bytes, FrameError>, ReadError> {
-        // Never closed.
-        let ahead = match purpose {
-            Purpose::Ahead => self.ahead.clone().acquire_owned().await.ok(),
-            Purpose::Demand => None,
-        };
-        let turn = self.decodes.clone().acquire_owned().await.ok();
-        let (of, recent, metrics) = (layer.clone(), self.recent.clone(), self.metrics.clone());
+        let turn = self.tools.turn(purpose).await;
+        let (of, recent, metrics) = (layer.clone(), self.tools.recent.clone(), self.tools.metrics.clone());
         let decoded = blocking(move || {
-            let _turn = (ahead, turn);
+            let _turn = turn;
             let digest = of.blob().digest;
             if let Some(bytes) = recent.lock().find(&digest, number) {
                 metrics.recent_frames.inc();
@@ -254,6 +301,18 @@ impl Unpacked {
             Ok(decoded)
         });
         decoded.await?.map_err(|error| storage(layer, &error))
+    }
+}
+
+impl Tools {
+    /// Waits for leave to decode, which goes with the answer.
+    async fn turn(&self, purpose: Purpose) -> (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>) {
+        // Never closed.
+        let ahead = match purpose {
+            Purpose::Ahead => self.ahead.clone().acquire_owned().await.ok(),
+            Purpose::Demand => None,
+        };
+        (ahead, self.decodes.clone().acquire_owned().await.ok())
     }
 
     fn doubt(&self, layer: &Layer, range: ByteRange, error: &FrameError) {
@@ -274,12 +333,18 @@ impl Layer {
         self.index.layer().packed
     }
 
-    /// The first frames of `span`, at most [`BATCH_FRAMES`], that together have at most [`BATCH_BYTES`], and at least one.
+    fn is_right(&self) {
+        self.doubted.store(false, Ordering::Relaxed);
+    }
+
+    /// The first frames of `span`, at most [`BATCH_FRAMES`], that together have at most [`BATCH_BYTES`], and at least one. All of them are of one run,
+    /// or none is of any.
     fn batch(&self, span: Range<usize>) -> Range<usize> {
         let mut bytes = 0;
+        let run = self.index.run(span.start);
         let fits = |nth: &usize| {
             bytes += self.index.bytes_of(*nth).map_or(0, ByteRange::len);
-            bytes <= BATCH_BYTES
+            bytes <= BATCH_BYTES && self.index.run(*nth) == run
         };
         let count = span.clone().take(BATCH_FRAMES).take_while(fits).count().max(1);
         span.start..span.end.min(span.start + count)
@@ -324,6 +389,15 @@ fn slice(bytes: &Bytes, whole: ByteRange, part: ByteRange) -> Bytes {
     bytes.slice(index(part.start())..index(part.end()))
 }
 
+fn wrong_bytes(layer: &Layer, range: ByteRange, error: &FrameError) -> ReadError {
+    ReadError::WrongBytes {
+        blob: layer.packed().digest,
+        range,
+        endpoint: "every endpoint asked".to_owned(),
+        reason: format!("a frame of the layer is wrong: {error}"),
+    }
+}
+
 fn storage(layer: &Layer, error: &IndexError) -> ReadError {
     ReadError::Storage { blob: layer.blob().digest, reason: error.to_string() }
 }
@@ -336,7 +410,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 impl BlobSource for Unpacked {
     /// Decoded bytes are not kept here: of an archive nothing is located.
     fn locate(&self, blob: &Blob, range: ByteRange) -> Option<Located> {
-        if self.layer(blob).is_some() { None } else { self.below.locate(blob, range) }
+        if self.layer(blob).is_some() { None } else { self.tools.below.locate(blob, range) }
     }
 
     fn read(&self, blob: Blob, range: ByteRange, purpose: Purpose) -> ReadFuture<'_> {
@@ -344,7 +418,7 @@ impl BlobSource for Unpacked {
             blob.check(range)?;
             match self.layer(&blob) {
                 Some(layer) => self.unpack(&layer, range, purpose).await,
-                None => self.below.read(blob, range, purpose).await,
+                None => self.tools.below.read(blob, range, purpose).await,
             }
         })
     }
@@ -352,8 +426,8 @@ impl BlobSource for Unpacked {
     /// What was decoded is forgotten. The source below is not told: the bytes had the digest that the index says.
     fn reject(&self, blob: &Blob, range: ByteRange) {
         match self.layer(blob) {
-            Some(layer) => self.recent.lock().forget(&blob.digest, &layer.index.span(range)),
-            None => self.below.reject(blob, range),
+            Some(layer) => self.tools.recent.lock().forget(&blob.digest, &layer.index.span(range)),
+            None => self.tools.below.reject(blob, range),
         }
     }
 
@@ -361,15 +435,15 @@ impl BlobSource for Unpacked {
         match self.layer(blob) {
             Some(layer) if blob.check(range).is_ok() && layer.blob().check(range).is_ok() => layer.index.widen(range),
             Some(_) => range,
-            None => self.below.widen(blob, range),
+            None => self.tools.below.widen(blob, range),
         }
     }
 
     /// Where the frames of an archive lie is in a file; who gave anything of its layer gave those, too.
     fn giver(&self, blob: &Blob, range: ByteRange) -> Option<Giver> {
         match self.layer(blob) {
-            Some(layer) => self.below.giver(&layer.packed(), layer.packed().all()?),
-            None => self.below.giver(blob, range),
+            Some(layer) => self.tools.below.giver(&layer.packed(), layer.packed().all()?),
+            None => self.tools.below.giver(blob, range),
         }
     }
 }
@@ -401,7 +475,9 @@ impl Drop for Registered {
             }
         }
         drop(layers);
-        self.unpacked.metrics.layers.dec();
+        self.layer.waiting.lock().is_gone = true;
+        self.layer.woken.notify_one();
+        self.unpacked.tools.metrics.layers.dec();
     }
 }
 

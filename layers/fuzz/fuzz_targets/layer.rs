@@ -25,18 +25,21 @@ enum Input {
     Layer(u8, Vec<u8>),
     /// The golden layer, changed, and how it is cut into pieces.
     Changed(u8, Changes),
+    /// A layer of one Zstandard frame that is too large to be decoded as one, changed, and how it is cut into pieces.
+    Streamed(u8, Changes),
     /// A layer of several Zstandard frames, changed, and how it is cut into pieces.
     Zstd(u8, Changes),
-    /// The golden index, changed, and whether its checksums are made right again; and the same for the layer.
-    Index(Changes, bool, Changes),
+    /// A golden index, changed, and whether its checksums are made right again; and the same for its layer. Which of the two.
+    Index(Changes, bool, Changes, bool),
 }
 
-fn golden() -> &'static (Vec<u8>, Vec<u8>) {
-    static GOLDEN: OnceLock<(Vec<u8>, Vec<u8>)> = OnceLock::new();
+/// Layers and their indexes: one of which each frame decodes alone, and one that is streamed.
+fn golden() -> &'static [(Vec<u8>, Vec<u8>); 2] {
+    static GOLDEN: OnceLock<[(Vec<u8>, Vec<u8>); 2]> = OnceLock::new();
     GOLDEN.get_or_init(|| {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden");
         let read = |name: &str| std::fs::read(dir.join(name)).expect("the golden files are there");
-        (read("v1.tar.gz"), read("v1.layer-index"))
+        [(read("v1.tar.gz"), read("v1.layer-index")), (read("v3.tar.zst"), read("v3.layer-index"))]
     })
 }
 
@@ -67,7 +70,7 @@ fn read(path: &Path, packed: &[u8]) -> Option<Digest> {
     }
     let entries = index.entries().ok()?;
     assert!(entries.take_while(Result::is_ok).count() as u64 <= index.layer().entries);
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
         let below = Arc::new(Named(Memory::new(vec![packed.to_vec().into()])));
         let config = Config { deadline: Duration::ZERO, decodes: 1, recent_bytes: 0 };
@@ -109,12 +112,14 @@ fn layer(packed: &[u8], piece: u8) {
 }
 
 fuzz_target!(|input: Input| {
-    let (golden_layer, golden_index) = golden();
+    let [(golden_layer, _), (streamed_layer, _)] = golden();
     match input {
         Input::Layer(piece, packed) => layer(&packed, piece),
         Input::Changed(piece, changes) => layer(&changed(golden_layer, &changes), piece),
+        Input::Streamed(piece, changes) => layer(&changed(streamed_layer, &changes), piece),
         Input::Zstd(piece, changes) => layer(&changed(FRAMES, &changes), piece),
-        Input::Index(changes, is_sealed, layer) => {
+        Input::Index(changes, is_sealed, layer, is_streamed) => {
+            let (golden_layer, golden_index) = &golden()[usize::from(is_streamed)];
             let mut index = changed(golden_index, &changes);
             // Header, and the page that begins where the header says that windows end.
             let windows = u64::from_le_bytes(index[112..120].try_into().expect("eight bytes"));

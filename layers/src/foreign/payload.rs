@@ -240,6 +240,7 @@ impl Payload {
             frames: self.writer.frames(),
             entries: self.writer.entries(),
             is_translated: true,
+            is_streamed: false,
             first_bytes: self.first_bytes,
         };
         let index = self.writer.finish(layer, self.packed.size_bytes)?;

@@ -107,7 +107,8 @@ fn write((ztoc, prefetch): (&[u8], &Prefetch), packed: Blob, path: &Path) -> Res
     let name = Digest::derived("archive by ztoc", &[packed.digest, Digest::of(ztoc)]);
     let unpacked = Blob { digest: name, size_bytes: archive_bytes };
     let (frames, entries) = (writer.frames(), writer.entries());
-    let layer = Layer { coding, packed, unpacked, frames, entries, is_translated: true, first_bytes: 0 };
+    let layer =
+        Layer { coding, packed, unpacked, frames, entries, is_translated: true, is_streamed: false, first_bytes: 0 };
     let index = writer.finish(layer, packed.size_bytes)?;
     Ok(Built { layer, index })
 }

@@ -287,6 +287,7 @@ impl GzipIndex {
             frames: writer.frames(),
             entries: 0,
             is_translated: true,
+            is_streamed: false,
             first_bytes: 0,
         };
         let index = writer.finish(layer, packed_bytes)?;

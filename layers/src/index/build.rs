@@ -16,6 +16,10 @@ use crate::{
     zstandard,
 };
 
+mod pieces;
+
+use pieces::Pieces;
+
 /// Why a layer has no index.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -195,6 +199,10 @@ pub(crate) struct Cutter {
     /// Bytes of the archive so far.
     at: u64,
     open: Option<Open>,
+    /// The same frame in pieces, of a coding that can be decoded in order; empty in others.
+    pieces: Option<Pieces>,
+    /// Whether some frame was written as pieces.
+    is_streamed: bool,
     /// Where the last frame ends in the compressed layer, as far as is known.
     packed_end: u64,
     writer: Writer,
@@ -214,6 +222,8 @@ impl Cutter {
             frame: Hasher::new(),
             at: 0,
             open: None,
+            pieces: None,
+            is_streamed: false,
             packed_end: 0,
             writer: Writer::create(path)?,
             tar: TarReader::new(),
@@ -222,10 +232,18 @@ impl Cutter {
 
     /// The next bytes of the archive.
     pub(crate) fn output(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
+        if let Some(pieces) = self.pieces.as_mut().filter(|_| !bytes.is_empty()) {
+            pieces.output(self.at, bytes);
+        }
         self.at += bytes.len() as u64;
         if self.open.is_some_and(|open| self.at - open.at > MAX_FRAME_BYTES) {
-            let reason = format!("more than {MAX_FRAME_BYTES} of its bytes can only be decompressed together");
-            return Err(BuildError::NotLazy { reason });
+            let Some(pieces) = &mut self.pieces else {
+                let reason = format!("more than {MAX_FRAME_BYTES} of its bytes can only be decompressed together");
+                return Err(BuildError::NotLazy { reason });
+            };
+            pieces.check_window()?;
+            pieces.write(&mut self.writer)?;
+            self.is_streamed = true;
         }
         if self.at > MAX_LAYER_BYTES {
             return Err(BuildError::NotLazy { reason: format!("its archive has more than {MAX_LAYER_BYTES} bytes") });
@@ -257,6 +275,16 @@ impl Cutter {
         Ok(true)
     }
 
+    /// A block of a Zstandard frame begins here: a piece may, if the frame becomes too large to be decoded as one. The first block of a frame comes with
+    /// the frame's window.
+    pub(crate) fn block(&mut self, byte: u64, window_bytes: Option<u64>) -> Result<(), BuildError> {
+        self.end(byte)?;
+        let Some(open) = self.open else { return Ok(()) };
+        let pieces = self.pieces.get_or_insert_with(|| Pieces::new(open.at, open.start));
+        pieces.block(self.at, byte, window_bytes);
+        Ok(())
+    }
+
     /// What the frame that began last refers to.
     pub(crate) fn window(&mut self, window: &[u8]) -> io::Result<()> {
         let Some(open) = self.open.as_mut().filter(|_| !window.is_empty()) else { return Ok(()) };
@@ -267,7 +295,9 @@ impl Cutter {
     /// The frame ends here at the earliest, in bytes of the compressed layer.
     pub(crate) fn end(&mut self, packed_end: u64) -> Result<(), BuildError> {
         self.packed_end = packed_end;
-        if self.open.is_some_and(|open| packed_end - open.start.bit / 8 > MAX_PACKED_BYTES) {
+        let pieces = self.pieces.as_ref().filter(|pieces| pieces.is_written());
+        let start = pieces.map(Pieces::start).or(self.open.map(|open| open.start));
+        if start.is_some_and(|start| packed_end - start.bit / 8 > MAX_PACKED_BYTES) {
             let reason = format!("more than {MAX_PACKED_BYTES} of its bytes decompress to less than a frame");
             return Err(BuildError::NotLazy { reason });
         }
@@ -275,8 +305,12 @@ impl Cutter {
     }
 
     fn close(&mut self) -> io::Result<()> {
+        let pieces = self.pieces.take();
         let Some(Open { at, start, window }) = self.open.take().filter(|open| open.at < self.at) else { return Ok(()) };
         let proof = Proof::Decoded(std::mem::take(&mut self.frame).finish());
+        if let Some(pieces) = pieces.filter(Pieces::is_written) {
+            return pieces.finish(&mut self.writer);
+        }
         self.writer.record(&Record { at, start, shape: Shape::Whole(window), proof, is_first: false })
     }
 
@@ -293,7 +327,9 @@ impl Cutter {
         }
         let unpacked = Blob { digest: diff_id, size_bytes: self.at };
         let (frames, entries) = (self.writer.frames(), self.writer.entries());
-        let layer = Layer { coding, packed, unpacked, frames, entries, is_translated: false, first_bytes: 0 };
+        let is_streamed = self.is_streamed;
+        let layer =
+            Layer { coding, packed, unpacked, frames, entries, is_translated: false, is_streamed, first_bytes: 0 };
         let index = self.writer.finish(layer, self.packed_end)?;
         Ok(Built { layer, index })
     }

@@ -19,6 +19,8 @@ const MAGIC: &[u8; 8] = b"PNSTKLYR";
 const VERSION: u32 = 1;
 /// What it makes of another format's table of contents: records have more flags.
 const TRANSLATED: u32 = 2;
+/// What Penstock makes of a Zstandard layer of which some decodes only from the beginning of a run of pieces: records have another flag.
+const STREAMED: u32 = 3;
 /// Largest layer in bytes, compressed or not: what an index lists of a blob elsewhere in Penstock.
 pub(crate) const MAX_LAYER_BYTES: u64 = 16 << 40;
 /// Most frames of a layer: as many as [`MAX_LAYER_BYTES`] has of the size that frames are made of.
@@ -37,6 +39,8 @@ const PACKED: u32 = 1 << 2;
 const UNPROVEN: u32 = 1 << 3;
 /// The flag of one that a start reads, as whoever made the table says.
 const FIRST: u32 = 1 << 4;
+/// The flag of one that goes on where the one before ends: only the decoder of that one can decode it.
+const CONTINUED: u32 = 1 << 5;
 
 /// Why a file is not a layer index, or a damaged one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,7 +50,7 @@ pub enum FormatError {
     #[error("it is not a layer index")]
     Magic,
     /// A version that is not read here.
-    #[error("it is a layer index of version {0}; only {VERSION} and {TRANSLATED} are read: a newer Penstock made it")]
+    #[error("it is a layer index of version {0}; only {VERSION} to {STREAMED} are read: a newer Penstock made it")]
     Version(u32),
     /// A part does not have its checksum.
     #[error("its {0} is damaged; fetch or build it again")]
@@ -71,6 +75,8 @@ pub struct Layer {
     pub entries: u64,
     /// Whether it is made of another format's table of contents, and not of the layer itself.
     pub is_translated: bool,
+    /// Whether some of it decodes only from the beginning of a run of pieces on: it is not lazy, but read in order.
+    pub is_streamed: bool,
     /// The first so many bytes of the archive are what a start of the image reads, as whoever made such a table says; 0: nobody says.
     pub first_bytes: u64,
 }
@@ -111,7 +117,11 @@ impl Header {
     pub(crate) fn to_page(self) -> Page {
         let mut page = [0; PAGE_BYTES];
         page[..8].copy_from_slice(MAGIC);
-        let version = if self.layer.is_translated { TRANSLATED } else { VERSION };
+        let version = match (self.layer.is_translated, self.layer.is_streamed) {
+            (true, _) => TRANSLATED,
+            (false, true) => STREAMED,
+            (false, false) => VERSION,
+        };
         page[8..12].copy_from_slice(&version.to_le_bytes());
         let coding: u32 = match self.layer.coding {
             Coding::Plain => 0,
@@ -140,9 +150,10 @@ impl Header {
         if !page.starts_with(MAGIC) {
             return Err(FormatError::Magic);
         }
-        let is_translated = match u32_at(page, 8) {
-            VERSION => false,
-            TRANSLATED => true,
+        let (is_translated, is_streamed) = match u32_at(page, 8) {
+            VERSION => (false, false),
+            TRANSLATED => (true, false),
+            STREAMED => (false, true),
             other => return Err(FormatError::Version(other)),
         };
         check(page, "header")?;
@@ -156,7 +167,7 @@ impl Header {
             |digest: usize, size: usize| Blob { digest: digest_at(page, digest), size_bytes: u64_at(page, size) };
         let (packed, unpacked) = (blob(16, 48), blob(56, 88));
         let [frames, entries, first_bytes] = [96, 104, 136].map(|at| u64_at(page, at));
-        let layer = Layer { coding, packed, unpacked, frames, entries, is_translated, first_bytes };
+        let layer = Layer { coding, packed, unpacked, frames, entries, is_translated, is_streamed, first_bytes };
         let [windows_bytes, entries_bytes, packed_end] = [112, 120, 128].map(|at| u64_at(page, at));
         let bounds = [
             (packed.size_bytes, MAX_LAYER_BYTES, "layer's size"),
@@ -170,6 +181,9 @@ impl Header {
         ];
         if let Some((.., what)) = bounds.iter().find(|(number, most, _)| number > most) {
             return Err(FormatError::Nonsense(what));
+        }
+        if is_streamed && coding != Coding::Zstd {
+            return Err(FormatError::Nonsense("coding"));
         }
         if (layer.frames == 0) != (unpacked.size_bytes == 0) || page[144..CRC_AT].iter().any(|&byte| byte != 0) {
             return Err(FormatError::Nonsense("header"));
@@ -192,6 +206,8 @@ pub(crate) enum Shape {
     Whole(Window),
     /// It is what comes after so many decoded bytes of so many compressed ones.
     Part { before: u32, packed_bytes: u64 },
+    /// It is what the decoder of the piece before makes next, up to where the next one begins.
+    Continued,
 }
 
 impl Shape {
@@ -199,7 +215,7 @@ impl Shape {
     pub(crate) fn window(self) -> Window {
         match self {
             Self::Whole(window) => window,
-            Self::Part { .. } => Window::default(),
+            Self::Part { .. } | Self::Continued => Window::default(),
         }
     }
 }
@@ -226,6 +242,10 @@ impl Record {
                 flags |= PART;
                 (packed_bytes, before)
             }
+            Shape::Continued => {
+                flags |= CONTINUED;
+                (0, 0)
+            }
         };
         let digest = match self.proof {
             Proof::Decoded(digest) => digest,
@@ -251,14 +271,20 @@ impl Record {
     fn parse(bytes: &[u8], header: &Header) -> Result<Self, FormatError> {
         let wrong = FormatError::Nonsense("frame table");
         let flags = u32_at(bytes, 28);
-        let known = if header.layer.is_translated { INSIDE | PART | PACKED | UNPROVEN | FIRST } else { INSIDE };
+        let known = match (header.layer.is_translated, header.layer.is_streamed) {
+            (true, _) => INSIDE | PART | PACKED | UNPROVEN | FIRST,
+            (false, true) => CONTINUED,
+            (false, false) => INSIDE,
+        };
         if flags & !known != 0 {
             return Err(wrong);
         }
         let start = Start { bit: u64_at(bytes, 8), is_inside: flags & INSIDE != 0 };
         let is_placed = if start.is_inside { header.layer.coding == Coding::Gzip } else { start.bit.is_multiple_of(8) };
         let (wide, narrow) = (u64_at(bytes, 16), u32_at(bytes, 24));
-        let shape = if flags & PART != 0 {
+        let shape = if flags & CONTINUED != 0 {
+            (wide == 0 && narrow == 0).then_some(Shape::Continued)
+        } else if flags & PART != 0 {
             let is_bounded = wide <= MAX_PACKED_BYTES && u64::from(narrow) <= MAX_FRAME_BYTES;
             let makes_sense = is_bounded && !start.is_inside && header.layer.coding != Coding::Plain;
             makes_sense.then_some(Shape::Part { before: narrow, packed_bytes: wide })
@@ -283,7 +309,9 @@ impl Record {
         let wrong = FormatError::Nonsense("frame table");
         let end = next.map_or(header.layer.unpacked.size_bytes, |next| next.at);
         let (part, packed_end) = match self.shape {
-            Shape::Whole(_) => (None, next.map_or(header.packed_end, |next| next.start.bit.div_ceil(8))),
+            Shape::Whole(_) | Shape::Continued => {
+                (None, next.map_or(header.packed_end, |next| next.start.bit.div_ceil(8)))
+            }
             Shape::Part { before, packed_bytes } => {
                 (Some(before), (self.start.bit / 8).checked_add(packed_bytes).ok_or(wrong.clone())?)
             }

@@ -12,7 +12,7 @@ use penstock_blob::{ByteRange, Digest};
 
 use super::{
     entries::{Decoder, EntriesError},
-    format::{FormatError, Header, Layer, PAGE_BYTES, PAGE_RECORDS, Page, Record, Window, records},
+    format::{FormatError, Header, Layer, PAGE_BYTES, PAGE_RECORDS, Page, Record, Shape, Window, records},
 };
 use crate::{
     entry::Entry,
@@ -47,7 +47,8 @@ pub enum IndexError {
     },
 }
 
-/// An index in a file. Holds eight bytes for each frame, that is eight MiB for a TiB of archives; the rest is read when it is needed.
+/// An index in a file. Holds eight bytes for each frame, that is eight MiB for a TiB of archives, and as many again of a layer that is streamed; the
+/// rest is read when it is needed.
 #[derive(Debug)]
 pub struct Index {
     file: Arc<File>,
@@ -56,6 +57,19 @@ pub struct Index {
     starts: Box<[u64]>,
     /// What a start reads.
     first: Box<[ByteRange]>,
+    /// Where the compressed bytes of each frame begin, of a layer that is streamed; of others empty.
+    packed: Box<[u64]>,
+    /// The frames, by number, that are pieces of one run each: decoded in order, from its first one on.
+    runs: Box<[Range<usize>]>,
+}
+
+/// What the whole table says.
+#[derive(Debug, Default)]
+struct Table {
+    starts: Vec<u64>,
+    first: Vec<usize>,
+    packed: Vec<u64>,
+    runs: Vec<Range<usize>>,
 }
 
 /// A frame, and what is needed to decode it.
@@ -83,33 +97,45 @@ impl Index {
         if actual != expected {
             return Err(IndexError::Size { expected, actual });
         }
-        let mut index = Self { file: Arc::new(file), header, starts: Box::default(), first: Box::default() };
-        let (starts, first) = index.check_table()?;
-        index.starts = starts;
+        let (starts, first, packed, runs) = Default::default();
+        let mut index = Self { file: Arc::new(file), header, starts, first, packed, runs };
+        let Table { starts, first, packed, runs } = index.check_table()?;
+        (index.starts, index.packed, index.runs) = (starts.into(), packed.into(), runs.into());
         let landmark = ByteRange::new(0, index.header.layer.first_bytes).ok();
         index.first = landmark.into_iter().chain(first.into_iter().filter_map(|nth| index.bytes_of(nth))).collect();
         Ok(index)
     }
 
-    /// Reads the whole table: every frame lies after the one before and within its bounds. Answers where each begins, and those that a start reads.
-    fn check_table(&self) -> Result<(Box<[u64]>, Vec<usize>), IndexError> {
-        let (mut starts, mut first, mut last): (Vec<u64>, Vec<usize>, Option<Record>) = (Vec::new(), Vec::new(), None);
+    /// Reads the whole table: every frame lies after the one before and within its bounds.
+    fn check_table(&self) -> Result<Table, IndexError> {
+        let (mut table, mut last): (Table, Option<Record>) = (Table::default(), None);
         for number in 0..self.header.pages() {
             for record in self.page(number)? {
+                let (nth, is_continued) = (table.starts.len(), record.shape == Shape::Continued);
                 match &last {
                     Some(last) => last.frame(Some(&record), &self.header).map(drop)?,
-                    None if record.at != 0 => return Err(FormatError::Nonsense("frame table").into()),
+                    None if record.at != 0 || is_continued => {
+                        return Err(FormatError::Nonsense("frame table").into());
+                    }
                     None => {}
                 }
-                if record.is_first && first.len() < MAX_FIRST {
-                    first.push(starts.len());
+                if record.is_first && table.first.len() < MAX_FIRST {
+                    table.first.push(nth);
                 }
-                starts.push(record.at);
+                match table.runs.last_mut().filter(|run| run.end == nth) {
+                    Some(run) if is_continued => run.end = nth + 1,
+                    _ if is_continued => table.runs.push(nth - 1..nth + 1),
+                    _ => {}
+                }
+                table.starts.push(record.at);
+                if self.header.layer.is_streamed {
+                    table.packed.push(record.start.bit / 8);
+                }
                 last = Some(record);
             }
         }
         last.map_or(Ok(()), |last| last.frame(None, &self.header).map(drop))?;
-        Ok((starts.into(), first))
+        Ok(table)
     }
 
     /// The bytes of the archive that a start reads, as whoever made the layer's table says, in order; at most 4096 ranges and one.
@@ -161,6 +187,18 @@ impl Index {
     pub(crate) fn bytes_of(&self, number: usize) -> Option<ByteRange> {
         let end = self.starts.get(number + 1).copied().unwrap_or(self.header.layer.unpacked.size_bytes);
         ByteRange::new(*self.starts.get(number)?, end).ok()
+    }
+
+    /// The frames that are decoded in order with this one, if it is a piece of a run.
+    pub(crate) fn run(&self, number: usize) -> Option<Range<usize>> {
+        let at = self.runs.partition_point(|run| run.end <= number);
+        self.runs.get(at).filter(|run| run.contains(&number)).cloned()
+    }
+
+    /// The compressed bytes of a piece of a run.
+    pub(crate) fn packed_of(&self, number: usize) -> Option<ByteRange> {
+        let end = self.packed.get(number + 1).copied().unwrap_or(self.header.packed_end);
+        ByteRange::new(*self.packed.get(number)?, end).ok()
     }
 
     /// The bytes of the archive that whole frames around `range` hold.

@@ -10,7 +10,7 @@ use super::{build::BuildError, read::Index};
 use crate::{
     Entry, TarReader,
     frame::{Coding, MAX_FRAME_BYTES, TARGET_BYTES},
-    testing::{archive, build, gzip_member, mixed, noise, one_block, open, piped, text, unpack, wrap},
+    testing::{archive, build, gzip_member, mixed, noise, one_block, one_frame, open, piped, text, unpack, wrap},
 };
 
 fn entries_of(unpacked: &[u8]) -> Vec<Entry> {
@@ -55,6 +55,24 @@ fn the_golden_index_is_read_and_made_again() {
     let dir = tempfile::tempdir().unwrap();
     build(dir.path(), &packed, &unpacked, 1000).unwrap();
     assert!(std::fs::read(dir.path().join("index")).unwrap() == read("v1.layer-index"), "the format changed, or zstd");
+}
+
+/// The archive of the golden index of a layer that is streamed: 18 pieces of one frame.
+fn golden_streamed() -> Vec<u8> {
+    archive(&[text(2, 20_000).repeat(900), b"hello".to_vec()])
+}
+
+#[test]
+fn the_golden_index_of_a_streamed_layer_is_read_and_made_again() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
+    let read = |name: &str| std::fs::read(golden.join(name)).unwrap();
+    let (packed, unpacked) = (read("v3.tar.zst"), golden_streamed());
+    let index = Index::open(File::open(golden.join("v3.layer-index")).unwrap()).unwrap();
+    assert_eq!((index.layer().frames, index.layer().is_streamed, index.run(17)), (18, true, Some(0..18)));
+    assert!(unpack(&index, &packed) == unpacked);
+    let dir = tempfile::tempdir().unwrap();
+    build(dir.path(), &packed, &unpacked, 1000).unwrap();
+    assert!(std::fs::read(dir.path().join("index")).unwrap() == read("v3.layer-index"), "the format changed, or zstd");
 }
 
 #[test]
@@ -146,6 +164,65 @@ fn zstd_frames_and_skippable_frames_read_back_through_their_index() {
 }
 
 #[test]
+fn one_large_zstd_frame_reads_back_in_pieces_however_it_comes() {
+    let unpacked = mixed(11, 20 << 20);
+    for (packed, piece) in [
+        (one_frame(&unpacked, 1, None), 1 << 20),
+        (one_frame(&unpacked, 3, Some(23)), 77_777),
+        (zstd::bulk::compress(&unpacked, 1).unwrap(), 4 << 20),
+    ] {
+        let (frames, windows) = proven(&packed, &unpacked, Coding::Zstd, piece);
+        assert!((18..=21).contains(&frames) && windows == 0, "{frames} pieces");
+        let dir = tempfile::tempdir().unwrap();
+        let made = [1 << 20, 10_007].map(|piece| build(dir.path(), &packed, &unpacked, piece).unwrap());
+        assert!(made[0].layer.is_streamed && made[0] == made[1]);
+    }
+}
+
+#[test]
+fn what_tools_pack_into_one_zstd_frame_reads_back_in_pieces() {
+    let unpacked = mixed(12, 18 << 20);
+    for args in [&["-c"][..], &["-c", "-19"], &["-c", "--no-check", "-1"]] {
+        let Some(packed) = piped("zstd", args, &unpacked) else {
+            println!("skipped: what_tools_pack_into_one_zstd_frame_reads_back_in_pieces: zstd is not installed");
+            return;
+        };
+        let (frames, _) = proven(&packed, &unpacked, Coding::Zstd, 1 << 20);
+        assert!(frames >= 17, "zstd {args:?}: {frames} frames");
+    }
+}
+
+#[test]
+fn small_frames_between_large_ones_are_decoded_alone() {
+    let parts = [mixed(13, 17 << 20), mixed(14, 2 << 20), mixed(15, 300_000), mixed(16, 18 << 20)];
+    let skippable = b"\x50\x2a\x4d\x18\x05\0\0\0hello".to_vec();
+    let packed: Vec<u8> =
+        parts.iter().flat_map(|part| [skippable.clone(), one_frame(part, 1, None)].concat()).collect();
+    let unpacked = archive(&[parts.concat()]);
+    // An archive around the parts: its header and its end are frames, too.
+    let (head, tail) = (&unpacked[..512], &unpacked[512 + parts.concat().len()..]);
+    let packed = [&one_frame(head, 1, None)[..], &packed, &one_frame(tail, 1, None)].concat();
+    proven(&packed, &unpacked, Coding::Zstd, 1 << 20);
+    let dir = tempfile::tempdir().unwrap();
+    build(dir.path(), &packed, &unpacked, 1 << 20).unwrap();
+    let index = open(dir.path());
+    let alone = (0..usize::try_from(index.layer().frames).unwrap()).filter(|nth| index.run(*nth).is_none()).count();
+    assert_eq!(alone, 2, "the frame of 2 MiB, and the last one");
+    assert!(index.run(0).is_some_and(|run| run.len() >= 17));
+}
+
+#[test]
+fn a_large_frame_that_ends_too_early_is_broken() {
+    let dir = tempfile::tempdir().unwrap();
+    let unpacked = mixed(17, 17 << 20);
+    let packed = one_frame(&unpacked, 1, None);
+    for cut in [packed.len() - 1, packed.len() - 5, packed.len() / 2] {
+        let refused = build(dir.path(), &packed[..cut], &unpacked, 1 << 20);
+        assert!(matches!(refused, Err(BuildError::Broken { .. })), "{refused:?}");
+    }
+}
+
+#[test]
 fn plain_archives_are_cut_where_it_suits() {
     let unpacked = mixed(6, 3 << 20);
     let (frames, windows) = proven(&unpacked, &unpacked, Coding::Plain, 333_333);
@@ -165,8 +242,11 @@ fn an_empty_layer_has_an_index() {
 fn what_can_only_be_decoded_as_a_whole_is_not_lazy() {
     let dir = tempfile::tempdir().unwrap();
     let unpacked = archive(&[vec![0; 17 << 20]]);
-    let refused = build(dir.path(), &zstd::bulk::compress(&unpacked, 1).unwrap(), &unpacked, 1 << 20);
-    assert!(matches!(refused, Err(BuildError::NotLazy { .. })), "{refused:?}");
+    let refused = build(dir.path(), &one_frame(&unpacked, 1, Some(24)), &unpacked, 1 << 20);
+    assert!(
+        matches!(&refused, Err(BuildError::NotLazy { reason }) if reason.contains("a window of 16777216 bytes")),
+        "{refused:?}"
+    );
     let zeros = one_block(usize::try_from(MAX_FRAME_BYTES).unwrap() / 258 + 1);
     let refused = build(dir.path(), &wrap(&zeros, b""), b"", 1 << 20);
     assert!(matches!(refused, Err(BuildError::NotLazy { .. })), "{refused:?}");

@@ -14,6 +14,8 @@ pub(crate) struct Metrics {
     pub(crate) wrong_frames: Counter,
     /// Frames that were at hand from a read before.
     pub(crate) recent_frames: Counter,
+    /// Decoders that began at the beginning of a run of pieces.
+    pub(crate) passes: Counter,
     /// Layers that can be read now.
     pub(crate) layers: Gauge,
 }
@@ -35,6 +37,11 @@ impl Metrics {
             "recent_frames",
             "Frames that were still in memory and were not decoded again",
             metrics.recent_frames.clone(),
+        );
+        registry.register(
+            "passes",
+            "Times that a layer which decodes only from its beginning was begun to be decoded",
+            metrics.passes.clone(),
         );
         registry.register("layers", "Layers that are read by a layer index", metrics.layers.clone());
         metrics

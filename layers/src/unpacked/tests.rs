@@ -9,6 +9,8 @@ use penstock_blob::{
 use proptest::proptest;
 use tempfile::TempDir;
 
+mod streamed;
+
 use super::*;
 use crate::{
     index::format::{PAGE_BYTES, RECORD_BYTES, table_page},
@@ -95,11 +97,11 @@ async fn an_archive_is_read_while_it_is_registered() {
     let some = range(100, 200);
     drop(registered);
     assert_eq!(source.read(bench.archive, some, Purpose::Demand).await.unwrap(), bench.part(some));
-    assert_eq!(source.metrics.layers.get(), 1);
+    assert_eq!(source.tools.metrics.layers.get(), 1);
     drop(second);
     let gone = source.read(bench.archive, some, Purpose::Demand).await;
     assert!(matches!(gone, Err(ReadError::NotFound { .. })), "{gone:?}");
-    assert_eq!((source.layers.read().len(), source.metrics.layers.get()), (0, 0));
+    assert_eq!((source.layers.read().len(), source.tools.metrics.layers.get()), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,11 +120,11 @@ async fn a_small_read_fetches_one_frame_and_whoever_reads_on_fetches_nothing_twi
         assert_eq!(source.read(bench.archive, some, Purpose::Demand).await.unwrap(), bench.part(some));
     }
     assert_eq!(bench.memory.bytes_read(), before);
-    assert_eq!(source.metrics.decoded_bytes.get(), wide.len());
+    assert_eq!(source.tools.metrics.decoded_bytes.get(), wide.len());
     // The whole archive, in one read: a batch at a time.
     let all = bench.archive.all().unwrap();
     assert!(source.read(bench.archive, all, Purpose::Ahead).await.unwrap() == bench.unpacked);
-    assert_eq!(source.metrics.decoded_bytes.get(), bench.archive.size_bytes);
+    assert_eq!(source.tools.metrics.decoded_bytes.get(), bench.archive.size_bytes);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,7 +136,7 @@ async fn of_a_layer_that_swells_a_thousandfold_a_read_decodes_one_frame() {
     assert!(registered.index().layer().frames > 4);
     let page = range(32 << 20, (32 << 20) + 4096);
     assert_eq!(source.read(bench.archive, page, Purpose::Demand).await.unwrap(), bench.part(page));
-    let decoded = source.metrics.decoded_bytes.get();
+    let decoded = source.tools.metrics.decoded_bytes.get();
     assert!(decoded <= crate::frame::MAX_FRAME_BYTES, "{decoded} bytes were decoded for a page");
 }
 
@@ -190,11 +192,11 @@ async fn wrong_frames_are_rejected_below_and_read_again_told_once_and_given_up_a
         rejected.iter().all(|range| range.start() <= at && at < range.end() && range.len() < 3 << 19),
         "{rejected:?}"
     );
-    assert_eq!(source.metrics.wrong_frames.get(), 3);
+    assert_eq!(source.tools.metrics.wrong_frames.get(), 3);
     let Event::WrongBytes { layer, range, .. } = events.try_recv().unwrap();
     assert_eq!((layer, range), (bench.memory.blob(0).digest, rejected[0]));
     assert!(events.try_recv().is_err(), "told once");
-    assert_eq!(source.metrics.decoded_bytes.get(), bench.archive.size_bytes, "right frames are decoded once");
+    assert_eq!(source.tools.metrics.decoded_bytes.get(), bench.archive.size_bytes, "right frames are decoded once");
 
     let (source, _registered) = bench.over(lying(u32::MAX));
     let given_up = source.read(bench.archive, all, Purpose::Demand).await;
@@ -226,7 +228,7 @@ async fn readers_of_one_frame_at_once_decode_it_once() {
         assert_eq!(read.unwrap().unwrap().len(), 50);
     }
     // As many as are decoded at once may not see each other.
-    assert!(source.metrics.decoded_bytes.get() <= 2 * source.widen(&bench.archive, range(0, 1)).len());
+    assert!(source.tools.metrics.decoded_bytes.get() <= 2 * source.widen(&bench.archive, range(0, 1)).len());
 }
 
 /// The index file with one change to the bytes of each record of its table, and its checksums right again.
