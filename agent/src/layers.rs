@@ -150,6 +150,11 @@ pub(crate) enum Sight {
 }
 
 impl Ready {
+    /// Whether some of it decodes only from its beginning: it can be shown at once, but is not lazy.
+    pub(crate) const fn is_streamed(&self) -> bool {
+        self.index.layer().is_streamed
+    }
+
     /// From now on its bytes can be read, until the answer is dropped.
     pub(crate) fn register(self, layers: &Layers) -> (Image, Registered) {
         (self.image, layers.unpacked.register(self.index))
@@ -329,7 +334,8 @@ impl Layers {
         })
     }
 
-    /// Makes the index of the layer `nth` of an image by reading all of it, and keeps it. `progress` is told the bytes done.
+    /// Makes the index of the layer `nth` of an image by reading all of it, and keeps it. `progress` is told the bytes done. Answers whether the layer is
+    /// streamed; of one that has an index already, false.
     ///
     /// # Errors
     /// [`LayerError`]; above all when the layer cannot be read piece by piece.
@@ -338,12 +344,12 @@ impl Layers {
         (manifest, nth): (&Manifest, usize),
         below: &dyn BlobSource,
         progress: impl Fn(u64) + Send,
-    ) -> Result<(), LayerError> {
-        let Some(layer) = manifest.layers.get(nth) else { return Ok(()) };
+    ) -> Result<bool, LayerError> {
+        let Some(layer) = manifest.layers.get(nth) else { return Ok(false) };
         let packed = layer.blob();
         let of = (packed, manifest.digest);
         if self.stored(of, &layer.annotations, (self.prefer.ways(), None)).await?.is_some() {
-            return Ok(());
+            return Ok(false);
         }
         let diff_id = self.diff_id(manifest, nth).await?;
         let scratch = self.scratch().await?;
@@ -351,7 +357,7 @@ impl Layers {
         make::index(below, (packed, diff_id), &scratch, progress).await?;
         let store = Arc::clone(&self.store);
         let kept = blocking(move || store.keep(scratch, &packed, Word::any(Own::NAME))).await??;
-        self.ready(kept).await.map(drop)
+        self.ready(kept).await.map(|ready| ready.is_streamed())
     }
 
     /// The manifest of an image, from this node if it is kept here, else from the registry.

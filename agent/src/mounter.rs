@@ -255,7 +255,7 @@ fn usable(ready: &Ready, is_kept: bool) -> choice::Known {
         penstock_image::Kind::Layer { implied, .. } => implied,
         _ => 0,
     };
-    choice::Known::Usable(Usable { by: ready.origin, is_kept, implied })
+    choice::Known::Usable(Usable { by: ready.origin, is_kept, is_streamed: ready.is_streamed(), implied })
 }
 
 /// A layer that cannot be read on demand.

@@ -36,7 +36,7 @@ use choose::{Link, UNMEASURED};
 use files::Kept;
 pub(crate) use look::Wanted;
 pub(crate) use metrics::Metrics;
-pub(crate) use start::{Begin, Opening, Start};
+pub(crate) use start::{Begin, Hints, Opening, Start};
 
 /// Which registries' recordings are used.
 #[derive(Debug, Clone, PartialEq, Eq)]

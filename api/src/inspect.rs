@@ -70,6 +70,8 @@ pub struct InspectedLayer {
 pub enum Fate {
     /// It is read on demand.
     Lazy,
+    /// It is shown at once, but decodes only from its beginning: it is prefetched in parallel, in order.
+    Streamed,
     /// containerd fetches and unpacks it.
     Unpacked,
     /// It cannot be shown, and unpacked it would be empty: the pull fails.
@@ -82,6 +84,7 @@ impl Fate {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Lazy => "lazy",
+            Self::Streamed => "streamed",
             Self::Unpacked => "unpacked",
             Self::Refused => "refused",
         }

@@ -20,14 +20,14 @@
 //! | `whiteout` | what the names in a layer say |
 //! | [`tar`] | the entries of a tar archive that is fed in pieces |
 //! | `frame` | pieces of a layer that decode alone: [`Frame`], how one is decoded and verified |
-//! | `gzip`, `zstandard`, `plain` | where frames may begin in each [`Coding`]; gzip's checkpoints |
-//! | `unpacked` | [`Unpacked`]: the source that answers reads of archives |
+//! | `gzip`, `zstandard`, `plain` | where frames may begin in each [`Coding`]; gzip's checkpoints, Zstandard's blocks and pieces |
+//! | `unpacked` | [`Unpacked`]: the source that answers reads of archives, and passes over those that decode only from their beginning |
 //! | [`foreign`] | layers in formats of others: their tables of contents as layer indexes |
 //! | `index` | the layer index: [`Builder`] makes one while a layer goes by, [`Index`] reads one |
 //!
 //! # Concurrency
 //!
-//! None here: readers are values that are fed by their owner.
+//! Readers are values that are fed by their owner. [`Unpacked`] owns a task for each pass, which ends when nobody waits for it.
 
 pub mod entry;
 pub mod foreign;

@@ -80,6 +80,8 @@ struct Counts {
     made: usize,
     /// Of these, from what containerd has.
     stored: usize,
+    /// Of those that were made, which are not lazy, but streamed.
+    streamed: usize,
     not_lazy: usize,
 }
 
@@ -145,9 +147,9 @@ impl Attachments {
             };
             self.index_one((manifest, nth), namespace.as_deref(), &mut counts).await;
         }
-        let Counts { made, stored, not_lazy } = counts;
+        let Counts { made, stored, streamed, not_lazy } = counts;
         let text = format!(
-            "{made} of {} layers of {reference} are indexed ({stored} from what containerd had fetched), {not_lazy} can only be read whole; from the next pull on they are read on demand",
+            "{made} of {} layers of {reference} are indexed ({stored} from what containerd had fetched; {streamed} are not lazy: streamed, prefetched in parallel), {not_lazy} can only be read whole; from the next pull on they are read on demand",
             manifest.layers.len()
         );
         self.parts.events.record(Kind::LayersIndexed, &text, &[("reference", &reference.to_string())]);
@@ -183,7 +185,10 @@ impl Attachments {
             }
         };
         match made {
-            Ok(()) => counts.made += 1,
+            Ok(is_streamed) => {
+                counts.made += 1;
+                counts.streamed += usize::from(is_streamed);
+            }
             Err(error) => {
                 let is_not_lazy = matches!(&error, LayerError::Make(error) if MakeError::is_not_lazy(error));
                 counts.not_lazy += usize::from(is_not_lazy);

@@ -96,6 +96,8 @@ pub(super) struct Live {
     pub(super) start: Start,
     /// How long it took to be opened, made and mounted; `None` when it was taken over.
     pub(super) made: Option<Duration>,
+    /// Whether it shows archives that decode only from their beginning.
+    pub(super) is_streamed: bool,
     owner: Owner,
     /// Lets the blobs go when the device has.
     _served: Served,
@@ -121,7 +123,9 @@ impl Live {
         let start = reading::begin(parts, plan, remains.is_some());
         let mut opening = start.opening();
         let Opened { image, proof, served } = Opened::open(parts, plan.meant(), Some(&mut opening)).await?;
-        start.opened(opening, &image, served.landmark());
+        let hints = served.hints();
+        let is_streamed = !hints.streamed.is_empty();
+        start.opened(opening, &image, hints);
         let content = Content { image: Arc::clone(&image), source: start.source() };
         let (id, config, metrics) = (plan.id.clone(), &parts.device, &parts.device_metrics);
         let device = match remains {
@@ -130,7 +134,7 @@ impl Live {
         };
         let mounted = Mutex::new(None);
         let (owner, made) = (plan.owner, None);
-        let mut live = Self { device, image, choice, mounted, proof, start, made, owner, _served: served };
+        let mut live = Self { device, image, choice, mounted, proof, start, made, is_streamed, owner, _served: served };
         live.obey(parts, plan.policy);
         live.give_away(parts).await;
         let mounted = match &plan.mount {

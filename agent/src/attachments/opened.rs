@@ -15,7 +15,7 @@ use crate::{
     indexes::{self, Ask, Proof},
     layers::{self, Ready, merged, turbo},
     mount::found::LOOKED_AT_BYTES,
-    recordings::Opening,
+    recordings::{Hints, Opening},
     state::record::LayerRecord,
     traces::traced,
 };
@@ -199,8 +199,15 @@ impl Served {
         self.blobs.push(blob);
     }
 
+    /// What is known of how it is to be read.
+    pub(super) fn hints(&self) -> Hints {
+        let streamed =
+            self.decoded.iter().map(|registered| registered.index().layer()).filter(|layer| layer.is_streamed);
+        Hints { landmark: self.landmark(), streamed: streamed.map(|layer| layer.unpacked).collect() }
+    }
+
     /// What a start reads first, as whoever made the layer says.
-    pub(super) fn landmark(&self) -> Option<(Blob, Vec<ByteRange>)> {
+    fn landmark(&self) -> Option<(Blob, Vec<ByteRange>)> {
         let [only] = &self.decoded[..] else { return None };
         let (index, first) = (only.index(), only.index().first());
         (!first.is_empty()).then(|| (index.layer().unpacked, first.to_vec()))

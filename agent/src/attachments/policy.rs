@@ -9,6 +9,12 @@ use tokio::sync::broadcast::error::RecvError;
 use super::{AttachError, Attachments, Parts, live::Live};
 use crate::events::{Events, Kind};
 
+/// The policy of devices of which nothing was asked, by what the config says. Of one that is streamed readers wait: its bytes come in their order, and
+/// late ones are no failure.
+pub(super) const fn defaults(config: Policy, is_streamed: bool) -> Policy {
+    Policy { on_failure: if is_streamed { OnFailure::Wait } else { config.on_failure }, ..config }
+}
+
 /// The policy of a device: `defaults`, with what was `asked` in its place. A wait is never shorter than the deadline before it.
 pub(super) fn effective(defaults: Policy, asked: PolicyChange) -> Policy {
     let deadline_ms = asked.deadline_ms.unwrap_or(defaults.deadline_ms);
@@ -53,7 +59,7 @@ impl Attachments {
 impl Live {
     /// Has the device's readers wait as it was asked, from now on.
     pub(super) fn obey(&self, parts: &Parts, asked: PolicyChange) {
-        let patience = patience(effective(parts.policy, asked));
+        let patience = patience(effective(defaults(parts.policy, self.is_streamed), asked));
         if let Err(error) = self.device.set_patience(patience) {
             // Checked bounds are the device's own.
             tracing::error!(device = %self.device.id(), %error, "a policy was not taken");
@@ -103,6 +109,15 @@ mod tests {
         assert_eq!(policy, Policy { deadline_ms: 30_000, on_failure: OnFailure::Wait, wait_limit_ms: 30_000 });
         assert_eq!(patience(policy).check(), Ok(()));
         assert_eq!(patience(DEFAULTS).then, Then::Eio);
+    }
+
+    #[test]
+    fn readers_of_a_streamed_device_wait_unless_it_was_asked_otherwise() {
+        let streamed = defaults(DEFAULTS, true);
+        assert_eq!(effective(streamed, PolicyChange::default()).on_failure, OnFailure::Wait);
+        let asked = PolicyChange { on_failure: Some(OnFailure::Eio), ..PolicyChange::default() };
+        assert_eq!(effective(streamed, asked), DEFAULTS);
+        assert_eq!(defaults(DEFAULTS, false), DEFAULTS);
     }
 
     #[test]

@@ -106,7 +106,10 @@ pub(super) fn device(record: &Record, state: &State, parts: &Parts) -> api::Devi
         mount_point: mounted.as_ref().map(|mounted| mounted.dir().to_path_buf()),
         file_system: record.seen.file_system.clone(),
         verified_by: record.seen.verified_by.clone(),
-        policy: policy::effective(parts.policy, record.policy),
+        policy: policy::effective(
+            policy::defaults(parts.policy, live.is_some_and(|live| live.is_streamed)),
+            record.policy,
+        ),
         outlives_agent: live.is_some_and(|live| live.outlives_agent(parts)),
         attached_at: record.attached_at,
         reading: live.map(|live| live.start.reading()),

@@ -13,6 +13,9 @@ can be read. That an index can be used is known only once it is fetched: it may 
 out directories, or link to files of a layer below. Then the layer is unpacked, and an
 event says why.
 
+FATE: lazy; streamed, shown at once, but it decodes only from its beginning and is
+prefetched in parallel; unpacked by containerd; refused.
+
 STATE: used; spare, another goes before it; off, layers.prefer or the image leaves it
 out; absent; refused, there is one that is not used.
 

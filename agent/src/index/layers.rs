@@ -21,6 +21,10 @@ use crate::{
     output::{self, Progress, Table, size},
 };
 
+/// What is said of a layer whose index is good for reading it in order only.
+const STREAMED: &str =
+    "it is a Zstandard frame of more than 16 MiB: streamed from its beginning, prefetched in parallel";
+
 /// What was made.
 #[derive(Debug, Serialize)]
 pub(super) struct Answer {
@@ -40,7 +44,7 @@ struct AnswerLayer {
     diff_id: Digest,
     /// Size of its index; none for a layer that is not lazy.
     index_bytes: Option<u64>,
-    /// Why it is not lazy.
+    /// Why it is not lazy: it has no index, or one by which it is streamed.
     reason: Option<String>,
 }
 
@@ -49,6 +53,8 @@ struct Made {
     layer: Blob,
     diff_id: Digest,
     index: Result<(Blob, PathBuf), String>,
+    /// Whether it decodes only from its beginning.
+    is_streamed: bool,
 }
 
 /// Makes the layer indexes of an image, and pushes them unless told otherwise.
@@ -97,12 +103,16 @@ async fn indexes(
     let progress = Progress::of(layers.iter().map(|(layer, _)| layer.size_bytes));
     let making = layers.iter().zip(progress.parts()).map(|(&(layer, diff_id), done)| async move {
         let path = dir.join(format!("{}.layer-index", layer.digest.to_hex()));
+        let mut is_streamed = false;
         let index = match make::index(&**fetcher, (layer, diff_id), &path, |bytes| done.set(bytes)).await {
-            Ok(built) => Ok((built.index, path)),
+            Ok(built) => {
+                is_streamed = built.layer.is_streamed;
+                Ok((built.index, path))
+            }
             Err(error) if error.is_not_lazy() => Err(error.to_string()),
             Err(error) => return Err(IndexError::Image(error.to_string())),
         };
-        Ok(Made { layer, diff_id, index })
+        Ok(Made { layer, diff_id, index, is_streamed })
     });
     let making = stream::iter(making.collect::<Vec<_>>()).buffered(jobs).try_collect();
     progress.note_until("verified and indexed", making).await
@@ -116,7 +126,7 @@ impl Made {
 
     fn answer(self) -> AnswerLayer {
         let (index_bytes, reason) = match self.index {
-            Ok((index, _)) => (Some(index.size_bytes), None),
+            Ok((index, _)) => (Some(index.size_bytes), self.is_streamed.then(|| STREAMED.to_owned())),
             Err(reason) => (None, Some(reason)),
         };
         let Blob { digest, size_bytes } = self.layer;

@@ -12,6 +12,9 @@ use crate::{
     state::record::MAX_LAYERS,
 };
 
+/// What is said besides of a layer that decodes only from its beginning.
+const STREAMED: &str = "; not lazy: streamed from its beginning, prefetched in parallel";
+
 /// What is known of one way to read an archive on demand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Known {
@@ -32,6 +35,8 @@ pub(super) struct Usable {
     pub(super) by: &'static str,
     /// Whether its index is on this node.
     pub(super) is_kept: bool,
+    /// Whether it decodes only from its beginning; false also when that is not known before the index is fetched.
+    pub(super) is_streamed: bool,
     /// Directories that no entry of the layer speaks of; 0 also when that is not known before the index is fetched.
     pub(super) implied: u64,
 }
@@ -118,8 +123,9 @@ fn archive(what: &str, facts: &Facts<'_>, known: &[(Way, Known)]) -> Next {
                 let hidden = "their owners and modes in the layers below would be hidden";
                 return unpacked(&format!("which leaves out {implied} directories: {hidden}"), false);
             }
-            Some(Known::Usable(Usable { by, .. })) => {
-                let how = format!("{what}, by {by}");
+            Some(Known::Usable(Usable { by, is_streamed, .. })) => {
+                let streamed = if *is_streamed { STREAMED } else { "" };
+                let how = format!("{what}, by {by}{streamed}");
                 return Next::Made(Choice::Lazy { shape: Shape::Single, way: Some(*way), how });
             }
         }
@@ -158,7 +164,7 @@ mod tests {
     const TAR: Kind = Kind::Archive("a tar");
 
     fn usable(by: &'static str, is_kept: bool, implied: u64) -> Known {
-        Known::Usable(Usable { by, is_kept, implied })
+        Known::Usable(Usable { by, is_kept, is_streamed: false, implied })
     }
 
     fn lazy(way: Way, by: &str) -> Next {
@@ -235,6 +241,13 @@ mod tests {
             matches!(&over, Choice::Unpacked { why, is_indexed: false } if why.contains("leaves out 3")),
             "{over:?}"
         );
+    }
+
+    #[test]
+    fn of_a_streamed_layer_it_is_said_that_it_is_not_lazy() {
+        let known = Known::Usable(Usable { by: "its own", is_kept: true, is_streamed: true, implied: 0 });
+        let Choice::Lazy { how, .. } = made(chosen("own", false, &[(Way::Own, known)])) else { panic!("not shown") };
+        assert_eq!(how, "a tar, by its own; not lazy: streamed from its beginning, prefetched in parallel");
     }
 
     #[test]

@@ -139,7 +139,9 @@ const fn is_native(kind: &Kind) -> bool {
 fn known(sight: &Result<Sight, String>) -> choice::Known {
     match sight {
         Ok(Sight::Kept(ready)) => usable(ready, true),
-        Ok(Sight::Offered { by, .. }) => choice::Known::Usable(Usable { by, is_kept: false, implied: 0 }),
+        Ok(Sight::Offered { by, .. }) => {
+            choice::Known::Usable(Usable { by, is_kept: false, is_streamed: false, implied: 0 })
+        }
         Ok(Sight::Absent) => choice::Known::Absent,
         Ok(Sight::Refused(why)) => choice::Known::Refused(why.clone()),
         Err(why) => impossible(why),
@@ -159,7 +161,9 @@ fn described(seen: &Seen<'_>, whole: &Whole<'_>) -> InspectedLayer {
     let (fate, why, verified_by, open_bytes) = match choice {
         Choice::Lazy { way: Some(way), how, .. } => {
             let sight = seen.sights.iter().find(|(of, _)| of == way).map(|(_, sight)| sight);
-            (Fate::Lazy, how, sight.map(verified).unwrap_or_default(), sight.and_then(open_bytes))
+            let is_streamed = matches!(sight, Some(Ok(Sight::Kept(ready))) if ready.is_streamed());
+            let fate = if is_streamed { Fate::Streamed } else { Fate::Lazy };
+            (fate, how, sight.map(verified).unwrap_or_default(), sight.and_then(open_bytes))
         }
         Choice::Lazy { way: None, how, .. } => (Fate::Lazy, how, native(kind, whole), None),
         Choice::Unpacked { why, .. } => {

@@ -44,6 +44,8 @@ pub(super) struct Facts {
     pub(super) absent_bytes: u64,
     /// Bytes of its recording, if it has one.
     pub(super) recorded_bytes: Option<u64>,
+    /// Bytes of its archives that decode only from their beginning, and are not on this node.
+    pub(super) streamed_bytes: u64,
     /// Distinct bytes needed so far.
     pub(super) needed_bytes: u64,
     /// How long somebody waited for bytes so far.
@@ -72,6 +74,8 @@ pub(super) enum Why {
     Recorded(u64, u64),
     /// It has needed this much of this much.
     Needed(u64, u64),
+    /// So many bytes are of archives that decode only from their beginning: these, and no others, are completed at once.
+    Streamed(u64),
     /// It would be completed, but there is room for this much less than is missing.
     NoRoom(u64),
     /// Nothing speaks for anything else.
@@ -89,6 +93,11 @@ impl fmt::Display for Why {
             Self::Needed(part, whole) => {
                 write!(f, "it has read {} % of itself so far, and waits", percent(part, whole))
             }
+            Self::Streamed(bytes) => write!(
+                f,
+                "{} MiB of it decode only from their beginning: they are not lazy, but prefetched in parallel",
+                bytes.div_ceil(1 << 20)
+            ),
             Self::NoRoom(bytes) => write!(
                 f,
                 "it is read widely, but completing it would evict {} MiB of other images; a larger cache.cap would not",
@@ -110,6 +119,9 @@ pub(super) fn choose(facts: &Facts) -> Choice {
         Some(bytes) => choice(Mode::Prefetch, Why::Recorded(bytes, image_bytes)),
         None => choice(Mode::Lazy, Why::Unknown),
     };
+    if facts.may_fill && (1..=facts.room_bytes).contains(&facts.streamed_bytes) {
+        return choice(Mode::Full, Why::Streamed(facts.streamed_bytes));
+    }
     let pull = facts.link.pull(absent_bytes);
     let wide = match facts.recorded_bytes {
         Some(bytes) if bytes.saturating_mul(WIDELY) >= image_bytes => Some(Why::Recorded(bytes, image_bytes)),
@@ -138,6 +150,7 @@ mod tests {
             image_bytes: 200 * MIB,
             absent_bytes: 200 * MIB,
             recorded_bytes: None,
+            streamed_bytes: 0,
             needed_bytes: 0,
             waited: Duration::ZERO,
             link: Link { latency: Duration::from_millis(20), bytes_per_second: 100 * MIB },
@@ -192,6 +205,19 @@ mod tests {
                 Facts { recorded_bytes: Some(10 * MIB), needed_bytes: 100 * MIB, ..facts() },
                 Mode::Full,
                 Why::Needed(100 * MIB, 200 * MIB),
+            ),
+            ("a streamed layer", Facts { streamed_bytes: 20 * MIB, ..facts() }, Mode::Full, Why::Streamed(20 * MIB)),
+            (
+                "the same, where nothing may be completed",
+                Facts { streamed_bytes: 20 * MIB, may_fill: false, ..facts() },
+                Mode::Lazy,
+                Why::Unknown,
+            ),
+            (
+                "the same, in a full cache",
+                Facts { streamed_bytes: 20 * MIB, room_bytes: 19 * MIB, ..facts() },
+                Mode::Lazy,
+                Why::Unknown,
             ),
             (
                 "a small image",

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Recordings, Wanted,
-    choose::{Choice, Facts, choose},
+    choose::{Choice, Facts, Why, choose},
     look::{self, Found},
     recorded::Recorded,
     windows::{self, cut, reads},
@@ -59,6 +59,17 @@ struct Run {
     filled_bytes: AtomicU64,
     /// What the cache had fetched of the image's blobs when the image was opened.
     fetched_before: AtomicU64,
+    /// Its archives that decode only from their beginning, once it is opened.
+    streamed: OnceLock<Vec<Blob>>,
+}
+
+/// What whoever opened an image knows of how it is to be read.
+#[derive(Debug, Default)]
+pub(crate) struct Hints {
+    /// What stands in for a recording: what whoever made the image says that a start reads.
+    pub(crate) landmark: Option<(Blob, Vec<ByteRange>)>,
+    /// Archives that decode only from their beginning: they are completed at once.
+    pub(crate) streamed: Vec<Blob>,
 }
 
 /// What is said of it.
@@ -100,6 +111,7 @@ impl Start {
             replayed_bytes: AtomicU64::new(0),
             filled_bytes: AtomicU64::new(0),
             fetched_before: AtomicU64::new(0),
+            streamed: OnceLock::new(),
         };
         Self { run: Arc::new(run), tasks: Mutex::default() }
     }
@@ -124,9 +136,15 @@ impl Start {
         Opening { readable: Some(readable), opened }
     }
 
-    /// The image is open, and its bytes are verified as they are to be: from here on bytes are fetched ahead. `landmark` is what stands in for a
-    /// recording: what whoever made the image says that a start reads.
-    pub(crate) fn opened(&self, opening: Opening, image: &Arc<Image>, landmark: Option<(Blob, Vec<ByteRange>)>) {
+    /// The image is open, and its bytes are verified as they are to be: from here on bytes are fetched ahead.
+    pub(crate) fn opened(&self, opening: Opening, image: &Arc<Image>, hints: Hints) {
+        let Hints { landmark, streamed } = hints;
+        if !streamed.is_empty() {
+            // An image is opened once.
+            let _first = self.run.streamed.set(streamed);
+            let (run, image) = (Arc::clone(&self.run), Arc::clone(image));
+            self.tasks.lock().spawn(async move { run.stream(&image).await });
+        }
         self.run.fetched_before.store(self.run.fetched_bytes(image), Ordering::Relaxed);
         if self.run.over.is_cancelled() {
             let (run, image) = (Arc::clone(&self.run), Arc::clone(image));
@@ -280,11 +298,30 @@ impl Run {
         self.watch(image, false).await;
     }
 
+    /// Completes the archives that decode only from their beginning, if that may be done: in order, so that one pass goes over each of them, and with
+    /// several ranges in flight. Who waits for bytes goes before it.
+    async fn stream(&self, image: &Image) {
+        let streamed = self.streamed();
+        while self.absent_bytes(streamed) > 0 {
+            let is_chosen = matches!(self.tell(choose(&self.facts(image, false))).why, Why::Streamed(_));
+            if is_chosen && self.fill(streamed).await {
+                return;
+            }
+            self.much_more_read().await;
+        }
+    }
+
+    fn streamed(&self) -> &[Blob] {
+        self.streamed.get().map_or(&[], Vec::as_slice)
+    }
+
     /// Looks again and again how the image is best read; completes it when that is all of it, however late.
     async fn watch(&self, image: &Image, is_recorded: bool) {
         loop {
-            let mode = self.tell(choose(&self.facts(image, is_recorded)));
-            if mode == api::ReadingMode::Full && self.fill(image).await {
+            let Choice { mode, why } = self.tell(choose(&self.facts(image, is_recorded)));
+            // What is streamed has a task of its own.
+            let is_wide = mode == api::ReadingMode::Full && !matches!(why, Why::Streamed(_));
+            if is_wide && self.fill(image.blobs()).await {
                 return;
             }
             self.much_more_read().await;
@@ -368,7 +405,8 @@ impl Run {
         }
         Facts {
             image_bytes: image.blobs().iter().map(|blob| blob.size_bytes).sum(),
-            absent_bytes: self.absent_bytes(image),
+            absent_bytes: self.absent_bytes(image.blobs()),
+            streamed_bytes: self.absent_bytes(self.streamed()),
             recorded_bytes: is_recorded.then(|| self.shown.lock().recorded_bytes),
             needed_bytes,
             waited,
@@ -378,21 +416,21 @@ impl Run {
         }
     }
 
-    /// What of the image's blobs is not on this node.
-    fn absent_bytes(&self, image: &Image) -> u64 {
+    /// What of blobs is not on this node.
+    fn absent_bytes(&self, blobs: &[Blob]) -> u64 {
         let present = |blob: &Blob| self.recordings.cache.usage_of(blob).map_or(0, |usage| usage.present_bytes);
-        image.blobs().iter().map(|blob| blob.size_bytes.saturating_sub(present(blob))).sum()
+        blobs.iter().map(|blob| blob.size_bytes.saturating_sub(present(blob))).sum()
     }
 
     /// Takes a choice over, and tells of it when it changes how the image is read.
-    fn tell(&self, choice: Choice) -> api::ReadingMode {
+    fn tell(&self, choice: Choice) -> Choice {
         let mode = choice.mode;
         let before = self.shown.lock().choice.replace(choice.clone());
         if before.as_ref().map(|before| before.mode) != Some(mode) && mode != api::ReadingMode::Lazy {
             let text = format!("{} is read by {}: {}", self.device, mode.name(), choice.why);
             self.recordings.events.record(Kind::RecordingChosen, &text, &[("device", &self.device)]);
         }
-        mode
+        choice
     }
 
     /// Reads what is missing of a recording, in windows of its order, until the program leaves it.
@@ -428,22 +466,22 @@ impl Run {
         self.recordings.events.record(Kind::RecordingReplayed, &text, &[("device", &self.device)]);
     }
 
-    /// Completes the image, as long as there is room that nothing must be evicted for. False when bytes were not to be had: another time they may be.
-    async fn fill(&self, image: &Image) -> bool {
+    /// Completes blobs of the image, as long as there is room that nothing must be evicted for. False when bytes were not to be had: another time they may be.
+    async fn fill(&self, blobs: &[Blob]) -> bool {
         // An error: the agent ends.
         let Ok(_turn) = self.recordings.fills.acquire().await else { return true };
-        let (mut bytes, mut before, mut left) = (0, u64::MAX, self.absent_bytes(image));
+        let (mut bytes, mut before, mut left) = (0, u64::MAX, self.absent_bytes(blobs));
         // What could not be kept when it came, because the disk was slower, is asked for again, as long as that brings something.
         while (1..before).contains(&left) {
             before = left;
-            match self.read(self.missing(image), &self.filled_bytes, &self.recordings.metrics.filled_bytes).await {
+            match self.read(self.missing(blobs), &self.filled_bytes, &self.recordings.metrics.filled_bytes).await {
                 Ok(read) => bytes += read,
                 Err(error) => {
                     tracing::debug!(device = %self.device, %error, "an image is not completed");
                     return false;
                 }
             }
-            left = self.absent_bytes(image);
+            left = self.absent_bytes(blobs);
         }
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let text = match left {
@@ -454,10 +492,10 @@ impl Run {
         true
     }
 
-    /// What is missing of the image, looked at as the reads come to it, while there is room.
-    fn missing<'a>(&'a self, image: &'a Image) -> Box<dyn Iterator<Item = (Blob, ByteRange)> + Send + 'a> {
+    /// What is missing of blobs, looked at as the reads come to it, while there is room.
+    fn missing<'a>(&'a self, blobs: &'a [Blob]) -> Box<dyn Iterator<Item = (Blob, ByteRange)> + Send + 'a> {
         let cache = &self.recordings.cache;
-        let missing = image.blobs().iter().flat_map(|blob| steps(*blob)).flat_map(|(blob, step)| {
+        let missing = blobs.iter().flat_map(|blob| steps(*blob)).flat_map(|(blob, step)| {
             cache.absent(&blob, step).into_iter().flat_map(cut).map(move |range| (blob, range))
         });
         let fits = |range: &ByteRange| cache.room_bytes() >= range.len() * READS_AT_ONCE as u64;

@@ -89,7 +89,7 @@ fn unpack(archive: &[u8], root: &Path) {
 }
 
 /// What is told of each path: all but the times of directories, which the kernel sets while others unpack into them.
-fn tree(root: &Path) -> BTreeMap<PathBuf, String> {
+pub(super) fn tree(root: &Path) -> BTreeMap<PathBuf, String> {
     let (mut found, mut dirs) = (BTreeMap::new(), vec![root.to_path_buf()]);
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(&dir).unwrap() {
@@ -114,12 +114,12 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, String> {
 }
 
 /// As [`tree`], off the runtime, which serves the misses.
-async fn seen(root: &Path) -> BTreeMap<PathBuf, String> {
+pub(super) async fn seen(root: &Path) -> BTreeMap<PathBuf, String> {
     let root = root.to_path_buf();
     tokio::task::spawn_blocking(move || tree(&root)).await.unwrap()
 }
 
-fn request(image: &Image, mount: &Path) -> api::Attach {
+pub(super) fn request(image: &Image, mount: &Path) -> api::Attach {
     api::Attach {
         reference: image.reference.clone(),
         mount: Some(mount.to_path_buf()),
@@ -130,7 +130,7 @@ fn request(image: &Image, mount: &Path) -> api::Attach {
     }
 }
 
-fn mount_point(bench: &Bench) -> PathBuf {
+pub(super) fn mount_point(bench: &Bench) -> PathBuf {
     let dir = bench.dir.path().join("mounted");
     fs::create_dir_all(&dir).unwrap();
     dir
@@ -185,7 +185,7 @@ async fn an_image_in_a_foreign_format_is_one_device_too_and_one_without_indexes_
 }
 
 /// Runs `penstock convert`; what it wrote, to be attached.
-async fn converted(image: &Image, form: &str) -> Image {
+pub(super) async fn converted(image: &Image, form: &str) -> Image {
     let to = format!("{}-{form}", image.reference);
     let typed = ["penstock", "convert", &image.reference, &to, "--to", form];
     let Typed::Convert(args) = Cli::try_parse_from(typed).unwrap().command else { panic!("another command") };

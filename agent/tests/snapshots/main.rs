@@ -39,6 +39,7 @@ mod inspected;
 mod ordinary;
 mod pulled;
 mod pushed;
+mod streamed;
 
 fn cannot_mount() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
