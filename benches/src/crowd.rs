@@ -1,13 +1,18 @@
 //! Many starts at once on one node: fifty of one image, and one each of twenty images on one base.
 //!
-//! A start is an attach with a mount, and the reading of some whole files, one after the other. All of a crowd begin at the same moment, on an agent
-//! with an empty cache. The registry's own log says whether a byte was asked for twice. AGAIN is the same crowd once more, with all bytes in the cache:
+//! A start is what containerd asks of the snapshotter to pull an image and to make a container's file system, that file system mounted (overlayfs over the image's
+//! one device), and the reading of some whole files in it, one after the other. All of a crowd begin at the same moment, on an agent
+//! with an empty cache. The registry's own log says whether a byte was asked for twice. AGAIN is the same crowd once more, with all bytes in the cache and nothing attached:
 //! what so many starts cost this machine whoever brings the bytes. A crowd is held to twice one start alone and the time that its bytes need on the link.
+//!
+//! FIFTY DEVICES is no start of containers: one image attached and mounted fifty times by the admin API, each time as a device of its own, of which each decodes
+//! and copies the same bytes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    ffi::CString,
     io::Cursor,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -20,11 +25,13 @@ use penstock_agent::{
 };
 use penstock_blob::{ByteRange, Digest};
 use penstock_image::write::{self, LayerWriter, Options};
-use penstock_registry::{Artifact, Layer, Registry, Request};
+use penstock_registry::{Layer, Registry, Request};
+use penstock_tests::snapshots::{self, Mount, Snapshots};
+use rustix::mount::{MountFlags, UnmountFlags};
 use serde::Serialize;
 
 use crate::{
-    pack::{LAZY, Link, Packed, TAG},
+    pack::{self, LAZY, Link, Packed},
     report::{Measured, time},
     sample::{Durations, Sample},
     start::{Set, read},
@@ -32,6 +39,8 @@ use crate::{
 
 /// Starts of one image at once.
 const OF_ONE: usize = 50;
+/// The crowd whose starts have a device each.
+pub(crate) const FIFTY_DEVICES: &str = "one image, fifty devices";
 /// Images on one base, started at once.
 const IMAGES: usize = 20;
 /// What each start reads, as a share of the image's bytes: what fifty of them read together must not be the machine's copying alone.
@@ -95,11 +104,30 @@ impl Measured for Vec<Row> {
     }
 }
 
+/// How the starts of a crowd get at their files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// As containers do: by the snapshotter, which has one device for each image.
+    Containers,
+    /// Each by an attach of its own.
+    Devices,
+}
+
+/// An image to be started.
+#[derive(Debug, Clone)]
+struct Image {
+    reference: String,
+    manifest: Digest,
+    /// Its layers, the lowest first.
+    layers: Vec<Digest>,
+}
+
 /// A crowd while it is measured.
 #[derive(Debug)]
 struct Crowd {
     name: &'static str,
-    references: Vec<String>,
+    way: Way,
+    images: Vec<Image>,
     each: Durations,
     slowest: Durations,
     requests: u64,
@@ -108,9 +136,9 @@ struct Crowd {
 }
 
 impl Crowd {
-    fn new(name: &'static str, references: Vec<String>) -> anyhow::Result<Self> {
+    fn new(name: &'static str, way: Way, images: Vec<Image>) -> anyhow::Result<Self> {
         let (each, slowest) = (Durations::new()?, Durations::new()?);
-        Ok(Self { name, references, each, slowest, requests: 0, asked_bytes: 0, again_bytes: 0 })
+        Ok(Self { name, way, images, each, slowest, requests: 0, asked_bytes: 0, again_bytes: 0 })
     }
 
     fn add(&mut self, took: &[Duration], requests: &[Request]) {
@@ -128,7 +156,7 @@ impl Crowd {
         let asked_bytes = self.asked_bytes / n;
         Row {
             name: self.name,
-            starts: self.references.len(),
+            starts: self.images.len(),
             each: self.each.sample(),
             slowest,
             requests: self.requests / n,
@@ -164,22 +192,38 @@ fn asked(requests: &[Request]) -> (u64, u64) {
 /// When anything fails.
 pub async fn run(packed: &Packed, dir: &Path, n: u64) -> anyhow::Result<Vec<Row>> {
     let set = Set::of(packed, SHARE)?;
-    let one = packed.reference(LAZY);
-    let on_base = on_base(packed)?;
+    let one = Image { reference: packed.reference(LAZY), manifest: packed.manifest, layers: vec![packed.layer.digest] };
+    let (many, on_base) = (vec![one.clone(); OF_ONE], on_base(packed)?);
+    let pair = |name, again, way, images: &[Image]| {
+        anyhow::Ok((Crowd::new(name, way, images.to_vec())?, Crowd::new(again, way, images.to_vec())?))
+    };
     let mut crowds = [
-        (Crowd::new("one start", vec![one.clone()])?, Crowd::new("one start, again", vec![one.clone()])?),
-        (Crowd::new("one image", vec![one.clone(); OF_ONE])?, Crowd::new("one image, again", vec![one; OF_ONE])?),
-        (Crowd::new("images on one base", on_base.clone())?, Crowd::new("images on one base, again", on_base)?),
+        pair("one start", "one start, again", Way::Containers, &[one])?,
+        pair("one image", "one image, again", Way::Containers, &many)?,
+        pair(FIFTY_DEVICES, "one image, fifty devices, again", Way::Devices, &many)?,
+        pair("images on one base", "images on one base, again", Way::Containers, &on_base)?,
     ];
     for _ in 0..n {
         for (cold, again) in &mut crowds {
             let place = tempfile::tempdir_in(dir)?;
-            let agent = Agent::start(Config::in_dir(place.path())).await?;
-            let client = Client::new(agent.socket().to_owned());
+            let (snapshotter_root, snapshotter_socket) = (place.path().join("snapshots"), place.path().join("snaps"));
+            let config = Config {
+                snapshotter_enable: true,
+                snapshotter_root,
+                snapshotter_socket,
+                ..Config::in_dir(place.path())
+            };
+            let (agent, socket) = (Agent::start(config.clone()).await?, config.snapshotter_socket);
             let mut measured = Ok(());
             for (nth, crowd) in [cold, again].into_iter().enumerate() {
-                measured =
-                    start_all(&packed.registry, &client, (&place.path().join(nth.to_string()), &set), crowd).await;
+                let node = Node {
+                    registry: &packed.registry,
+                    client: Client::new(agent.socket().to_owned()),
+                    snapshots: Snapshots::connect(&socket).await?,
+                    dir: place.path().join(nth.to_string()),
+                    set: &set,
+                };
+                measured = Box::pin(node.start_all(crowd)).await;
                 if measured.is_err() {
                     break;
                 }
@@ -198,47 +242,115 @@ pub async fn run(packed: &Packed, dir: &Path, n: u64) -> anyhow::Result<Vec<Row>
     Ok(rows.collect())
 }
 
-/// One crowd: every image attached, mounted and read at the same time; then all are detached.
-async fn start_all(
-    registry: &Registry,
-    client: &Client,
-    (dir, set): (&Path, &Set),
-    crowd: &mut Crowd,
-) -> anyhow::Result<()> {
-    let before = registry.requests().len();
-    let starts: Vec<_> = crowd
-        .references
-        .iter()
-        .enumerate()
-        .map(|(nth, reference)| {
-            let (root, reference) = (dir.join(nth.to_string()), reference.clone());
-            async move {
-                std::fs::create_dir_all(&root)?;
-                let request = serde_json::from_value(serde_json::json!({ "reference": reference, "mount": root }))?;
-                let began = Instant::now();
-                let device = client.attach(&request).await?;
-                read(&root, set).await?;
-                anyhow::Ok((began.elapsed(), device.id))
-            }
-        })
-        .collect();
-    let started: Vec<(Duration, String)> =
-        stream::iter(starts).buffer_unordered(crowd.references.len()).try_collect().await?;
-    let requests = registry.requests();
-    ensure!(requests.len() < penstock_registry::LOG_LIMIT, "the registry's log is full: use a smaller --n");
-    let took: Vec<Duration> = started.iter().map(|(took, _)| *took).collect();
-    crowd.add(&took, requests.get(before..).context("the registry's log was cut")?);
-    for (_, id) in &started {
-        client.detach(id, false).await?;
+/// Where a crowd starts.
+struct Node<'a> {
+    registry: &'a Registry,
+    client: Client,
+    snapshots: Snapshots,
+    /// Where file systems are mounted.
+    dir: PathBuf,
+    set: &'a Set,
+}
+
+/// What is to be taken away after a start.
+#[derive(Debug)]
+enum Started {
+    /// A mounted container, by its key, and the snapshots of its image's layers, the lowest first.
+    Container { key: String, mounted: Mounted, layers: Vec<String> },
+    /// A device, by its id.
+    Device(String),
+}
+
+/// A mount that lasts as long as this.
+#[derive(Debug)]
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(error) = rustix::mount::unmount(&self.0, UnmountFlags::DETACH) {
+            penstock_agent::output::note(format_args!("{} is still mounted: {error}", self.0.display()));
+        }
     }
-    Ok(())
+}
+
+impl Node<'_> {
+    /// One crowd: every image started at the same time; then all is taken away.
+    async fn start_all(&self, crowd: &mut Crowd) -> anyhow::Result<()> {
+        let (before, way) = (self.registry.requests().len(), crowd.way);
+        let starts: Vec<_> = (crowd.images.iter().enumerate())
+            .map(|(nth, image)| async move {
+                let root = self.dir.join(nth.to_string());
+                std::fs::create_dir_all(&root)?;
+                let began = Instant::now();
+                let started = match way {
+                    Way::Containers => self.container(image, nth, &root).await?,
+                    Way::Devices => self.device(image, &root).await?,
+                };
+                read(&root, self.set).await?;
+                anyhow::Ok((began.elapsed(), started))
+            })
+            .collect();
+        let started: Vec<(Duration, Started)> =
+            stream::iter(starts).buffer_unordered(crowd.images.len()).try_collect().await?;
+        let requests = self.registry.requests();
+        ensure!(requests.len() < penstock_registry::LOG_LIMIT, "the registry's log is full: use a smaller --n");
+        let took: Vec<Duration> = started.iter().map(|(took, _)| *took).collect();
+        crowd.add(&took, requests.get(before..).context("the registry's log was cut")?);
+        self.take_away(started.into_iter().map(|(_, started)| started)).await
+    }
+
+    /// Pulls an image as containerd does, and mounts a container of it at `root`.
+    async fn container(&self, image: &Image, nth: usize, root: &Path) -> anyhow::Result<Started> {
+        let (mut names, mut chain): (Vec<String>, Option<Digest>) = (Vec::new(), None);
+        for digest in &image.layers {
+            let above = chain.map_or(*digest, |below| Digest::of(format!("{below} {digest}").as_bytes()));
+            let (reference, manifest) = (image.reference.clone(), image.manifest);
+            let layer = snapshots::Layer { reference, manifest, digest: *digest, chain: above };
+            let parent = names.last().map_or("", String::as_str);
+            names.push(self.snapshots.pull(&layer, parent).await?);
+            chain = Some(above);
+        }
+        let key = format!("container {nth}");
+        let mounts = self.snapshots.prepare(&key, names.last().context("an image without layers")?).await?;
+        let [overlay] = &mounts[..] else { anyhow::bail!("the snapshotter answered {} mounts", mounts.len()) };
+        Ok(Started::Container { key, mounted: mount(overlay, root)?, layers: names })
+    }
+
+    async fn device(&self, image: &Image, root: &Path) -> anyhow::Result<Started> {
+        let request = serde_json::json!({ "reference": image.reference, "mount": root });
+        Ok(Started::Device(self.client.attach(&serde_json::from_value(request)?).await?.id))
+    }
+
+    async fn take_away(&self, started: impl Iterator<Item = Started>) -> anyhow::Result<()> {
+        let mut tops_first: BTreeSet<(std::cmp::Reverse<usize>, String)> = BTreeSet::new();
+        for one in started {
+            match one {
+                Started::Device(id) => self.client.detach(&id, false).await?,
+                Started::Container { key, mounted, layers } => {
+                    drop(mounted);
+                    self.snapshots.remove(&key).await?;
+                    tops_first.extend((0..).map(std::cmp::Reverse).zip(layers));
+                }
+            }
+        }
+        for (_, name) in tops_first {
+            self.snapshots.remove(&name).await?;
+        }
+        Ok(self.snapshots.clean_up().await?)
+    }
+}
+
+/// Mounts what the snapshotter answered.
+fn mount(mount: &Mount, root: &Path) -> anyhow::Result<Mounted> {
+    let options = CString::new(mount.options.join(","))?;
+    rustix::mount::mount(&mount.source, root, &mount.kind, MountFlags::empty(), options.as_c_str())
+        .with_context(|| format!("{mount:?} cannot be mounted"))?;
+    Ok(Mounted(root.to_owned()))
 }
 
 /// Images of the same files: each the packed layer with one page of its own on top, at the end of the disk, where no file is.
-fn on_base(packed: &Packed) -> anyhow::Result<Vec<String>> {
+fn on_base(packed: &Packed) -> anyhow::Result<Vec<Image>> {
     let device_bytes = packed.facts.disk_bytes;
-    let config =
-        serde_json::json!({ "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [] } });
     let image = |nth: usize| {
         let mut out = Cursor::new(Vec::new());
         let options = Options { device_bytes: Some(device_bytes), threads: 1, ..Options::default() };
@@ -252,10 +364,9 @@ fn on_base(packed: &Packed) -> anyhow::Result<Vec<String>> {
         let upper = Layer { blob, media_type: write::MEDIA_TYPE.into(), annotations };
         let repository = format!("bench/on-base{nth}");
         let layers = vec![packed.lazy.clone(), upper];
-        let artifact_type = Some(write::ARTIFACT_TYPE.to_owned());
-        let image = Artifact { config: config.to_string().into(), layers, artifact_type, ..Artifact::default() };
-        packed.registry.put_image(&repository, TAG, image)?;
-        anyhow::Ok(format!("{}/{repository}:{TAG}", packed.registry.host()))
+        let digests = layers.iter().map(|layer| layer.blob.digest).collect();
+        let manifest = pack::put(&packed.registry, &repository, layers, Some(write::ARTIFACT_TYPE))?;
+        anyhow::Ok(Image { reference: packed.reference(&repository), manifest, layers: digests })
     };
     (0..IMAGES).map(image).collect()
 }

@@ -30,6 +30,7 @@ pub mod formats;
 pub mod layer;
 pub mod machine;
 pub mod many;
+mod one_cpu;
 pub mod pack;
 pub mod path;
 pub mod protocol;

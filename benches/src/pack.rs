@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use penstock_agent::output::size;
-use penstock_blob::Blob;
+use penstock_blob::{Blob, Digest};
 use penstock_image::write;
 use penstock_registry::{Artifact, Config, Layer, Registry};
 use serde::Serialize;
@@ -52,6 +52,8 @@ pub struct Packed {
     pub layer: Blob,
     /// The same as manifests name it.
     pub lazy: Layer,
+    /// The manifest of the image that is read lazily.
+    pub manifest: Digest,
     /// The tar.gz layers, bottom first.
     pub ordinary: Vec<Blob>,
     /// Facts for the report.
@@ -115,7 +117,7 @@ impl Packed {
         let layer = registry.put_file(&dir.join("layer")).await?;
         ensure!(layer == written.blob, "the layer changed after it was written");
         let lazy = Layer { blob: layer, media_type: write::MEDIA_TYPE.into(), annotations: written.annotations };
-        put(&registry, LAZY, vec![lazy.clone()], Some(write::ARTIFACT_TYPE))?;
+        let manifest = put(&registry, LAZY, vec![lazy.clone()], Some(write::ARTIFACT_TYPE))?;
         let ordinary = make_ordinary(&registry, &tree, dir).await?;
         let facts = Facts {
             entries: tree.files.len() + tree.links.len(),
@@ -125,7 +127,7 @@ impl Packed {
             lazy_bytes: layer.size_bytes,
             ordinary_bytes: ordinary.iter().map(|blob| blob.size_bytes).sum(),
         };
-        Ok(Self { registry, link, tree, disk, layer, lazy, ordinary, facts })
+        Ok(Self { registry, link, tree, disk, layer, lazy, manifest, ordinary, facts })
     }
 
     /// The reference of a repository's image.
@@ -144,18 +146,19 @@ pub(crate) fn over(link: Link) -> Config {
     }
 }
 
+/// Puts an image of these layers; answers its manifest.
 pub(crate) fn put(
     registry: &Registry,
     repository: &str,
     layers: Vec<Layer>,
     artifact_type: Option<&str>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Digest> {
     let config =
         serde_json::json!({ "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [] } });
     let config = config.to_string().into();
     let artifact_type = artifact_type.map(str::to_owned);
-    registry.put_image(repository, TAG, Artifact { config, layers, artifact_type, ..Artifact::default() })?;
-    Ok(())
+    let image = Artifact { config, layers, artifact_type, ..Artifact::default() };
+    Ok(registry.put_image(repository, TAG, image)?.digest)
 }
 
 /// An ext4 file system of the tree, without a journal, as image builders make it.

@@ -177,7 +177,9 @@ pub fn of_crowd(rows: &[crowd::Row]) -> Vec<Line> {
     for row in rows.iter().filter(|row| row.starts > 1 && !row.name.ends_with("again")) {
         let name = |what: &str| format!("{} starts at once, {}: {what}", row.starts, row.name);
         let (slowest, limit) = (Value::Seconds(row.slowest.median_seconds), Value::Seconds(row.limit_seconds));
-        lines.push(Line::over_floor(name("the slowest"), slowest, limit, Target::AtMost(1.0)));
+        // What is promised is promised of containers.
+        let target = if row.name == crowd::FIFTY_DEVICES { Target::Told } else { Target::AtMost(1.0) };
+        lines.push(Line::over_floor(name("the slowest"), slowest, limit, target));
         let once = row.asked_bytes.saturating_sub(row.again_bytes);
         let (asked, once) = (Value::Bytes(row.asked_bytes as f64), Value::Bytes(once as f64));
         lines.push(Line::over_floor(name("bytes asked for"), asked, once, Target::AtMost(1.0)));
@@ -236,6 +238,7 @@ pub fn of_warm(measured: &warm::Measured) -> Vec<Line> {
         (Work::Random, Below::Disk),
         (Work::Sequential, Below::Pages),
         (Work::Random, Below::Pages),
+        (Work::RandomOneCpu, Below::Pages),
     ] {
         let row = |side| measured.row(work, below, side);
         let (Some(raw), Some(other)) = (row(warm::RAW), row(warm::LOOP)) else { continue };

@@ -5,8 +5,11 @@
 //! in a file of the local disk: the floor.
 //!
 //! Before each pass the pages of the mounted file are dropped, so that every read reaches the file system's own source. What lies below that, the cache's
-//! file or the disk's, is either in the page cache (PAGES) or not (DISK). Sides take turns. Processor time is that of this process: for Penstock the reader and
-//! the agent; of a loop device it lacks the kernel's own thread.
+//! file or the disk's, is either in the page cache (PAGES) or not (DISK): a pass does not begin before `fincore` says so, and what it says after the pass is told. Sides
+//! take turns. Processor time is that of this process: for Penstock the reader and the agent; of a loop device it lacks the kernel's own thread.
+//!
+//! Who answers a reader is another thread, and waking one on a processor that is idle can take longer than all else about a page, most of all in a virtual machine. Where
+//! threads run is the scheduler's choice, and stays so for whole passes. So single pages are read twice: as it comes, and with all threads of this process on one processor.
 
 use std::{
     fs::{self, File},
@@ -29,6 +32,7 @@ use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    one_cpu::OneCpu,
     pack::{self, Link, TAG},
     report::{self, time},
     sample::{Durations, Sample},
@@ -45,6 +49,8 @@ const PAGE: u64 = 4096;
 const RANDOM_READS: usize = 4096;
 /// Bytes of a frame, as upstream's convertor writes them.
 const FRAME_BYTES: u32 = 4096;
+/// How much of what is below has to be in the page cache, or not in it, when a pass begins: 1 is all of it. Pages under way to the disk cannot be dropped.
+const CACHED: f64 = 0.99;
 /// Bytes decoded by themselves.
 const DECODED_BYTES: usize = 64 << 20;
 /// The one file in the disk.
@@ -60,6 +66,8 @@ pub enum Work {
     Sequential,
     /// Pages anywhere, each once, one after the other. A sample is one page.
     Random,
+    /// The same, reader and agent on one processor.
+    RandomOneCpu,
 }
 
 /// Where the bytes below the mounted file are.
@@ -77,6 +85,7 @@ impl Work {
         match self {
             Self::Sequential => "sequential",
             Self::Random => "random 4 KiB",
+            Self::RandomOneCpu => "random 4 KiB, one CPU",
         }
     }
 }
@@ -107,6 +116,8 @@ pub struct Row {
     pub total_bytes: u64,
     /// Processor time of this process.
     pub cpu_seconds: f64,
+    /// How much of the files below was in the page cache when a pass began, and when it had ended: the least of all passes, 1 is all of them.
+    pub cached: [f64; 2],
 }
 
 /// What reading the whole file twice left in the page cache.
@@ -327,37 +338,81 @@ fn cache_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
 
 fn passes(sides: &[Side], n: u64) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for (work, below) in [
-        (Work::Sequential, Below::Pages),
-        (Work::Sequential, Below::Disk),
-        (Work::Random, Below::Pages),
-        (Work::Random, Below::Disk),
-    ] {
-        let mut found =
-            sides.iter().map(|_| Ok((Durations::new()?, 0, Duration::ZERO))).collect::<anyhow::Result<Vec<_>>>()?;
-        for nth in 0..n {
-            for (side, (durations, bytes, cpu)) in sides.iter().zip(&mut found) {
-                side.prepare(below)?;
-                let used = usage::cpu_time();
-                let (took, read) = match work {
-                    Work::Sequential => sequential(&side.file)?,
-                    Work::Random => random(&side.file, nth)?,
-                };
-                *cpu += usage::cpu_time().saturating_sub(used);
-                durations.join(&took)?;
-                *bytes += read;
+    for work in [Work::Sequential, Work::Random, Work::RandomOneCpu] {
+        for below in [Below::Pages, Below::Disk] {
+            let mut found = sides.iter().map(|_| Passes::new()).collect::<anyhow::Result<Vec<_>>>()?;
+            for nth in 0..n {
+                for (side, passes) in sides.iter().zip(&mut found) {
+                    passes.add(side, (work, below), nth)?;
+                }
             }
+            rows.extend(sides.iter().zip(found).map(|(side, passes)| passes.row(side.name, (work, below))));
         }
-        rows.extend(sides.iter().zip(found).map(|(side, (durations, total_bytes, cpu))| {
-            let took = durations.sample();
-            let sample_bytes = total_bytes / took.n.max(1);
-            Row { work, below, side: side.name, took, sample_bytes, total_bytes, cpu_seconds: cpu.as_secs_f64() }
-        }));
     }
     Ok(rows)
 }
 
+/// Passes of one kind through one side.
+#[derive(Debug)]
+struct Passes {
+    took: Durations,
+    bytes: u64,
+    cpu: Duration,
+    cached: [f64; 2],
+}
+
+impl Passes {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { took: Durations::new()?, bytes: 0, cpu: Duration::ZERO, cached: [1.0; 2] })
+    }
+
+    /// Makes the `nth` pass.
+    fn add(&mut self, side: &Side, (work, below): (Work, Below), nth: u64) -> anyhow::Result<()> {
+        side.prepare(below)?;
+        let before = side.cached()?;
+        ensure!(
+            (below == Below::Pages) == (before >= CACHED) && (below == Below::Disk) == (before <= 1.0 - CACHED),
+            "{}: {:.1} % of what is below is in the page cache before a pass from the {}",
+            side.name,
+            before * 100.0,
+            below.name()
+        );
+        let one = (work == Work::RandomOneCpu).then(OneCpu::hold).transpose()?;
+        let used = usage::cpu_time();
+        let (took, read) = match work {
+            Work::Sequential => sequential(&side.file)?,
+            Work::Random | Work::RandomOneCpu => random(&side.file, nth)?,
+        };
+        self.cpu += usage::cpu_time().saturating_sub(used);
+        drop(one);
+        self.took.join(&took)?;
+        self.bytes += read;
+        let [least_before, least_after] = self.cached;
+        self.cached = [least_before.min(before), least_after.min(side.cached()?)];
+        Ok(())
+    }
+
+    fn row(&self, side: &'static str, (work, below): (Work, Below)) -> Row {
+        let (took, total_bytes) = (self.took.sample(), self.bytes);
+        let sample_bytes = total_bytes / took.n.max(1);
+        let (cpu_seconds, cached) = (self.cpu.as_secs_f64(), self.cached);
+        Row { work, below, side, took, sample_bytes, total_bytes, cpu_seconds, cached }
+    }
+}
+
 impl Side {
+    /// How much of the files below, or of itself where nothing is below, is in the page cache: 1 is all of it.
+    fn cached(&self) -> anyhow::Result<f64> {
+        let files = if self.below.is_empty() { std::slice::from_ref(&self.file) } else { &self.below };
+        let (mut cached, mut all) = (0, 0);
+        for file in files {
+            cached += usage::cached_bytes(file)?;
+            all += file.metadata()?.len();
+        }
+        // The last page of a file counts whole.
+        Ok((cached as f64 / all as f64).min(1.0))
+    }
+
     /// Drops the pages of the file, and brings those below to where they shall be.
     fn prepare(&self, below: Below) -> anyhow::Result<()> {
         let ways = self.below.iter().map(|file| (file, below));
@@ -454,7 +509,19 @@ impl Measured {
     }
 
     fn reads(&self) -> Table {
-        let titles = ["WARM", "BELOW", "THROUGH", ">N", ">MEDIAN", ">P99", ">MB/S", ">X LOOP", ">CPU S/GIB"];
+        let titles = [
+            "WARM",
+            "BELOW",
+            "THROUGH",
+            ">N",
+            ">MEDIAN",
+            ">P99",
+            ">MB/S",
+            ">X LOOP",
+            ">CPU S/GIB",
+            ">CACHED",
+            ">AFTER",
+        ];
         let mut table = Table::new(&titles);
         for row in &self.rows {
             let median = row.took.median_seconds;
@@ -469,6 +536,8 @@ impl Measured {
                 format!("{:.0}", row.sample_bytes as f64 / median / 1e6),
                 format!("{ratio:.2}"),
                 format!("{:.2}", row.cpu_per_gib()),
+                format!("{:.2}", row.cached[0]),
+                format!("{:.2}", row.cached[1]),
             ]);
         }
         table

@@ -35,6 +35,7 @@ pub mod push;
 pub mod readers;
 pub mod runnable;
 pub mod skip;
+pub mod snapshots;
 pub mod soak;
 pub mod supervisor;
 pub mod systemd;
