@@ -214,12 +214,12 @@ pub async fn run(packed: &Packed, dir: &Path, n: u64) -> anyhow::Result<Vec<Row>
                 ..Config::in_dir(place.path())
             };
             let (agent, socket) = (Agent::start(config.clone()).await?, config.snapshotter_socket);
-            let mut measured = Ok(());
+            let (snapshots, mut measured) = (Snapshots::connect(&socket).await?, Ok(()));
             for (nth, crowd) in [cold, again].into_iter().enumerate() {
                 let node = Node {
                     registry: &packed.registry,
                     client: Client::new(agent.socket().to_owned()),
-                    snapshots: Snapshots::connect(&socket).await?,
+                    snapshots: snapshots.clone(),
                     dir: place.path().join(nth.to_string()),
                     set: &set,
                 };

@@ -60,8 +60,8 @@ mod tests {
 
     #[test]
     fn a_thread_that_was_there_before_is_held_and_let_go() {
-        let (ask, asked) = mpsc::channel::<()>();
-        let (answer, answered) = mpsc::channel();
+        let (ask, asked) = mpsc::sync_channel::<()>(1);
+        let (answer, answered) = mpsc::sync_channel(1);
         let other = std::thread::spawn(move || {
             for () in asked {
                 answer.send(sched_getaffinity(None).unwrap()).unwrap();

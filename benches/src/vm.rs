@@ -146,6 +146,7 @@ mod tests {
             sample_bytes: 4096,
             total_bytes: 4096,
             cpu_seconds: 0.0,
+            cached: [1.0; 2],
         }];
         let measured = warm::Measured { file_bytes: 1, rows, kept: Vec::new(), cpu: Vec::new() };
         let link = crate::pack::Link { latency_seconds: 0.0, bandwidth_bytes_per_second: 1 };
