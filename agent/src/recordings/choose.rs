@@ -206,19 +206,6 @@ mod tests {
                 Mode::Full,
                 Why::Needed(100 * MIB, 200 * MIB),
             ),
-            ("a streamed layer", Facts { streamed_bytes: 20 * MIB, ..facts() }, Mode::Full, Why::Streamed(20 * MIB)),
-            (
-                "the same, where nothing may be completed",
-                Facts { streamed_bytes: 20 * MIB, may_fill: false, ..facts() },
-                Mode::Lazy,
-                Why::Unknown,
-            ),
-            (
-                "the same, in a full cache",
-                Facts { streamed_bytes: 20 * MIB, room_bytes: 19 * MIB, ..facts() },
-                Mode::Lazy,
-                Why::Unknown,
-            ),
             (
                 "a small image",
                 Facts { image_bytes: 31 * MIB, absent_bytes: 31 * MIB, needed_bytes: 20 * MIB, ..facts() },
@@ -232,6 +219,18 @@ mod tests {
     fn the_choice_follows_from_what_is_known() {
         for (case, facts, mode, why) in cases() {
             assert_eq!(choose(&facts), Choice { mode, why }, "{case}");
+        }
+    }
+    #[test]
+    fn what_decodes_only_from_its_beginning_is_completed_at_once_where_that_may_be() {
+        let streamed = Facts { streamed_bytes: 20 * MIB, recorded_bytes: Some(MIB), ..facts() };
+        for (facts, mode, why) in [
+            (streamed, Mode::Full, Why::Streamed(20 * MIB)),
+            (Facts { may_fill: false, ..streamed }, Mode::Prefetch, Why::Recorded(MIB, 200 * MIB)),
+            (Facts { room_bytes: 19 * MIB, ..streamed }, Mode::Prefetch, Why::Recorded(MIB, 200 * MIB)),
+            (Facts { absent_bytes: 0, streamed_bytes: 0, ..streamed }, Mode::Lazy, Why::AllHere),
+        ] {
+            assert_eq!(choose(&facts), Choice { mode, why }, "{facts:?}");
         }
     }
 }

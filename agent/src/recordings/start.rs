@@ -303,9 +303,12 @@ impl Run {
     async fn stream(&self, image: &Image) {
         let streamed = self.streamed();
         while self.absent_bytes(streamed) > 0 {
-            let is_chosen = matches!(self.tell(choose(&self.facts(image, false))).why, Why::Streamed(_));
-            if is_chosen && self.fill(streamed).await {
-                return;
+            let choice = choose(&self.facts(image, false));
+            if matches!(choice.why, Why::Streamed(_)) {
+                self.tell(choice);
+                if self.fill(streamed).await {
+                    return;
+                }
             }
             self.much_more_read().await;
         }
