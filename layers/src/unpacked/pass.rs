@@ -236,9 +236,10 @@ impl Pass {
         tools.metrics.decoded_bytes.inc_by(bytes.len() as u64);
         tools.recent.lock().keep(self.layer.blob().digest, self.at, bytes.clone());
         self.layer.waiting.lock().answer(self.at, bytes);
-        self.layer.is_right();
-        if self.wrong.as_ref().is_some_and(|wrong| wrong.piece <= self.at) {
-            self.wrong = None;
+        // Pieces before a wrong one were right the first time, too.
+        self.wrong = self.wrong.take().filter(|wrong| wrong.piece > self.at);
+        if self.wrong.is_none() {
+            self.layer.is_right();
         }
         self.at += 1;
         // The end of a run: nothing more comes of this decoder.

@@ -176,6 +176,7 @@ async fn wrong_pieces_are_rejected_and_read_again_and_given_up_at_last() {
     assert!(rejected.iter().all(|range| range.start() <= at + 2 * MIB && at < range.end() + 2 * MIB), "{rejected:?}");
     assert_eq!(source.tools.metrics.wrong_frames.get(), 3);
     assert!(matches!(events.try_recv(), Ok(Event::WrongBytes { .. })));
+    assert!(events.try_recv().is_err(), "told once");
 
     let (source, _registered) = bench.over(lying(u32::MAX));
     let given_up = source.read(bench.archive, all, Purpose::Demand).await;
