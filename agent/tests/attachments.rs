@@ -9,6 +9,7 @@ use std::{
     io::Read as _,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, SystemTime},
 };
 
@@ -240,6 +241,65 @@ async fn turbooci_images_are_shown_over_their_original_layers_and_again_without_
         assert_eq!(restored.state, DeviceState::Attached, "{:?}", restored.state_reason);
         check_files(&bench.mount_point(file_system), usize::MAX).await;
     }
+    agent.stop().await.unwrap();
+}
+
+/// What `gzip -dc` makes of a blob of the fixtures.
+fn unzipped(hex: &str) -> Vec<u8> {
+    let file = fs::File::open(fixtures().join("oci-layout/blobs/sha256").join(hex)).unwrap();
+    let output = Command::new("gzip").arg("-dc").stdin(file).output().unwrap();
+    assert!(output.status.success());
+    output.stdout
+}
+
+/// The TurboOCI image over the same layers as they are before compression, as upstream makes it of such: it has no `gzip.meta`.
+fn put_uncompressed_turbo(bench: &Bench) -> String {
+    let json = |hex: &str| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(fixtures().join("oci-layout/blobs/sha256").join(hex)).unwrap()).unwrap()
+    };
+    let index: serde_json::Value =
+        serde_json::from_slice(&fs::read(fixtures().join("oci-layout/index.json")).unwrap()).unwrap();
+    let of_name =
+        |entry: &&serde_json::Value| entry["annotations"]["org.opencontainers.image.ref.name"] == "turbo-erofs";
+    let hex = |text: &serde_json::Value| text.as_str().unwrap().strip_prefix("sha256:").unwrap().to_owned();
+    let manifest = json(&hex(&index["manifests"].as_array().unwrap().iter().find(of_name).unwrap()["digest"]));
+    const TARGET: &str = "containerd.io/snapshot/overlaybd/turbo-oci/target-digest";
+    let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
+    for layer in manifest["layers"].as_array().unwrap() {
+        let file = bench.dir.path().join("small.tar");
+        fs::write(&file, unzipped(&hex(&layer["digest"]))).unwrap();
+        assert!(Command::new("tar").arg("--delete").arg("-f").arg(&file).arg("gzip.meta").status().unwrap().success());
+        let small = bench.registry.put_blob(fs::read(&file).unwrap());
+        let target = bench.registry.put_blob(unzipped(&hex(&layer["annotations"][TARGET])));
+        let annotations = [(TARGET.to_owned(), target.digest.to_string())].into();
+        diff_ids.push(small.digest.to_string());
+        layers.push(Layer { blob: small, media_type: "application/vnd.oci.image.layer.v1.tar".into(), annotations });
+    }
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": diff_ids }
+    });
+    let image = Artifact { config: config.to_string().into(), layers, ..Artifact::default() };
+    bench.registry.put_image("plain", "turbo", image).unwrap();
+    format!("{}/plain:turbo", bench.registry.host())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turbooci_image_over_layers_that_are_not_compressed_is_shown_and_again_without_a_registry() {
+    require_mounts!();
+    let bench = Bench::new().await;
+    let (agent, dir) = (bench.agent().await, bench.mount_point("plain"));
+    let reference = put_uncompressed_turbo(&bench);
+    let device = agent.node().attach(request(&reference, Some(&dir))).await.unwrap();
+    assert_eq!((device.image.as_str(), device.file_system.as_deref()), ("turbooci, 3 layers", Some("erofs")));
+    check_tree(&dir).await;
+    check_files(&dir, usize::MAX).await;
+    agent.stop().await.unwrap();
+
+    bench.registry.set_down(true);
+    let agent = bench.agent().await;
+    let restored = agent.node().device(&device.id).await.unwrap();
+    assert_eq!(restored.state, DeviceState::Attached, "{:?}", restored.state_reason);
+    check_files(&dir, usize::MAX).await;
     agent.stop().await.unwrap();
 }
 

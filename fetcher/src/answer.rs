@@ -38,6 +38,16 @@ pub(crate) fn check_range(headers: &HeaderMap, range: ByteRange, size_bytes: u64
     }
 }
 
+/// How many bytes a blob has, by the head of a `206` for its first one.
+pub(crate) fn blob_size(headers: &HeaderMap) -> Result<u64, Failure> {
+    let unsaid = || Failure::new(Class::Refused, "does not say how large the blob is (Content-Range)");
+    let (first, last, total) = text(headers, CONTENT_RANGE).and_then(content_range).ok_or_else(unsaid)?;
+    if (first, last) != (0, 0) {
+        return Err(Failure::wrong("sent another range than the first byte"));
+    }
+    total.ok_or_else(unsaid)
+}
+
 /// What a status that is no success means. Redirects and the first 401 have been dealt with before.
 pub(crate) fn judge(status: StatusCode, headers: &HeaderMap, now: SystemTime) -> Failure {
     let (class, hint) = match status.as_u16() {

@@ -15,7 +15,7 @@ use crate::{
     Descriptor, Document, Fetcher, PushError, Reference, ReferenceError, ResolveError, Upload,
     failure::{Class, Failure},
     manifest::{MAX_MANIFEST_BYTES, OCI_INDEX},
-    resolve::{Verified, Wanted, late},
+    resolve::{Kind, Verified, Wanted, late},
 };
 
 /// How often the index under the tag is written when somebody else wrote it at the same time: each time one of both wins.
@@ -30,14 +30,23 @@ pub(crate) struct Referrers {
 impl Wanted {
     /// The kind and the name in the path of the API.
     pub(crate) fn path(&self) -> (&'static str, String) {
-        let kind = if self.referrers.is_some() { "referrers" } else { "manifests" };
+        let kind = match self.kind {
+            Kind::Manifest => "manifests",
+            Kind::Referrers(_) => "referrers",
+            Kind::BlobSize => "blobs",
+        };
         let tag = || self.reference.tag().unwrap_or_default().to_owned();
         (kind, self.reference.digest().map_or_else(tag, |digest| digest.to_string()))
     }
 
+    /// Whether who refers to something is wanted, and not the thing itself.
+    pub(crate) const fn is_of_referrers(&self) -> bool {
+        matches!(self.kind, Kind::Referrers(_))
+    }
+
     /// The URL with the query of what is wanted.
     pub(crate) fn asked(&self, mut url: Url) -> Url {
-        if let Some(Referrers { artifact_type }) = &self.referrers {
+        if let Kind::Referrers(Referrers { artifact_type }) = &self.kind {
             url.query_pairs_mut().append_pair("artifactType", artifact_type);
         }
         url
@@ -46,7 +55,7 @@ impl Wanted {
     /// Whether `verified` is the last word about what is wanted. A listing without an entry of the kind wanted is not while there is
     /// somebody else to ask: a mirror has what was pulled through it, and that need not be what refers to it.
     pub(crate) fn is_settled_by(&self, verified: &Verified) -> bool {
-        let Some(Referrers { artifact_type }) = &self.referrers else { return true };
+        let Kind::Referrers(Referrers { artifact_type }) = &self.kind else { return true };
         match Document::parse(&verified.bytes, verified.content_type.as_deref()) {
             Ok(Document::Index(entries)) => {
                 entries.iter().any(|entry| entry.artifact_type.as_ref() == Some(artifact_type))
@@ -114,8 +123,17 @@ impl Fetcher {
     /// [`ResolveError`].
     pub async fn artifact(&self, reference: &Reference, descriptor: &Descriptor) -> Result<Bytes, ResolveError> {
         let reference = reference.with_digest(descriptor.digest);
-        let wanted = Wanted { reference, size_bytes: Some(descriptor.size_bytes), referrers: None };
+        let wanted = Wanted { reference, size_bytes: Some(descriptor.size_bytes), kind: Kind::Manifest };
         Ok(self.document(&wanted).await?.bytes)
+    }
+
+    /// How many bytes the blob `digest` of the repository of `reference` has, where no manifest says it: of a request for its first byte.
+    ///
+    /// # Errors
+    /// [`ResolveError`].
+    pub async fn blob_size(&self, reference: &Reference, digest: Digest) -> Result<u64, ResolveError> {
+        let reference = reference.with_digest(digest);
+        Ok(self.document(&Wanted { reference, size_bytes: None, kind: Kind::BlobSize }).await?.size_bytes)
     }
 
     /// Pushes blobs that the registry does not have, then the artifact's manifest by its digest, and has the registry list it
@@ -158,8 +176,8 @@ impl Fetcher {
         subject: Digest,
         artifact_type: &str,
     ) -> Result<Option<Verified>, ResolveError> {
-        let referrers = Some(Referrers { artifact_type: artifact_type.to_owned() });
-        let wanted = Wanted { reference: reference.with_digest(subject), size_bytes: None, referrers };
+        let kind = Kind::Referrers(Referrers { artifact_type: artifact_type.to_owned() });
+        let wanted = Wanted { reference: reference.with_digest(subject), size_bytes: None, kind };
         match self.document(&wanted).await {
             Err(ResolveError::NotFound { .. }) => Ok(None),
             answer => answer.map(Some),
@@ -168,7 +186,7 @@ impl Fetcher {
 
     /// The index under the tag; `None` when there is none.
     async fn index(&self, tag: &Reference) -> Result<Option<Verified>, ResolveError> {
-        match self.document(&Wanted { reference: tag.clone(), size_bytes: None, referrers: None }).await {
+        match self.document(&Wanted { reference: tag.clone(), size_bytes: None, kind: Kind::Manifest }).await {
             Err(ResolveError::NotFound { .. }) => Ok(None),
             answer => answer.map(Some),
         }

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, StatusCode,
-    header::{ACCEPT, CONTENT_TYPE},
+    header::{ACCEPT, CONTENT_TYPE, RANGE},
 };
 use parking_lot::Mutex;
 use penstock_blob::{Digest, SPANS};
@@ -39,15 +39,27 @@ use crate::{
     round::hope,
 };
 
+const FIRST_BYTE: HeaderValue = HeaderValue::from_static("bytes=0-0");
+
 /// Most indexes between a reference and its image. Real ones have one; a second appears where indexes are collected.
 const MAX_DEPTH: u32 = 3;
+
+/// What is wanted of what a reference names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It is a manifest.
+    Manifest,
+    /// Not the manifest itself, but the list of those of a kind that refer to it.
+    Referrers(Referrers),
+    /// It is a blob, of which nobody has said how large it is.
+    BlobSize,
+}
 
 /// What a manifest's bytes are checked against: the name and, when an index gave it, the size.
 pub(crate) struct Wanted {
     pub(crate) reference: Reference,
     pub(crate) size_bytes: Option<u64>,
-    /// Not the manifest itself is wanted, but the list of those that refer to it.
-    pub(crate) referrers: Option<Referrers>,
+    pub(crate) kind: Kind,
 }
 
 /// Bytes that were verified, and what the registry says they are.
@@ -55,6 +67,8 @@ pub(crate) struct Verified {
     pub(crate) bytes: Bytes,
     digest: Digest,
     pub(crate) content_type: Option<String>,
+    /// How many bytes it has; of a blob whose size was asked for, none of them is in `bytes`.
+    pub(crate) size_bytes: u64,
 }
 
 impl Verified {
@@ -128,7 +142,8 @@ impl Fetcher {
     /// # Errors
     /// [`ResolveError`].
     pub async fn platforms(&self, reference: &Reference) -> Result<Vec<Platform>, ResolveError> {
-        let found = self.document(&Wanted { reference: reference.clone(), size_bytes: None, referrers: None }).await?;
+        let found =
+            self.document(&Wanted { reference: reference.clone(), size_bytes: None, kind: Kind::Manifest }).await?;
         match Document::parse(&found.bytes, found.content_type.as_deref()) {
             Ok(Document::Index(entries)) => Ok(platforms(&entries)),
             Ok(Document::Image(_)) => Ok(Vec::new()),
@@ -146,7 +161,7 @@ impl Core {
         last: &Mutex<Option<(String, String)>>,
     ) -> Result<(Manifest, Vec<Served>), ResolveError> {
         let mut served = Vec::new();
-        let mut wanted = Wanted { reference: reference.clone(), size_bytes: None, referrers: None };
+        let mut wanted = Wanted { reference: reference.clone(), size_bytes: None, kind: Kind::Manifest };
         for _ in 0..=MAX_DEPTH {
             let verified = self.manifest(&wanted, namespace, last).await?;
             let unusable = |error| ResolveError::Manifest { reference: reference.clone(), error };
@@ -168,7 +183,7 @@ impl Core {
                     wanted = Wanted {
                         reference: reference.with_digest(entry.digest),
                         size_bytes: Some(entry.size_bytes),
-                        referrers: None,
+                        kind: Kind::Manifest,
                     };
                 }
             }
@@ -205,7 +220,7 @@ impl Core {
     async fn manifest_round(&self, wanted: &Wanted, namespace: &Arc<Namespace>) -> Result<Verified, (String, Trouble)> {
         // What a tag names, and who refers to a digest, is only asked of those who may say so; what a digest names, of all
         // who have content.
-        let by_tag = wanted.reference.digest().is_none() || wanted.referrers.is_some();
+        let by_tag = wanted.reference.digest().is_none() || wanted.is_of_referrers();
         let may = |host: &&Host| host.capabilities.pull && (host.capabilities.resolve || !by_tag);
         let current = namespace.current();
         let hosts: Vec<&Host> = current.hosts.iter().filter(may).collect();
@@ -281,14 +296,18 @@ impl Core {
         let endpoint = &host.endpoint;
         let web = &endpoint.web;
         let reference = &wanted.reference;
-        let pinned = reference.digest().filter(|_| wanted.referrers.is_none());
+        let pinned = reference.digest().filter(|_| !wanted.is_of_referrers());
         let (kind, name) = wanted.path();
         let accept = HeaderValue::from_str(&ACCEPTED.join(", ")).unwrap_or(HeaderValue::from_static("*/*"));
+        let (header, success) = match wanted.kind {
+            Kind::BlobSize => ((RANGE, FIRST_BYTE), StatusCode::PARTIAL_CONTENT),
+            Kind::Manifest | Kind::Referrers(_) => ((ACCEPT, accept), StatusCode::OK),
+        };
         let ask = Ask {
             purpose: Purpose::Manifest,
             url: wanted
                 .asked(endpoint.url(reference.repository(), kind, &name, host.ns.as_deref()).ok_or_else(no_url)?),
-            headers: [(ACCEPT, accept)].into_iter().collect(),
+            headers: [header].into_iter().collect(),
         };
         let repository = endpoint.full_name(reference.repository());
         let scope = Scope { host: endpoint.host.clone(), repository, action: Action::Pull };
@@ -296,12 +315,12 @@ impl Core {
         let answered = asker.ask(&scope, &ask).await?;
         asking.answered();
         let response = answered.response;
-        if response.status() != StatusCode::OK {
+        if response.status() != success {
             let mut failure = answer::judge(response.status(), response.headers(), SystemTime::now());
             if failure.class == Class::Wrong {
                 failure.class = Class::Refused;
             }
-            if wanted.referrers.is_some() && failure.class == Class::Refused {
+            if wanted.is_of_referrers() && failure.class == Class::Refused {
                 // A registry that does not know this API may answer so instead of 404.
                 failure.class = Class::Missing;
             }
@@ -309,6 +328,11 @@ impl Core {
             return Err(answered.sent_to.map_or(failure.clone(), |(url, _)| blame(&url, failure)).into());
         }
         let headers = response.headers().clone();
+        if let (Kind::BlobSize, Some(digest)) = (&wanted.kind, pinned) {
+            web.discard(response).await;
+            let size_bytes = answer::blob_size(&headers)?;
+            return Ok(Verified { bytes: Bytes::new(), digest, content_type: None, size_bytes });
+        }
         let max = wanted.size_bytes.map_or(MAX_MANIFEST_BYTES, |size| usize::try_from(size).unwrap_or(usize::MAX));
         let body = web.body(response, max.min(MAX_MANIFEST_BYTES)).await?;
         let bytes = match (body, wanted.size_bytes) {
@@ -322,7 +346,7 @@ impl Core {
         };
         let digest = verify(&bytes, pinned, &headers)?;
         let content_type = answer::text(&headers, CONTENT_TYPE).map(str::to_owned);
-        Ok(Verified { bytes, digest, content_type })
+        Ok(Verified { size_bytes: bytes.len() as u64, bytes, digest, content_type })
     }
 }
 

@@ -11,10 +11,7 @@ use penstock_fetcher::Reference;
 use penstock_image::{Annotated, Member, annotated, stack_tables, turbo_target};
 use penstock_layers::{
     Index, Registered,
-    foreign::{
-        ForeignError,
-        turbo::{self, Pair, Parts},
-    },
+    foreign::turbo::{self, Pair, Parts},
 };
 
 use super::{
@@ -83,7 +80,7 @@ impl Layers {
             let metadata = self.metadata(wanted, layer).await?;
             // Its gzip index is read by it, and only then is the other one known.
             let metadata = self.unpacked.register(metadata);
-            let (parts, target) = self.target(&metadata, pair).await?;
+            let (parts, target) = self.target(wanted.reference, &metadata, pair).await?;
             found.members.push(turbo_member(metadata.index(), parts, &target));
             found.registered.extend([metadata, self.unpacked.register(target)]);
         }
@@ -108,20 +105,29 @@ impl Layers {
     }
 
     /// Where the parts of a small layer are, and the index of its ordinary layer: kept, or translated now.
-    async fn target(&self, metadata: &Registered, pair: Pair) -> Result<(Parts, Index), LayerError> {
+    async fn target(
+        &self,
+        reference: &Reference,
+        metadata: &Registered,
+        pair: Pair,
+    ) -> Result<(Parts, Index), LayerError> {
         let entries = metadata.index().entries().map_err(unreadable)?;
         let parts = blocking(move || Parts::of(entries)).await??;
         let store = Arc::clone(&self.store);
         if let Some(kept) = blocking(move || store.find(Of::Target(pair), &[TARGET])).await?? {
             return Ok((parts, kept.index));
         }
-        let uncompressed =
-            || ForeignError::NotLazy { reason: "it has no gzip.meta: only gzip layers are read".to_owned() };
-        let index = parts.gzip_index.ok_or_else(uncompressed)?;
         let scratch = self.scratch().await?;
         let archive = metadata.index().layer().unpacked;
-        let translated = turbo::translate(&*self.source, (archive, index), pair, &scratch).await?;
-        tracing::debug!(layer = %pair.metadata, ?translated, "a gzip index became a layer index");
+        let translated = match parts.gzip_index {
+            Some(index) => turbo::translate(&*self.source, (archive, index), pair, &scratch).await?,
+            None => {
+                let failed = |error| LayerError::Turbo(format!("its original layer is not there: {error}"));
+                let size_bytes = self.fetcher.blob_size(reference, pair.target).await.map_err(failed)?;
+                turbo::plain(size_bytes, pair, &scratch).await?
+            }
+        };
+        tracing::debug!(layer = %pair.metadata, ?translated, "what a small layer says became a layer index");
         let store = Arc::clone(&self.store);
         Ok((parts, blocking(move || store.keep(scratch, Of::Target(pair), TARGET)).await??.index))
     }

@@ -182,3 +182,25 @@ async fn an_unknown_digest_is_not_found() {
     let error = fetcher(config()).resolve(&unknown, &linux("amd64")).await.unwrap_err();
     assert!(matches!(error, ResolveError::NotFound { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn the_size_of_a_blob_that_no_manifest_names_is_asked_for_by_its_first_byte() {
+    let registry = registry(RegistryConfig::default()).await;
+    let (fetcher, app) = (fetcher(hasty()), reference(&registry, "team/app:1"));
+    let blob = registry.put_blob(content(100_000, 1));
+    registry.fail(Fault::Status(503).times(1));
+    assert_eq!(fetcher.blob_size(&app, blob.digest).await.unwrap(), 100_000);
+    let asked = registry.requests().pop().unwrap();
+    assert_eq!((asked.kind, asked.bytes), (Kind::Blob, 1));
+    let unknown = fetcher.blob_size(&app, Digest::of(b"unknown")).await.unwrap_err();
+    assert!(matches!(unknown, ResolveError::NotFound { .. }), "{unknown}");
+    for fault in [Fault::IgnoreRange, Fault::WrongContentRange] {
+        registry.fail(fault.clone().always());
+        let failed = fetcher.blob_size(&app, blob.digest).await.unwrap_err();
+        assert!(
+            matches!(failed, ResolveError::Unavailable { .. } | ResolveError::Deadline { .. }),
+            "{fault:?}: {failed}"
+        );
+        registry.clear_faults();
+    }
+}

@@ -30,8 +30,10 @@ const GZIP_INDEX: &[u8] = b"gzip.meta";
 const MAX_INDEX_BYTES: u64 = 512 << 20;
 /// Bytes of windows, all but a few of a `gzip.meta`, that are read and held at once.
 const PIECE_BYTES: u64 = 1 << 20;
-/// Most checkpoints: those of a TiB of archive. Their table takes 29 MiB while it is read, and as much as it is stored.
+/// Most checkpoints, and frames of a layer that is not compressed: those of a TiB of archive. Their table takes 29 MiB while it is read, and as much as it is stored.
 const MAX_POINTS: usize = 1 << 20;
+/// Bytes of a frame of a layer that is not compressed.
+const PLAIN_BYTES: usize = 1 << 20;
 const MAGIC: &[u8] = b"ddgzidx\0";
 /// Bytes of the header, and those before its check.
 const HEADER_BYTES: usize = 333;
@@ -130,6 +132,46 @@ pub async fn translate(
         writer = blocking(move || index.write(points, (at, &bytes), writer)).await?;
     }
     blocking(move || index.finish(pair, writer)).await
+}
+
+/// Writes an index of an ordinary layer of so many bytes that is not compressed, its own archive, as [`translate`] does.
+///
+/// # Errors
+/// [`ForeignError`]; the file is of no use then.
+pub async fn plain(size_bytes: u64, pair: Pair, path: &Path) -> Result<Built, ForeignError> {
+    if size_bytes.div_ceil(PLAIN_BYTES as u64) > MAX_POINTS as u64 {
+        return Err(ForeignError::NotLazy { reason: format!("its original layer has {size_bytes} bytes") });
+    }
+    let path = path.to_owned();
+    let write = move || {
+        let mut writer = Writer::create(&path)?;
+        for at in (0..size_bytes).step_by(PLAIN_BYTES) {
+            let shape = Shape::Whole(Window::default());
+            writer.record(&Record { at, start: Start::at(at), shape, proof: Proof::None, is_first: false })?;
+        }
+        finish(pair, (Coding::Plain, size_bytes, size_bytes), writer)
+    };
+    blocking(write).await
+}
+
+/// Writes the header, of a layer of so many bytes whose archive has so many.
+fn finish(
+    pair: Pair,
+    (coding, packed_bytes, archive_bytes): (Coding, u64, u64),
+    writer: Writer,
+) -> Result<Built, ForeignError> {
+    let layer = Layer {
+        coding,
+        packed: Blob { digest: pair.target, size_bytes: packed_bytes },
+        unpacked: Blob { digest: archive(&pair.target, &pair.metadata), size_bytes: archive_bytes },
+        frames: writer.frames(),
+        entries: 0,
+        is_translated: true,
+        is_streamed: false,
+        first_bytes: 0,
+    };
+    let index = writer.finish(layer, packed_bytes)?;
+    Ok(Built { layer, index })
 }
 
 async fn blocking<T: Send + 'static>(
@@ -279,19 +321,7 @@ impl GzipIndex {
     }
 
     fn finish(&self, pair: Pair, writer: Writer) -> Result<Built, ForeignError> {
-        let Header { packed_bytes, archive_bytes, .. } = self.header;
-        let layer = Layer {
-            coding: Coding::Gzip,
-            packed: Blob { digest: pair.target, size_bytes: packed_bytes },
-            unpacked: Blob { digest: archive(&pair.target, &pair.metadata), size_bytes: archive_bytes },
-            frames: writer.frames(),
-            entries: 0,
-            is_translated: true,
-            is_streamed: false,
-            first_bytes: 0,
-        };
-        let index = writer.finish(layer, packed_bytes)?;
-        Ok(Built { layer, index })
+        finish(pair, (Coding::Gzip, self.header.packed_bytes, self.header.archive_bytes), writer)
     }
 
     fn point(&self, bytes: &[u8; POINT_BYTES]) -> Result<Point, ForeignError> {
