@@ -234,6 +234,10 @@ fn path_of(nth: u64) -> String {
     format!("directory-{}/file-{nth}", nth / IN_ONE)
 }
 
+fn content_of(nth: u64) -> String {
+    if nth.is_multiple_of(WRITTEN) { nth.to_string() } else { String::new() }
+}
+
 /// An archive of files in the ustar format (POSIX.1-2017, pax, "ustar Interchange Format"), whose directories are left out.
 fn write_many(out: &Path) -> std::io::Result<()> {
     let mut template = [0; BLOCK];
@@ -246,7 +250,7 @@ fn write_many(out: &Path) -> std::io::Result<()> {
     template[257..265].copy_from_slice(b"ustar\x0000");
     let mut out = BufWriter::new(fs::File::create(out)?);
     for nth in 0..MANY {
-        let (path, content) = (path_of(nth), nth.is_multiple_of(WRITTEN).then(|| nth.to_string()).unwrap_or_default());
+        let (path, content) = (path_of(nth), content_of(nth));
         let mut header = template;
         header[..path.len()].copy_from_slice(path.as_bytes());
         header[124..136].copy_from_slice(format!("{:011o}\0", content.len()).as_bytes());
@@ -280,8 +284,7 @@ fn a_layer_of_a_million_files_is_accepted_by_fsck_and_shown_by_the_kernel() {
     assert_eq!(files, MANY);
     for nth in (0..MANY).step_by(77 * 997).chain([1, MANY - 1]) {
         let path = dir.join(path_of(nth));
-        let expected = if nth.is_multiple_of(WRITTEN) { nth.to_string() } else { String::new() };
-        assert_eq!(fs::read_to_string(&path).expect("a file"), expected, "{}", path.display());
+        assert_eq!(fs::read_to_string(&path).expect("a file"), content_of(nth), "{}", path.display());
         assert_eq!(fs::metadata(&path).expect("a file").permissions().mode(), 0o100_640);
     }
     work.unmount();
