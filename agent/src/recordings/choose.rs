@@ -221,6 +221,7 @@ mod tests {
             assert_eq!(choose(&facts), Choice { mode, why }, "{case}");
         }
     }
+
     #[test]
     fn what_decodes_only_from_its_beginning_is_completed_at_once_where_that_may_be() {
         let streamed = Facts { streamed_bytes: 20 * MIB, recorded_bytes: Some(MIB), ..facts() };
