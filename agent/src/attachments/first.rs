@@ -148,8 +148,12 @@ impl Attachments {
             self.index_one((manifest, nth), namespace.as_deref(), &mut counts).await;
         }
         let Counts { made, stored, streamed, not_lazy } = counts;
+        let in_order = match streamed {
+            0 => String::new(),
+            some => format!(", {some} of them not lazy: streamed, prefetched in parallel"),
+        };
         let text = format!(
-            "{made} of {} layers of {reference} are indexed ({stored} from what containerd had fetched; {streamed} are not lazy: streamed, prefetched in parallel), {not_lazy} can only be read whole; from the next pull on they are read on demand",
+            "{made} of {} layers of {reference} are indexed ({stored} from what containerd had fetched){in_order}, {not_lazy} can only be read whole; from the next pull on they are read on demand",
             manifest.layers.len()
         );
         self.parts.events.record(Kind::LayersIndexed, &text, &[("reference", &reference.to_string())]);

@@ -19,8 +19,8 @@ use crate::{
     zstandard::pieces::Pieces,
 };
 
-/// Passes at once: each holds a window of at most 8 MiB, 8 MiB of the compressed layer, and a piece. Another one waits until one ends.
-pub(super) const PASSES: usize = 8;
+/// Passes at once: each holds a window of at most 8 MiB, 4 MiB of the compressed layer, and a piece. Another one waits until one ends.
+pub(super) const PASSES: usize = 4;
 /// How long a pass holds its place while nobody waits. A reader in order comes back sooner.
 const IDLE: Duration = Duration::from_secs(3);
 

@@ -9,7 +9,7 @@ use tokio::{sync::oneshot, task::JoinSet};
 /// Compressed bytes of one read: long enough to amortise a request.
 const READ_BYTES: u64 = 1 << 20;
 /// Reads under way or at hand: with [`READ_BYTES`] each, what one pass holds of the compressed layer.
-const READS_AT_ONCE: usize = 8;
+const READS_AT_ONCE: usize = 4;
 
 #[derive(Debug)]
 struct Part {

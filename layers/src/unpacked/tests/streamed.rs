@@ -82,13 +82,13 @@ async fn several_ranges_of_the_layer_are_in_flight_at_once_and_no_more_than_are_
     let mut readers = tokio::task::JoinSet::new();
     readers.spawn(async move { reader.read(archive, last, Purpose::Demand).await });
     // All that it asks for while nothing is answered.
-    while below.waiting.lock().len() < 8 {
+    while below.waiting.lock().len() < 4 {
         tokio::task::yield_now().await;
     }
     let asked = below.waiting.lock().clone();
-    assert_eq!(asked.len(), 8);
+    assert_eq!(asked.len(), 4);
     assert!(asked.windows(2).all(|pair| pair[0].end() == pair[1].start()), "{asked:?}");
-    assert_eq!(asked.iter().map(|range| range.len()).sum::<u64>(), 8 * MIB);
+    assert_eq!(asked.iter().map(|range| range.len()).sum::<u64>(), 4 * MIB);
     below.open.add_permits(1000);
     assert_eq!(readers.join_next().await.unwrap().unwrap().unwrap(), bench.part(last));
 }
