@@ -138,12 +138,15 @@ impl Stack {
             fetcher.serve(blob, &manifest.reference);
             Layer { blob, media_type: layer.media_type, annotations: layer.annotations }
         });
-        let (layers, maps) = (layers.collect(), dir.join("maps"));
+        let (layers, maps): (Vec<Layer>, _) = (layers.collect(), dir.join("maps"));
         std::fs::create_dir_all(&maps)?;
         let source: Arc<dyn BlobSource> = Arc::clone(&cache) as _;
+        // As the agent does: an open brings nothing along but what it asks for.
+        let known: Vec<_> = layers.iter().filter_map(|layer| cache.follow(&layer.blob)).collect();
         let image = Arc::new(Image::open(layers, Arc::clone(&source), &maps).await?);
         // Reads are measured here; what an open costs is measured in `attach`.
         image.completed().await?;
+        drop(known);
         Ok(Self { image, cache, fetcher, source })
     }
 
