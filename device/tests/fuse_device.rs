@@ -325,6 +325,28 @@ fn a_mount_left_by_a_dead_agent_is_replaced() {
 }
 
 #[test]
+fn a_use_without_a_user_is_waited_for_and_refuses_when_it_stays() {
+    if !can_mount_fuse() {
+        return;
+    }
+    runtime().block_on(async {
+        let bench = Bench::new(&Disk::random(1 << 20));
+        let device = bench.start("hidden", bench.memory.clone()).await;
+        let dir = device.path().parent().unwrap().to_owned();
+        // Who stands in the directory keeps the mount busy, and has no file of it open.
+        let stand = |seconds: &str| Command::new("sleep").arg(seconds).current_dir(&dir).spawn().unwrap();
+        let mut stays = stand("1000");
+        let refused = device.stop().await;
+        stays.kill().unwrap();
+        stays.wait().unwrap();
+        assert!(matches!(&refused, Err(DeviceError::Busy { users, .. }) if users.is_empty()), "{refused:?}");
+        let mut passes = stand("0.1");
+        device.stop().await.unwrap();
+        passes.wait().unwrap();
+    });
+}
+
+#[test]
 fn only_root_may_look_when_root_mounts() {
     if !can_mount_fuse() {
         return;
