@@ -17,6 +17,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -34,6 +35,10 @@ use crate::{
     offload::Offload,
     queue::Setup,
 };
+
+/// How often a use whose user cannot be found is looked at again, and how long after: a second in all.
+const LOOKS: u32 = 50;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// A mounted file and its thread.
 #[derive(Debug)]
@@ -139,8 +144,20 @@ impl Served {
         .await
     }
 
-    /// Unmounts and ends the session; refuses with [`DeviceError::Busy`] when somebody has the file open, unless by force.
+    /// Unmounts and ends the session; refuses with [`DeviceError::Busy`] when somebody has the file open, unless by force. A use
+    /// that nobody can be found for is given [`LOOKS`] to pass: between its fork and its exec a child of any reader holds the
+    /// files that the reader has just closed.
     pub(crate) async fn stop(&self, force: bool) -> Result<Stopped, DeviceError> {
+        for _ in 0..LOOKS {
+            match self.stop_now(force).await {
+                Err(DeviceError::Busy { users, .. }) if users.is_empty() => tokio::time::sleep(BETWEEN_LOOKS).await,
+                result => return result,
+            }
+        }
+        self.stop_now(force).await
+    }
+
+    async fn stop_now(&self, force: bool) -> Result<Stopped, DeviceError> {
         let (up, path) = (self.up.clone(), self.path.clone());
         blocking(move || {
             let mut slot = up.lock();

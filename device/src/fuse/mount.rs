@@ -7,8 +7,6 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
-    thread,
-    time::Duration,
 };
 
 use fuse_backend_rs::transport::FuseSession;
@@ -31,10 +29,6 @@ pub(super) struct Mount {
 
 /// Where the kernel shows its FUSE connections, by number (`Documentation/filesystems/fuse.rst`).
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
-
-/// How often a use whose user cannot be found is looked at again, and how long after: a second in all.
-const LOOKS: u32 = 50;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// What an unmount found.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,20 +77,11 @@ impl Mount {
         abort(&self.dir);
     }
 
-    /// Unmounts if nobody uses it. `file` is what its users are said to use. A use that nobody can be found for is given
-    /// [`LOOKS`] to pass: between its fork and its exec a child of any reader holds the files that the reader has just closed.
+    /// Unmounts if nobody uses it. `file` is what its users are said to use.
     pub(super) fn unmount(&self, file: &Path) -> Result<(), DeviceError> {
-        let mut looks = LOOKS;
-        loop {
-            if take_off(&self.dir)? == Unmounted::Done {
-                return Ok(());
-            }
-            let users = users::of(file);
-            if looks == 0 || !users.is_empty() {
-                return Err(DeviceError::Busy { path: file.to_owned(), users });
-            }
-            looks -= 1;
-            thread::sleep(BETWEEN_LOOKS);
+        match take_off(&self.dir)? {
+            Unmounted::Done => Ok(()),
+            Unmounted::Busy => Err(DeviceError::Busy { path: file.to_owned(), users: users::of(file) }),
         }
     }
 
